@@ -1,0 +1,1 @@
+"""VISTA: lifelong user histories, summarised once, attended to at a constant cost."""

@@ -1,0 +1,204 @@
+"""What a run is: frozen models without behaviour. Their values are MLflow's parameters.
+
+Nothing here reads a file or the environment, except `Settings.from_environment`, which is called once, by
+`vista.__main__`. Units are in the names (`_s` seconds, `_us` microseconds, `_bytes`).
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Frozen(BaseModel):
+    """A value: immutable, hashable by content, refusing unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+SourceName = Literal["generated", "kuairand", "movielens", "amazon_electronics", "events"]
+HistoryCut = Literal["event", "session", "day"]
+Clock = Literal["event_time", "user_fraction"]
+BaselineName = Literal["no_history", "mean_pool", "din", "lightgbm", "vista_newest_tenth"]
+
+
+class GeneratedConfig(Frozen):
+    """The size of the generated data set; the planted signal is fixed by `vista.data.sources.generated`."""
+
+    users: int = Field(1_500, ge=1)
+    items: int = Field(2_000, ge=64)
+    events_per_user: int = Field(200, ge=1)
+    days: int = Field(10, ge=4)
+    seed: int = 0
+
+
+class DataConfig(Frozen):
+    """Where events come from and how examples are cut from them (data.md in one place)."""
+
+    source: SourceName
+    path: str = ""
+    buckets: int = Field(32, ge=1, le=65_536)
+    clock: Clock = "event_time"
+    day_offset_s: int = Field(0, ge=-86_400, le=86_400)
+    history_cut: HistoryCut = "session"
+    session_gap_s: int = Field(1_800, ge=1)
+    max_uih: int = Field(200, ge=1)
+    max_candidates_per_user: int = Field(10_000, ge=1)
+    tasks: tuple[str, ...] = Field(("label",), min_length=1)
+    negatives_per_positive: int = Field(0, ge=0)
+    value_buckets: int = Field(16, ge=1)
+    max_reject_fraction: float = Field(0.01, ge=0.0, le=1.0)
+    seed: int = 0
+    generated: GeneratedConfig = GeneratedConfig()
+
+
+class WindowConfig(Frozen):
+    """How the days of a first refresh are used: foundation [0, k), epochs as of k .. n, test on day n."""
+
+    foundation_fraction: float = Field(0.6, gt=0.0, lt=1.0, description="k = max(1, round(fraction * n))")
+    valid_days: int = Field(1, ge=1, description="newest days of a training range, kept for early stopping")
+
+
+class ModelConfig(Frozen):
+    """The shape of the model; names as in GLOSSARY.md, defaults as in the paper's appendix C.2 (KuaiRand)."""
+
+    width: int = Field(32, ge=8)
+    heads: int = Field(4, ge=1)
+    layers: int = Field(1, ge=1, le=16)
+    seeds: int = Field(128, ge=1, le=4_096)
+    target_layers: int = Field(1, ge=1, le=8)
+    mlp: tuple[int, ...] = (512, 128, 64)
+    max_positions: int = Field(1_024, ge=1, description="reverse positions are clipped here")
+    reconstruction_weight: float = Field(1.0, ge=0.0)
+    reconstruction_window: int = Field(1_024, ge=2)
+    embedding_init: float = Field(1e-4, gt=0.0)
+    id_dropout: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of ids replaced by the unseen row in training"
+    )
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    use_user_id: bool = True
+    use_dense_features: bool = True
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(
+                f"width {self.width} is not a multiple of heads {self.heads}: change one of them"
+            )
+        return self
+
+
+class TrainConfig(Frozen):
+    """One training: the optimiser, its budget and how it is spread."""
+
+    learning_rate: float = Field(1e-3, gt=0.0)
+    final_learning_rate_fraction: float = Field(0.05, gt=0.0, le=1.0, description="linear decay down to this")
+    embedding_l2: float = Field(0.0, ge=0.0)
+    epochs: int = Field(1, ge=1)
+    patience: int = Field(2, ge=1, description="epochs without a better validation AUC before stopping")
+    max_tokens_per_batch: int = Field(
+        65_536, ge=1, description="history tokens and candidates of one global batch"
+    )
+    max_candidates_per_batch: int = Field(1_024, ge=1)
+    workers: int = Field(2, ge=1, description="Ray Train workers")
+    checkpoint_every_steps: int = Field(200, ge=1)
+    seed: int = 0
+
+
+class DeliveryConfig(Frozen):
+    """How summaries are stored and moved."""
+
+    codec: Literal["bf16", "int8"] = "int8"
+    zstd: bool = True
+    epochs_kept: int = Field(3, ge=2, description="current, previous, next")
+
+
+class GateConfig(Frozen):
+    """When a new downstream model may replace the champion (evaluation.md, gates for promotion)."""
+
+    max_ne_loss: float = 0.001
+    max_point_ne_loss: float = 0.02
+    max_slice_ne_loss: float = 0.01
+    min_slice_rows: int = 1_000
+    max_calibration_error: float = 0.02
+    resamples: int = Field(1_000, ge=100)
+
+
+class Recipe(Frozen):
+    """A whole run: data, windows, model, trainings, delivery, gate."""
+
+    name: str
+    data: DataConfig
+    windows: WindowConfig = WindowConfig()
+    model: ModelConfig = ModelConfig()
+    foundation: TrainConfig = TrainConfig()
+    downstream: TrainConfig = TrainConfig()
+    delivery: DeliveryConfig = DeliveryConfig()
+    gate: GateConfig = GateConfig()
+    baselines: tuple[BaselineName, ...] = ("no_history", "mean_pool", "din", "lightgbm")
+
+
+class RefreshConfig(Frozen):
+    """A run as people start it: a recipe's name and the few scalars worth changing. Airflow's form is its
+    schema."""
+
+    recipe: str = Field("generated", description="smoke, generated, kuairand, movielens or events")
+    data_dir: str = Field("", description="folder with the source's files; not needed by generated data")
+    run_id: str = Field("", description="an earlier run's name resumes it; empty starts a new run")
+    seed: int = Field(0, ge=0)
+    seeds: int | None = Field(
+        None, ge=1, le=4_096, description="summary vectors per user; empty: the recipe's"
+    )
+    width: int | None = Field(None, ge=8, description="embedding width; empty: the recipe's")
+    layers: int | None = Field(None, ge=1, le=16, description="summariser layers; empty: the recipe's")
+    max_uih: int | None = Field(
+        None, ge=1, description="newest events of a history that are read; empty: the recipe's"
+    )
+    epochs: int | None = Field(
+        None, ge=1, description="passes over the foundation's examples; empty: the recipe's"
+    )
+    learning_rate: float | None = Field(None, gt=0.0, description="foundation's; empty: the recipe's")
+    workers: int | None = Field(None, ge=1, description="Ray Train workers; empty: the recipe's")
+    codec: Literal["bf16", "int8"] | None = Field(None, description="of the records; empty: the recipe's")
+
+
+class Settings(Frozen):
+    """Which back ends: URLs from the environment, read once by `vista.__main__` and passed on.
+
+    Regions are ordered, nearest first.
+    """
+
+    runs: Path
+    home: Path
+    catalog_url: str
+    log_url: str
+    region_urls: dict[str, str]
+    warehouse: str
+    mlflow_url: str
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Defaults are the embedded back ends below `VISTA_HOME` (default `var`); `VISTA_REGIONS` is
+        `name=url,...`."""
+        home = Path(environment.get("VISTA_HOME", "var")).absolute()
+        regions = environment.get(
+            "VISTA_REGIONS", f"east=sqlite:///{home}/stores/east.db,west=sqlite:///{home}/stores/west.db"
+        )
+        return cls(
+            runs=Path(environment.get("VISTA_RUNS", "runs")).absolute(),
+            home=home,
+            catalog_url=environment.get("VISTA_CATALOG_URL", f"sqlite:///{home}/catalog.db"),
+            log_url=environment.get("VISTA_LOG_URL", f"sqlite:///{home}/log.db"),
+            region_urls=dict(_name_and_url(part) for part in regions.split(",")),
+            warehouse=environment.get("VISTA_WAREHOUSE", f"{home}/warehouse"),
+            mlflow_url=environment.get("MLFLOW_TRACKING_URI", f"sqlite:///{home}/mlflow.db"),
+        )
+
+
+def _name_and_url(part: str) -> tuple[str, str]:
+    name, separator, url = part.strip().partition("=")
+    if not (name and separator and url):
+        raise ValueError(f"VISTA_REGIONS holds {part!r}: write it as name=url,name=url")
+    return name, url

@@ -1,0 +1,185 @@
+"""The three seams of delivery. Each has an embedded and a production implementation, chosen by URL, under
+one contract suite.
+
+A record is the bytes of `vista.summary.record`; its own header says which space, epoch, user and seq it
+belongs to.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from vista.config import Frozen
+
+
+class Epoch(Frozen):
+    """One full export of a space: one checkpoint, one time, an integer allocated when the export opened."""
+
+    space: str
+    epoch: int
+    export_id: str
+    as_of_us: int
+    trained_until_us: int
+    checkpoint: str
+    codec: str
+    buckets: int
+    location: str = ""  # of the published attempt; empty while open
+    rows: int = 0
+    digest: str = ""
+    published: bool = False
+    withdrawn: bool = False
+
+
+class Release(Frozen):
+    """What serves: the one thing that is promoted or rolled back. `id` is unique; `previous` names the one
+    before."""
+
+    id: str
+    space: str
+    epoch: int
+    foundation: str
+    downstream: str
+    previous: str | None = None
+
+
+class AuditLine(Frozen):
+    """One operator action, kept for ever."""
+
+    time_us: int
+    actor: str
+    action: str
+    reason: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What `Store.apply` did. `offset` is the stored offset afterwards; not `accepted` means nothing was
+    written."""
+
+    accepted: bool
+    offset: int
+    written: int = 0
+    older: int = 0
+    conflicts: int = 0  # equal seq, different bytes: the larger crc won
+    retired: int = 0  # below the floor
+    dead_letters: int = 0  # kept, not applied
+
+
+@dataclass(frozen=True, slots=True)
+class EpochState:
+    """What one bucket of a region holds of one epoch; `keys_digest` is `keys_digest(user ids)` of this
+    package."""
+
+    users: int
+    keys_digest: str
+    barrier: bool
+    oldest_as_of_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class BucketState:
+    """One bucket of a region: where it is in the log, which release has reached it, what it holds."""
+
+    offset: int
+    release: Release | None
+    floors: Mapping[str, int]  # space -> epochs below this are retired
+    epochs: Mapping[tuple[str, int], EpochState]
+
+
+class Store(Protocol):
+    """The key-value store of one region: a materialised view of the log."""
+
+    def apply(self, bucket: int, expected_offset: int, next_offset: int, records: Sequence[bytes]) -> Applied:
+        """Atomically write every record that is newer and set the bucket's offset to `next_offset`.
+
+        Refuses, writing nothing, if the stored offset is not `expected_offset`. Control records (barrier,
+        release, retire) come the same way, in log order.
+        """
+
+    def get_many(self, space: str, epoch: int, users: Sequence[int]) -> list[bytes | None]:
+        """The records of `users`, in their order; None for a miss."""
+
+    def state(self, bucket: int) -> BucketState:
+        """Offset, release, floors and epochs of a bucket; offset 0 for one that was never written."""
+
+    def retire(self, space: str, epoch: int) -> int:
+        """Delete an epoch whose retirement the log has announced. Returns the number of records deleted."""
+
+    def close(self) -> None: ...
+
+
+class Log(Protocol):
+    """A durable, partitioned, ordered log; partition = bucket."""
+
+    partitions: int
+
+    def append(self, partition: int, records: Sequence[bytes]) -> int:
+        """Append durably, in order. Returns the offset after the last one."""
+
+    def read(self, partition: int, offset: int, max_bytes: int) -> list[tuple[int, bytes]]:
+        """Records from `offset` on, with their offsets, at most `max_bytes` but at least one if there is
+        one."""
+
+    def bounds(self, partition: int) -> tuple[int, int]:
+        """First offset still held, and the offset that the next record will get."""
+
+    def subscribe(
+        self,
+        region: str,
+        on_assigned: Callable[[Iterable[int]], None],
+        on_revoked: Callable[[Iterable[int]], None],
+    ) -> "Subscription":
+        """Join the workers of a region; buckets are assigned to exactly one of the live ones, eventually."""
+
+    def close(self) -> None: ...
+
+
+class Subscription(Protocol):
+    """A worker's membership."""
+
+    def poll(self) -> None:
+        """Keep the membership alive and deliver pending assignments and revocations through the callbacks."""
+
+    def close(self) -> None: ...
+
+
+class Catalog(Protocol):
+    """The table's catalog: which epochs exist, and which release serves."""
+
+    def open_epoch(
+        self,
+        *,
+        space: str,
+        export_id: str,
+        as_of_us: int,
+        trained_until_us: int,
+        checkpoint: str,
+        codec: str,
+        buckets: int,
+    ) -> Epoch:
+        """Allocate the next epoch number of `space` for `export_id`, or return the one it already has."""
+
+    def publish(self, epoch: Epoch) -> Epoch:
+        """Publish a whole epoch in one step. Idempotent for the same content; the first of several attempts
+        wins and is returned to all. Raises `EpochError` for other content under a published number."""
+
+    def list_epochs(self, space: str) -> list[Epoch]:
+        """All epochs of a space, open and withdrawn ones too, by number."""
+
+    def withdraw(self, space: str, epoch: int) -> None:
+        """Mark a published epoch as bad, for ever."""
+
+    def releases(self) -> list[Release]:
+        """Every release there was, oldest first; the last one is current."""
+
+    def swap_release(self, expected: str | None, new: Release, audit: AuditLine) -> None:
+        """Compare-and-swap: if the current release's id is `expected` (None: there is none yet), make `new`
+        current and keep the audit line, in one step. Raises `ReleaseConflictError` if another one is
+        current."""
+
+    def audit(self) -> list[AuditLine]:
+        """Every operator action, oldest first."""
+
+    def close(self) -> None: ...

@@ -1,0 +1,99 @@
+"""Recipes: functions that return a whole run. `recipe_of` applies the form's scalars to one."""
+
+from collections.abc import Callable
+
+from vista.config import (
+    DataConfig,
+    GeneratedConfig,
+    ModelConfig,
+    Recipe,
+    RefreshConfig,
+    TrainConfig,
+)
+from vista.errors import InputError
+
+
+def generated(data_dir: str) -> Recipe:
+    """Seeded data with a planted long-range signal: nothing to download, an oracle to compare with."""
+    return Recipe(
+        name="generated",
+        data=DataConfig(source="generated", max_uih=200, history_cut="session"),
+        model=ModelConfig(seeds=16, mlp=(128, 64), use_dense_features=False, use_user_id=False),
+        foundation=TrainConfig(epochs=4),
+        downstream=TrainConfig(epochs=2),
+        baselines=("no_history", "mean_pool", "din", "lightgbm", "vista_newest_tenth"),
+    )
+
+
+def smoke(data_dir: str) -> Recipe:
+    """The smallest run that goes through every stage; for tests."""
+    return Recipe(
+        name="smoke",
+        data=DataConfig(
+            source="generated",
+            buckets=4,
+            max_uih=40,
+            generated=GeneratedConfig(users=120, items=200, events_per_user=40, days=6),
+        ),
+        model=ModelConfig(width=16, heads=2, seeds=4, mlp=(32,), use_dense_features=False, use_user_id=False),
+        foundation=TrainConfig(
+            max_tokens_per_batch=8_192, max_candidates_per_batch=256, checkpoint_every_steps=5
+        ),
+        downstream=TrainConfig(
+            max_tokens_per_batch=8_192, max_candidates_per_batch=256, checkpoint_every_steps=5
+        ),
+    )
+
+
+def kuairand(data_dir: str) -> Recipe:
+    """KuaiRand short-video logs; days are cut at UTC+8, as in the source's own `date`."""
+    return Recipe(
+        name="kuairand",
+        data=DataConfig(
+            source="kuairand", path=data_dir, day_offset_s=8 * 3_600, max_uih=200,
+            tasks=("is_click", "long_view", "is_like"),
+        ),
+        model=ModelConfig(seeds=16),
+    )  # fmt: skip
+
+
+def movielens(data_dir: str) -> Recipe:
+    """MovieLens ratings; users live within one sitting, so the clock is virtual (30 days per user)."""
+    return Recipe(
+        name="movielens",
+        data=DataConfig(source="movielens", path=data_dir, clock="user_fraction", max_uih=200),
+        model=ModelConfig(seeds=16),
+    )
+
+
+def events(data_dir: str) -> Recipe:
+    """The user's own events, mapped by the YAML file in `data_dir`."""
+    return Recipe(name="events", data=DataConfig(source="events", path=data_dir), model=ModelConfig(seeds=16))
+
+
+RECIPES: dict[str, Callable[[str], Recipe]] = {
+    recipe.__name__: recipe for recipe in (smoke, generated, kuairand, movielens, events)
+}
+
+
+def recipe_of(config: RefreshConfig) -> Recipe:
+    """The recipe that `config` names, with its scalars applied. Raises `InputError` for an unknown name."""
+    if config.recipe not in RECIPES:
+        raise InputError(f"recipe {config.recipe!r} does not exist: choose one of {', '.join(RECIPES)}")
+    recipe = RECIPES[config.recipe](config.data_dir)
+    overrides: dict[str, dict[str, object]] = {
+        "data": {"max_uih": config.max_uih, "seed": config.seed},
+        "model": {"seeds": config.seeds, "width": config.width, "layers": config.layers},
+        "foundation": {
+            "epochs": config.epochs,
+            "learning_rate": config.learning_rate,
+            "workers": config.workers,
+            "seed": config.seed,
+        },
+        "downstream": {"workers": config.workers, "seed": config.seed},
+        "delivery": {"codec": config.codec},
+    }
+    values = recipe.model_dump()
+    for part, changes in overrides.items():
+        values[part] |= {name: value for name, value in changes.items() if value is not None}
+    return Recipe.model_validate(values)

@@ -1,0 +1,72 @@
+# The commands of the project. `make help` lists them; CONTRIBUTING.md explains them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.SUFFIXES:
+
+COMPUTE := .venv
+AIRFLOW := .venv-airflow
+UV := $(shell command -v uv || echo build/uv/bin/uv)
+PYTHON_VERSIONS := >=3.11,<3.13
+# A make variable set on the command line (SEEDS=16) becomes KEY=VALUE of the launcher; nothing else does.
+RUN_VARIABLES := $(MAKEOVERRIDES)
+PYTEST := OMP_NUM_THREADS=1 $(COMPUTE)/bin/python -m pytest
+AIRFLOW_PYTEST := AIRFLOW_HOME=$(CURDIR)/build/airflow-tests AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python -m pytest
+
+.PHONY: help install run ui test test-airflow test-compute test-faults check fmt golden lock clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed 's/:.*  ## /\t/' | expand -t 16
+
+install: $(COMPUTE)/installed $(AIRFLOW)/installed  ## make both environments from the locks (uv is installed if absent)
+
+$(COMPUTE)/installed: requirements/compute.txt | $(UV)
+	@infra/install.sh $(UV) $(COMPUTE) requirements/compute.txt '$(PYTHON_VERSIONS)'
+
+$(AIRFLOW)/installed: requirements/airflow.txt | $(UV)
+	@infra/install.sh $(UV) $(AIRFLOW) requirements/airflow.txt '$(PYTHON_VERSIONS)'
+
+build/uv/bin/uv:
+	@echo "uv is not installed: installing it into build/uv"
+	@python3 -m pip install --quiet --disable-pip-version-check --target build/uv uv
+
+run: install  ## one production refresh: make run [DATASET=generated] [DATA_DIR=...] [RESUME=1] [SEEDS=16 ...]
+	@$(COMPUTE)/bin/python -m infra.run $(RUN_VARIABLES)
+
+ui: install  ## MLflow's page on the store of the last run: make ui [DATASET=generated]
+	@$(COMPUTE)/bin/python -m infra.ui $(RUN_VARIABLES)
+
+test: test-airflow test-compute  ## every test that needs no GPU (at most 15 minutes on 2 cores)
+
+test-airflow: install
+	$(AIRFLOW_PYTEST) tests/dags
+
+test-compute: install
+	$(PYTEST) -n 2 --dist loadgroup --ignore=tests/dags --ignore=vista/orchestration vista kernels tests
+
+test-faults: install  ## kill -9 at 20 seeded points of a run, then resume: prints a table (about an hour)
+	VISTA_KILL_POINTS=20 $(PYTEST) -s tests/faults/test_kill_refresh.py
+
+check: install  ## format, lint, types, imports; repairs nothing (make fmt does)
+	$(COMPUTE)/bin/ruff format --check .
+	$(COMPUTE)/bin/ruff check .
+	$(COMPUTE)/bin/mypy
+	$(AIRFLOW)/bin/mypy -p vista.orchestration -p dags
+	$(COMPUTE)/bin/lint-imports --no-cache
+
+fmt: install  ## repair formatting and what the linter can repair
+	$(COMPUTE)/bin/ruff format .
+	$(COMPUTE)/bin/ruff check --fix .
+
+golden: install  ## rewrite the golden files; say why in the commit
+	VISTA_GOLDEN=write $(PYTEST) tests/golden
+	VISTA_GOLDEN=write $(AIRFLOW_PYTEST) tests/dags
+
+lock: | $(UV)  ## resolve requirements/*.in again
+	@for name in compute airflow; do \
+	  $(UV) pip compile requirements/$$name.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --custom-compile-command "make lock" -o requirements/$$name.txt -q || exit 1; \
+	done
+
+clean:  ## delete caches and build/, never runs, stores or environments
+	rm -rf build/airflow-tests .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find vista kernels dags infra tests -name __pycache__ -prune -exec rm -rf {} +

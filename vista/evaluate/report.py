@@ -1,0 +1,100 @@
+"""The report of one refresh: report.json for programs, report.html for people, a table for the terminal."""
+
+from pathlib import Path
+
+from vista.config import Frozen
+from vista.evaluate.bootstrap import PairedDifference
+from vista.evaluate.gate import GateDecision
+from vista.evaluate.metrics import CalibrationBins, Metrics
+from vista.runs import write_whole
+
+
+class TrainedOn(Frozen):
+    """The days [first_day, end_day) and the number of candidates that a model was fitted on."""
+
+    first_day: int
+    end_day: int
+    rows: int
+
+
+class ModelFigures(Metrics):
+    """A model's metrics on the test day, and what it was trained on."""
+
+    trained_on: TrainedOn
+
+
+class RegionFigures(Frozen):
+    """How far one region's store is. `coverage` is the share of the users whose summary it holds."""
+
+    coverage: float
+    lag_records: int
+    oldest_summary_age_s: float
+
+
+class StageSeconds(Frozen):
+    """One stage of the run, in order."""
+
+    name: str
+    seconds: float
+
+
+class TrainingCurve(Frozen):
+    """One metric of one training; `steps` are optimiser steps."""
+
+    model: str
+    metric: str
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+class SummaryMap(Frozen):
+    """Summaries of some users on their first two principal components, with one attribute of each user.
+
+    `explained` are the two components' shares of the variance; `groups` are in the order of the legend.
+    """
+
+    attribute: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    group: tuple[str, ...]
+    groups: tuple[str, ...]
+    explained: tuple[float, float]
+
+
+class RefreshReport(Frozen):
+    """Everything that a refresh found out. `rows` are the candidates of the data set, `test_rows` those that
+    every model is measured on; `release` is the one that serves now, None if there is none."""
+
+    run_id: str
+    recipe: str
+    dataset: str
+    dataset_digest: str
+    clock: str
+    rows: int
+    test_rows: int
+    users: int
+    oracle_auc: float | None
+    models: dict[str, ModelFigures]
+    slices: dict[str, dict[str, Metrics | None]]  # slice -> model
+    paired: dict[str, PairedDifference]
+    gate: GateDecision
+    regions: dict[str, RegionFigures]
+    space: str
+    epoch: int
+    release: str | None
+    mlflow: str
+    install_s: float | None
+    stages: tuple[StageSeconds, ...]
+    curves: tuple[TrainingCurve, ...]
+    calibration: dict[str, CalibrationBins]  # model -> bins
+    summary_map: SummaryMap | None
+
+
+def write_report(directory: Path, report: RefreshReport) -> None:
+    """Write report.json and report.html into `directory`, each whole or not at all."""
+    write_whole(directory / "report.json", report.model_dump_json(indent=2))
+
+
+def read_report(directory: Path) -> RefreshReport:
+    """The report that `write_report` left in `directory`."""
+    return RefreshReport.model_validate_json((directory / "report.json").read_text(encoding="utf-8"))

@@ -2,7 +2,8 @@
 one contract suite.
 
 A record is the bytes of `vista.summary.record`; its own header says which space, epoch, user and seq it
-belongs to.
+belongs to. Back ends may be shared by threads and by processes; after a fork they connect again. Every
+failure of a back end is a `BackendError` that names its URL and a remedy.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -65,12 +66,13 @@ class Applied:
     conflicts: int = 0  # equal seq, different bytes: the larger crc won
     retired: int = 0  # below the floor
     dead_letters: int = 0  # kept, not applied
+    retirements: tuple[tuple[str, int], ...] = ()  # (space, epoch) announced by this batch: call `retire`
 
 
 @dataclass(frozen=True, slots=True)
 class EpochState:
-    """What one bucket of a region holds of one epoch; `keys_digest` is `keys_digest(user ids)` of this
-    package."""
+    """What one bucket of a region holds of one epoch; `keys_digest` is `vista.summary.record.keys_digest` of
+    the user ids."""
 
     users: int
     keys_digest: str
@@ -85,7 +87,18 @@ class BucketState:
     offset: int
     release: Release | None
     floors: Mapping[str, int]  # space -> epochs below this are retired
-    epochs: Mapping[tuple[str, int], EpochState]
+    epochs: Mapping[tuple[int, int], EpochState]  # by (space_id, epoch): records name their space by its id
+    free_bytes: int  # that the region's store can still take, shared by its buckets
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Bytes from the log that could not be applied, as they came."""
+
+    bucket: int
+    next_offset: int  # of the batch that brought them
+    reason: str
+    data: bytes
 
 
 class Store(Protocol):
@@ -94,18 +107,23 @@ class Store(Protocol):
     def apply(self, bucket: int, expected_offset: int, next_offset: int, records: Sequence[bytes]) -> Applied:
         """Atomically write every record that is newer and set the bucket's offset to `next_offset`.
 
-        Refuses, writing nothing, if the stored offset is not `expected_offset`. Control records (barrier,
-        release, retire) come the same way, in log order.
+        Refuses, writing nothing, if the stored offset is not `expected_offset`. Of two records with one
+        (space, epoch, user) the larger `Header.order` wins. Control records (barrier, release, retire) come
+        the same way, in log order. Bytes that are no record of this bucket go to the dead letters.
         """
 
     def get_many(self, space: str, epoch: int, users: Sequence[int]) -> list[bytes | None]:
-        """The records of `users`, in their order; None for a miss."""
+        """The records of `users`, in their order; None for a miss, a tombstone, a retired epoch."""
 
     def state(self, bucket: int) -> BucketState:
         """Offset, release, floors and epochs of a bucket; offset 0 for one that was never written."""
 
     def retire(self, space: str, epoch: int) -> int:
-        """Delete an epoch whose retirement the log has announced. Returns the number of records deleted."""
+        """Delete, in slices, an epoch and the space's earlier ones from every bucket that the log has told.
+        Returns the number of records deleted."""
+
+    def dead_letters(self, bucket: int) -> list[DeadLetter]:
+        """What `apply` could not apply, oldest first; kept until an operator deletes it."""
 
     def close(self) -> None: ...
 
@@ -145,8 +163,8 @@ class Subscription(Protocol):
     def close(self) -> None: ...
 
 
-class Catalog(Protocol):
-    """The table's catalog: which epochs exist, and which release serves."""
+class EpochCatalog(Protocol):
+    """The table's catalog: which epochs exist."""
 
     def open_epoch(
         self,
@@ -162,14 +180,19 @@ class Catalog(Protocol):
         """Allocate the next epoch number of `space` for `export_id`, or return the one it already has."""
 
     def publish(self, epoch: Epoch) -> Epoch:
-        """Publish a whole epoch in one step. Idempotent for the same content; the first of several attempts
-        wins and is returned to all. Raises `EpochError` for other content under a published number."""
+        """Publish a whole epoch in one step. The first of several attempts at one export wins, for ever, and
+        is returned to all. Raises `EpochError` for another export, or another number of rows, under a
+        published number."""
 
     def list_epochs(self, space: str) -> list[Epoch]:
         """All epochs of a space, open and withdrawn ones too, by number."""
 
-    def withdraw(self, space: str, epoch: int) -> None:
-        """Mark a published epoch as bad, for ever."""
+    def withdraw(self, space: str, epoch: int, audit: AuditLine) -> None:
+        """Mark a published epoch as bad, for ever, and keep the audit line, in one step."""
+
+
+class ReleaseCatalog(Protocol):
+    """Which release serves, and what operators did."""
 
     def releases(self) -> list[Release]:
         """Every release there was, oldest first; the last one is current."""
@@ -181,5 +204,12 @@ class Catalog(Protocol):
 
     def audit(self) -> list[AuditLine]:
         """Every operator action, oldest first."""
+
+    def note(self, audit: AuditLine) -> None:
+        """Keep the audit line of an action that changes nothing in the catalog."""
+
+
+class Catalog(EpochCatalog, ReleaseCatalog, Protocol):
+    """Both, in one place: a swap and its audit line are one step."""
 
     def close(self) -> None: ...

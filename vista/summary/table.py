@@ -1,0 +1,199 @@
+"""The table route: one Parquet file per bucket and its manifest, below an attempt's directory.
+
+<attempt>/bucket-00017.parquet  user_id, seq, event_time_us, value (the record's bytes); sorted by user_id
+<attempt>/bucket-00017.json     the manifest, written last: a shard with a manifest is whole
+"""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from vista.config import Frozen
+from vista.data.schema import bucket_of
+from vista.errors import EpochError
+from vista.runs import write_whole
+from vista.summary.record import keys_digest
+
+TABLE_SCHEMA = pa.schema(
+    [
+        pa.field("user_id", pa.int64(), nullable=False),
+        pa.field("seq", pa.int64(), nullable=False),
+        pa.field("event_time_us", pa.int64(), nullable=False),
+        pa.field("value", pa.binary(), nullable=False),
+    ]
+)
+ROW_GROUP_ROWS = 1_024
+
+
+class Shard(Frozen):
+    """One bucket's manifest."""
+
+    bucket: int
+    rows: int
+    keys_digest: str  # of the user ids
+    content_digest: str  # SHA-256 over the records in order of user id
+    file_digest: str  # SHA-256 of the Parquet file
+    value_bytes: int
+    min_user_id: int | None
+    max_user_id: int | None
+
+
+class AttemptSummary(Frozen):
+    """A whole attempt: `digest` covers every record; `shards` are in order of bucket."""
+
+    rows: int
+    digest: str
+    value_bytes: int
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRows:
+    """Some rows of a shard, in order of user id. B users."""
+
+    user_id_B: NDArray[np.int64]
+    seq_B: NDArray[np.int64]
+    event_time_us_B: NDArray[np.int64]
+    records: list[bytes]
+
+
+def write_shard(
+    directory: Path,
+    bucket: int,
+    users: NDArray[np.int64],
+    seqs: NDArray[np.int64],
+    event_times: NDArray[np.int64],
+    records: Sequence[bytes],
+) -> Shard:
+    """Write one bucket, whole or not at all; the same rows in any order give the same bytes.
+
+    Raises `EpochError` for a user that is there twice.
+    """
+    order = np.argsort(users, kind="stable")
+    users, sorted_records = users[order], [records[row] for row in order.tolist()]
+    twice = users[1:][users[1:] == users[:-1]]
+    if len(twice):
+        raise EpochError(f"user {int(twice[0])} is twice in bucket {bucket}: a shard holds each user once")
+    table = pa.table(
+        [users, seqs[order], event_times[order], pa.array(sorted_records, pa.binary())], TABLE_SCHEMA
+    )
+    path = _write_parquet(directory, bucket, table)
+    content = hashlib.sha256()
+    for record in sorted_records:
+        content.update(record)
+    shard = Shard(
+        bucket=bucket,
+        rows=len(users),
+        keys_digest=keys_digest(users.tolist()),
+        content_digest=content.hexdigest(),
+        file_digest=_file_digest(path),
+        value_bytes=sum(map(len, sorted_records)),
+        min_user_id=int(users[0]) if len(users) else None,
+        max_user_id=int(users[-1]) if len(users) else None,
+    )
+    write_whole(_manifest(directory, bucket), shard.model_dump_json(indent=2))
+    return shard
+
+
+def whole_shard(directory: Path, bucket: int) -> Shard | None:
+    """The manifest of a shard that an earlier run of this attempt has finished, or None: restarts skip it."""
+    path = _manifest(directory, bucket)
+    if not path.exists():
+        return None
+    try:
+        return Shard.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise EpochError(f"{path} is no manifest ({error}): delete the attempt and export again") from error
+
+
+def shards_of(directory: Path, buckets: int) -> tuple[Shard, ...]:
+    """The manifests of an attempt, in order of bucket. Raises `EpochError` if one is missing."""
+    shards = tuple(whole_shard(directory, bucket) for bucket in range(buckets))
+    missing = [bucket for bucket, shard in enumerate(shards) if shard is None]
+    if missing:
+        raise EpochError(
+            f"{directory} lacks {len(missing)} of {buckets} shards (first: bucket {missing[0]}): "
+            "run the export again, it continues where it stopped"
+        )
+    return tuple(shard for shard in shards if shard is not None)
+
+
+def verify_attempt(directory: Path, buckets: int) -> AttemptSummary:
+    """Check that every shard is there exactly once, has its manifest's bytes and only its bucket's users.
+
+    Raises `EpochError`.
+    """
+    shards = shards_of(directory, buckets)
+    known = {_parquet(directory, bucket).name for bucket in range(buckets)}
+    unknown = sorted(path.name for path in directory.glob("*.parquet") if path.name not in known)
+    if unknown:
+        raise EpochError(f"{directory / unknown[0]} is none of the {buckets} buckets: was the count changed?")
+    for shard in shards:
+        _verify_shard(directory, shard, buckets)
+    return AttemptSummary(
+        rows=sum(shard.rows for shard in shards),
+        digest=hashlib.sha256("".join(shard.content_digest for shard in shards).encode()).hexdigest(),
+        value_bytes=sum(shard.value_bytes for shard in shards),
+        shards=shards,
+    )
+
+
+def read_bucket(location: Path | str, bucket: int) -> Iterator[ShardRows]:
+    """The rows of one bucket, a row group at a time, in order of user id. Raises `EpochError`."""
+    path = _parquet(Path(location), bucket)
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS):
+                users, seqs, times = (batch.column(index).to_numpy() for index in range(3))
+                yield ShardRows(users, seqs, times, batch.column("value").to_pylist())
+    except (OSError, pa.ArrowException) as error:
+        raise EpochError(f"{path} cannot be read ({error}): was the epoch deleted?") from error
+
+
+def _verify_shard(directory: Path, shard: Shard, buckets: int) -> None:
+    path = _parquet(directory, shard.bucket)
+    if not path.exists() or _file_digest(path) != shard.file_digest:
+        raise EpochError(f"{path} is not the file of its manifest: delete both and export again")
+    users = pq.read_table(path, columns=["user_id"]).column(0).to_numpy()
+    for user in users.tolist():
+        if bucket_of(user, buckets) != shard.bucket:
+            raise EpochError(
+                f"user {user} in {path} belongs to bucket {bucket_of(user, buckets)} of {buckets}: "
+                "the export used another bucket count"
+            )
+    if len(users) != shard.rows or keys_digest(users.tolist()) != shard.keys_digest:
+        raise EpochError(f"{path} holds {len(users)} users, its manifest {shard.rows}: export again")
+
+
+def _write_parquet(directory: Path, bucket: int, table: pa.Table) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    path = _parquet(directory, bucket)
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with unfinished.open("wb") as file:
+        pq.write_table(table, file, row_group_size=ROW_GROUP_ROWS, compression="none", use_dictionary=False)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    return path
+
+
+def _parquet(directory: Path, bucket: int) -> Path:
+    return directory / f"bucket-{bucket:05d}.parquet"
+
+
+def _manifest(directory: Path, bucket: int) -> Path:
+    return directory / f"bucket-{bucket:05d}.json"
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -79,6 +79,7 @@ class ModelConfig(Frozen):
     )
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     use_user_id: bool = True
+    use_side_features: bool = Field(True, description="categories of items and context of candidates")
     use_dense_features: bool = True
 
     @model_validator(mode="after")

@@ -34,6 +34,10 @@ class RecordError(VistaError):
     """Bytes that are not a summary record: bad magic, version, codec, length or checksum."""
 
 
+class CheckpointError(VistaError):
+    """A model's files are missing, do not fit each other or were changed after they were written."""
+
+
 class EpochError(VistaError):
     """An epoch is missing, incomplete, withdrawn or already published with other content."""
 

@@ -1,0 +1,81 @@
+"""The downstream model: stage 2 and the MLP on cached summaries, without the raw history.
+
+Shape suffixes: B users, S seeds, C candidates, D width.
+"""
+
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vista.config import ModelConfig
+from vista.data.schema import Batch, FeatureSpec
+from vista.model.inputs import TensorBatch, tensors
+from vista.model.ranker import Ranker, RankerOutput, Scorer, VistaHistory
+from vista.model.target_attention import TargetAttention
+
+
+class Downstream(nn.Module):
+    """Scores candidates from `summary_BSD` alone; `fallback_summary_SD` stands in for a missing summary."""
+
+    fallback_summary_SD: Tensor
+
+    def __init__(self, config: ModelConfig, spec: FeatureSpec) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+        self.scorer = Scorer(config, spec)
+        self.target_attention = TargetAttention(config, self.scorer.items.width)
+        self.scorer.add_mlp(config, spec, config.width)
+        self.register_buffer("fallback_summary_SD", torch.zeros(config.seeds, config.width))
+
+    @classmethod
+    def from_foundation(cls, foundation: Ranker) -> Self:
+        """A copy of the foundation's embeddings, stage 2 and MLP; the fallback is its summary of no
+        events."""
+        assert isinstance(foundation.history, VistaHistory), "only slot 'vista' has a stage 2"
+        model = cls(foundation.config, foundation.spec)
+        model.scorer.load_state_dict(foundation.scorer.state_dict())
+        model.target_attention.load_state_dict(foundation.history.target_attention.state_dict())
+        device = next(foundation.parameters()).device
+        was_training = foundation.training
+        foundation.eval()
+        with torch.no_grad():
+            summary_BSD = foundation.summarise(tensors(_nobody(foundation.spec), device))
+        foundation.train(was_training)
+        model.to(device)
+        model.fallback_summary_SD.copy_(summary_BSD[0])
+        return model
+
+    def forward(self, batch: TensorBatch, summary_BSD: Tensor) -> RankerOutput:
+        """Logits of the batch's candidates; its histories are not read."""
+        candidates_CI = self.scorer.embed(batch)
+        history_CD = self.target_attention(candidates_CI, summary_BSD, batch.candidate_user_C)
+        return RankerOutput(self.scorer.logits(candidates_CI, history_CD, batch))
+
+    def with_fallback(self, summary_BSD: Tensor, found_B: Tensor) -> Tensor:
+        """`summary_BSD` with the fallback in place of the rows that were not found."""
+        return summary_BSD.where(found_B[:, None, None], self.fallback_summary_SD)
+
+
+def _nobody(spec: FeatureSpec) -> Batch:
+    """One user without events and candidates."""
+    none, zero = np.zeros(0, np.int64), np.zeros(1, np.int64)
+    return Batch(
+        user_id_B=zero,
+        user_row_B=zero,
+        cut_us_B=zero,
+        seq_offsets=np.zeros(2, np.int64),
+        uih_item_L=none,
+        uih_category_L=none,
+        uih_action_L=none,
+        uih_value_L=none,
+        uih_time_us_L=none,
+        num_candidates=zero,
+        candidate_item_C=none,
+        candidate_category_C=none,
+        candidate_context_CK=np.zeros((0, len(spec.context)), np.int64),
+        candidate_dense_CF=np.zeros((0, len(spec.dense)), np.float32),
+        candidate_id_C=none,
+        labels_CT=np.zeros((0, len(spec.tasks)), np.float32),
+    )

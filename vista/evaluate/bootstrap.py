@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from vista.config import Frozen
 from vista.errors import InputError
-from vista.evaluate.metrics import Array, checked, entropy, measure, row_losses
+from vista.evaluate.metrics import Array, Finite, checked, entropy, measure, row_losses
 
 CONFIDENCE = 0.95
 COUNTS_PER_CHUNK = 4_000_000
@@ -20,7 +19,7 @@ MAX_DRAWS_PER_RESAMPLE = 20
 Floats = NDArray[np.float64]
 
 
-class Interval(Frozen):
+class Interval(Finite):
     """A figure and its 95% bootstrap interval."""
 
     point: float
@@ -28,7 +27,7 @@ class Interval(Frozen):
     high: float
 
 
-class PairedDifference(Frozen):
+class PairedDifference(Finite):
     """A model minus the reference on the same rows. AUC: positive is better; NE and log-loss: negative is."""
 
     reference: str

@@ -10,10 +10,10 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from vista.config import Frozen, GateConfig
+from vista.config import GateConfig
 from vista.errors import InputError
 from vista.evaluate.bootstrap import CONFIDENCE, Interval, Resamples, interval
-from vista.evaluate.metrics import Array, check_mask, checked, row_losses
+from vista.evaluate.metrics import Array, Finite, check_mask, checked, row_losses
 
 MIN_SLICE_USERS = 30
 """A slice of fewer users has no meaningful interval over users, however many rows it has."""
@@ -21,7 +21,7 @@ MIN_SLICE_USERS = 30
 Masks = Mapping[str, NDArray[np.bool_]]
 
 
-class SliceLoss(Frozen):
+class SliceLoss(Finite):
     """A slice's relative NE loss; `p_value`, Holm-corrected over the slices, is of "not beyond the limit"."""
 
     name: str
@@ -31,7 +31,7 @@ class SliceLoss(Frozen):
     worse: bool
 
 
-class GateDecision(Frozen):
+class GateDecision(Finite):
     """`promote`, and why. Without a champion `ne_loss` is None and `slices` is empty.
 
     `slices` are those large enough to judge: `min_slice_rows` rows and `MIN_SLICE_USERS` users.
@@ -61,10 +61,10 @@ def decide(
 
     Without a champion only delivery can refuse: there is nothing better to keep. An equal model passes, so
     calibration refuses only where it is also worse than the champion's. Raises `InputError` as `measure`
-    and `Resamples` do, and if no region's coverage is given.
+    and `Resamples` do, and for a coverage that is not a share.
     """
-    if not coverage:
-        raise InputError("the gate was given no region's coverage: deliver the epoch to a region first")
+    if not coverage or not all(0.0 <= share <= 1.0 for share in coverage.values()):
+        raise InputError(f"coverage is {dict(coverage)}: give a share of 0 .. 1 for at least one region")
     checked(labels_N, challenger_N, users_N)
     draws = Resamples(users_N, labels_N, config.resamples, seed)
     calibration = _calibration(draws, labels_N, challenger_N)
@@ -172,7 +172,7 @@ def _delivery_refusals(coverage: Mapping[str, float], canaries_equal: bool) -> l
     refusals = [
         f"region {region} holds {share:.4%} of the users' summaries, 100% is needed: finish the delivery"
         for region, share in coverage.items()
-        if not share >= 1.0
+        if share < 1.0
     ]
     if not canaries_equal:
         refusals.append("a canary read back from a store differs from the table: deliver the epoch again")

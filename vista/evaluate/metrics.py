@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 
 from vista.config import Frozen
 from vista.errors import InputError
@@ -21,7 +22,13 @@ CALIBRATION_BINS = 20
 Array = NDArray[Any]
 
 
-class Metrics(Frozen):
+class Finite(Frozen):
+    """A value without NaN or infinities."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Metrics(Finite):
     """One model on one set of rows. `gauc` is None if no user has both labels."""
 
     auc: float
@@ -133,7 +140,7 @@ def calibration(labels_N: Array, scores_N: Array) -> float:
     return float(probability_N.sum() / positive_N.sum())
 
 
-class CalibrationBins(Frozen):
+class CalibrationBins(Finite):
     """Predicted against observed rates in equal-width bins of the prediction; empty bins are left out."""
 
     predicted: tuple[float, ...]

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from vista.config import Frozen
 from vista.evaluate.bootstrap import PairedDifference
 from vista.evaluate.gate import GateDecision
-from vista.evaluate.metrics import CalibrationBins, Metrics
+from vista.evaluate.metrics import CalibrationBins, Finite, Metrics
 from vista.runs import write_whole
 
 
-class TrainedOn(Frozen):
+class TrainedOn(Finite):
     """The days [first_day, end_day) and the number of candidates that a model was fitted on."""
 
     first_day: int
@@ -23,22 +22,23 @@ class ModelFigures(Metrics):
     trained_on: TrainedOn
 
 
-class RegionFigures(Frozen):
-    """How far one region's store is. `coverage` is the share of the users whose summary it holds."""
+class RegionFigures(Finite):
+    """How far one region's store is. `coverage` is the share of the users whose summary it holds;
+    the age is None if it holds none."""
 
     coverage: float
     lag_records: int
-    oldest_summary_age_s: float
+    oldest_summary_age_s: float | None
 
 
-class StageSeconds(Frozen):
+class StageSeconds(Finite):
     """One stage of the run, in order."""
 
     name: str
     seconds: float
 
 
-class TrainingCurve(Frozen):
+class TrainingCurve(Finite):
     """One metric of one training; `steps` are optimiser steps."""
 
     model: str
@@ -47,7 +47,7 @@ class TrainingCurve(Frozen):
     values: tuple[float, ...]
 
 
-class SummaryMap(Frozen):
+class SummaryMap(Finite):
     """Summaries of some users on their first two principal components, with one attribute of each user.
 
     `explained` are the two components' shares of the variance; `groups` are in the order of the legend.
@@ -61,7 +61,7 @@ class SummaryMap(Frozen):
     explained: tuple[float, float]
 
 
-class RefreshReport(Frozen):
+class RefreshReport(Finite):
     """Everything that a refresh found out. `rows` are the candidates of the data set, `test_rows` those that
     every model is measured on; `release` is the one that serves now, None if there is none."""
 

@@ -1,6 +1,9 @@
 """The report of one refresh: report.json for programs, report.html for people, a table for the terminal."""
 
+import re
 from pathlib import Path
+
+from pydantic import field_validator
 
 from vista.evaluate.bootstrap import PairedDifference
 from vista.evaluate.gate import GateDecision
@@ -38,6 +41,18 @@ class StageSeconds(Finite):
     seconds: float
 
 
+class Tracking(Finite):
+    """Where MLflow keeps the run. A password in the URL is not kept."""
+
+    url: str
+    run_id: str
+
+    @field_validator("url")
+    @classmethod
+    def _without_password(cls, url: str) -> str:
+        return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url)
+
+
 class TrainingCurve(Finite):
     """One metric of one training; `steps` are optimiser steps."""
 
@@ -63,7 +78,8 @@ class SummaryMap(Finite):
 
 class RefreshReport(Finite):
     """Everything that a refresh found out. `rows` are the candidates of the data set, `test_rows` those that
-    every model is measured on; `release` is the one that serves now, None if there is none."""
+    every model is measured on. `release` is the one that serves now, None if there is none; `promoted` says
+    whether this run made it, `reasons` why or why not."""
 
     run_id: str
     recipe: str
@@ -82,7 +98,9 @@ class RefreshReport(Finite):
     space: str
     epoch: int
     release: str | None
-    mlflow: str
+    promoted: bool
+    reasons: tuple[str, ...]
+    mlflow: Tracking
     install_s: float | None
     stages: tuple[StageSeconds, ...]
     curves: tuple[TrainingCurve, ...]

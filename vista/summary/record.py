@@ -132,7 +132,8 @@ def inspect(data: bytes) -> Header:
     if len(data) < HEADER_BYTES:
         raise RecordError(f"{len(data)} bytes are no record: the header alone has {HEADER_BYTES}")
     (
-        magic, version, flags, codec, control, seeds, width, space, epoch, arrivals, user, event, as_of, raw, crc
+        magic, version, flags, codec, control, seeds, width, space, epoch, arrivals, user, event, as_of,
+        raw, crc,
     ) = _HEADER.unpack_from(data)  # fmt: skip
     if magic != MAGIC:
         raise RecordError(f"magic {magic!r} is not {MAGIC!r}: these bytes are no record")

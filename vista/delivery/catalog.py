@@ -1,0 +1,12 @@
+"""The catalog that a URL names."""
+
+from vista.delivery.interfaces import Catalog
+from vista.delivery.sqlite_catalog import SqliteCatalog
+from vista.errors import InputError
+
+
+def open_catalog(url: str) -> Catalog:
+    """Open a catalog. Raises `InputError` for an unknown scheme."""
+    if url.startswith("sqlite:"):
+        return SqliteCatalog(url)
+    raise InputError(f"catalog URL {url!r}: the scheme is unknown; use sqlite:///path")

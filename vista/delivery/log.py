@@ -1,0 +1,15 @@
+"""The log that a URL names."""
+
+from vista.delivery.interfaces import Log
+from vista.delivery.sqlite_log import SqliteLog
+from vista.errors import InputError
+
+
+def open_log(url: str, partitions: int | None = None) -> Log:
+    """Open a log; `partitions` makes a new one, None opens one that exists.
+
+    Raises `InputError` for an unknown scheme, `BackendError` if the log has another number of partitions.
+    """
+    if url.startswith("sqlite:"):
+        return SqliteLog(url, partitions)
+    raise InputError(f"log URL {url!r}: the scheme is unknown; use sqlite:///path")

@@ -1,0 +1,143 @@
+"""What the embedded back ends share: a SQLite file in WAL mode, durable (`synchronous=FULL`) and usable by
+many processes and threads; its errors mapped once.
+"""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+from vista.errors import BackendError, InputError
+
+SCHEME = "sqlite:///"
+BUSY_TIMEOUT_S = 30.0
+LAYOUT = 1
+"""Kept in the file, so that only its first user makes the tables."""
+
+_REMEDIES = {
+    "SQLITE_BUSY": "another process has kept it locked: stop that process, or wait and try again",
+    "SQLITE_CANTOPEN": "the folder must exist and be writable for this user",
+    "SQLITE_READONLY": "the file and its folder must be writable for this user",
+    "SQLITE_PERM": "the file and its folder must be writable for this user",
+    "SQLITE_FULL": "the disk is full: free some space, then run the command again",
+    "SQLITE_IOERR": "the disk failed or is full: check it, then run the command again",
+    "SQLITE_NOTADB": "the file is not a SQLite database: move it away or correct the URL",
+    "SQLITE_CORRUPT": "the file is damaged: move it away; a store refills from the log",
+}
+
+
+class Database:
+    """One SQLite file. Every process and thread has its own connection, opened when first used."""
+
+    def __init__(self, url: str, schema: str) -> None:
+        """`schema` is a script of CREATE ... IF NOT EXISTS. Raises `InputError` for a URL without a path."""
+        if not url.startswith(SCHEME) or len(url) == len(SCHEME):
+            raise InputError(f"URL {url!r}: write sqlite:///relative/path.db or sqlite:////absolute/path.db")
+        self.url = url
+        self.path = Path(url.removeprefix(SCHEME))
+        self._schema = schema
+        self._lock = threading.Lock()
+        self._connections: dict[tuple[int, int], sqlite3.Connection] = {}
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """One transaction that holds the write lock from its start; rolled back on any exception."""
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """One transaction that sees one moment."""
+        with self._transaction("BEGIN") as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Close this process' connections; they open again when used."""
+        with self._lock:
+            mine = [key for key in self._connections if key[0] == os.getpid()]
+            for key in mine:
+                self._connections.pop(key).close()
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        with self._mapped():
+            connection = self._connection()
+            connection.execute(begin)
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+
+    def _connection(self) -> sqlite3.Connection:
+        key = (os.getpid(), threading.get_ident())
+        with self._lock:
+            if key not in self._connections:
+                self._connections[key] = self._connect()
+            return self._connections[key]
+
+    def _connect(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(
+            self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        if connection.execute("PRAGMA user_version").fetchone()[0] != LAYOUT:
+            connection.execute("BEGIN IMMEDIATE")  # processes that start together make the tables in turn
+            for statement in self._schema.split(";"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version={LAYOUT:d}")
+            connection.execute("COMMIT")
+        return connection
+
+    @contextmanager
+    def _mapped(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            name = cast(str, getattr(error, "sqlite_errorname", type(error).__name__))
+            remedy = _REMEDIES.get("_".join(name.split("_")[:2]), "see SQLite's result codes")
+            raise BackendError(f"{self.url}: {error} ({name}); {remedy}") from error
+        except OSError as error:
+            raise BackendError(f"{self.url}: {error}; {_REMEDIES['SQLITE_CANTOPEN']}") from error
+
+
+def fixed_buckets(database: Database, wanted: int | None) -> int:
+    """A deployment's bucket count: kept by the first opening, checked by every later one.
+
+    The table `meta(name, value)` holds it. Raises `BackendError` if `wanted` differs, or if it is None and
+    nothing is kept.
+    """
+    with database.read() as connection:
+        row = connection.execute("SELECT value FROM meta WHERE name = 'buckets'").fetchone()
+    if row is None and wanted is None:
+        raise BackendError(f"{database.url} is empty: run `make run` first, or correct the URL")
+    if row is None:
+        with database.write() as connection:
+            connection.execute("INSERT OR IGNORE INTO meta (name, value) VALUES ('buckets', ?)", (wanted,))
+        return fixed_buckets(database, wanted)
+    if wanted not in (None, row[0]):
+        raise BackendError(
+            f"{database.url} has {row[0]} buckets, this run has {wanted}: the count is fixed per deployment; "
+            "use another VISTA_HOME, or the same count"
+        )
+    return cast(int, row[0])
+
+
+def signed(value: int) -> int:
+    """A u64 as SQLite's i64.
+
+    >>> signed(2**64 - 1), signed(5)
+    (-1, 5)
+    """
+    return value - 2**64 if value >= 2**63 else value
+
+
+def unsigned(value: int) -> int:
+    """The u64 that `signed` was given."""
+    return value % 2**64

@@ -1,118 +1,176 @@
 """The report of one refresh: report.json for programs, report.html for people, a table for the terminal."""
 
-import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from pydantic import field_validator
+import jinja2
+from markupsafe import Markup
 
-from vista.evaluate.bootstrap import PairedDifference
-from vista.evaluate.gate import GateDecision
-from vista.evaluate.metrics import CalibrationBins, Finite, Metrics
+from vista.evaluate import figures
+from vista.evaluate.bootstrap import Interval
+from vista.evaluate.refresh_report import (
+    ModelFigures,
+    RefreshReport,
+    RegionFigures,
+    StageSeconds,
+    SummaryMap,
+    Tracking,
+    TrainedOn,
+    TrainingCurve,
+)
 from vista.runs import write_whole
 
+__all__ = [
+    "ModelFigures",
+    "RefreshReport",
+    "RegionFigures",
+    "StageSeconds",
+    "SummaryMap",
+    "Tracking",
+    "TrainedOn",
+    "TrainingCurve",
+    "print_table",
+    "read_report",
+    "write_report",
+]
 
-class TrainedOn(Finite):
-    """The days [first_day, end_day) and the number of candidates that a model was fitted on."""
-
-    first_day: int
-    end_day: int
-    rows: int
-
-
-class ModelFigures(Metrics):
-    """A model's metrics on the test day, and what it was trained on."""
-
-    trained_on: TrainedOn
-
-
-class RegionFigures(Finite):
-    """How far one region's store is. `coverage` is the share of the users whose summary it holds;
-    the age is None if it holds none."""
-
-    coverage: float
-    lag_records: int
-    oldest_summary_age_s: float | None
-
-
-class StageSeconds(Finite):
-    """One stage of the run, in order."""
-
-    name: str
-    seconds: float
-
-
-class Tracking(Finite):
-    """Where MLflow keeps the run. A password in the URL is not kept."""
-
-    url: str
-    run_id: str
-
-    @field_validator("url")
-    @classmethod
-    def _without_password(cls, url: str) -> str:
-        return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url)
-
-
-class TrainingCurve(Finite):
-    """One metric of one training; `steps` are optimiser steps."""
-
-    model: str
-    metric: str
-    steps: tuple[int, ...]
-    values: tuple[float, ...]
-
-
-class SummaryMap(Finite):
-    """Summaries of some users on their first two principal components, with one attribute of each user.
-
-    `explained` are the two components' shares of the variance; `groups` are in the order of the legend.
-    """
-
-    attribute: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    group: tuple[str, ...]
-    groups: tuple[str, ...]
-    explained: tuple[float, float]
-
-
-class RefreshReport(Finite):
-    """Everything that a refresh found out. `rows` are the candidates of the data set, `test_rows` those that
-    every model is measured on. `release` is the one that serves now, None if there is none; `promoted` says
-    whether this run made it, `reasons` why or why not."""
-
-    run_id: str
-    recipe: str
-    dataset: str
-    dataset_digest: str
-    clock: str
-    rows: int
-    test_rows: int
-    users: int
-    oracle_auc: float | None
-    models: dict[str, ModelFigures]
-    slices: dict[str, dict[str, Metrics | None]]  # slice -> model
-    paired: dict[str, PairedDifference]
-    gate: GateDecision
-    regions: dict[str, RegionFigures]
-    space: str
-    epoch: int
-    release: str | None
-    promoted: bool
-    reasons: tuple[str, ...]
-    mlflow: Tracking
-    install_s: float | None
-    stages: tuple[StageSeconds, ...]
-    curves: tuple[TrainingCurve, ...]
-    calibration: dict[str, CalibrationBins]  # model -> bins
-    summary_map: SummaryMap | None
+TEMPLATE = "report.html.jinja"
 
 
 def write_report(directory: Path, report: RefreshReport) -> None:
     """Write report.json and report.html into `directory`, each whole or not at all."""
+    write_whole(directory / "report.html", render(report))
     write_whole(directory / "report.json", report.model_dump_json(indent=2))
 
 
 def read_report(directory: Path) -> RefreshReport:
     """The report that `write_report` left in `directory`."""
     return RefreshReport.model_validate_json((directory / "report.json").read_text(encoding="utf-8"))
+
+
+def render(report: RefreshReport) -> str:
+    """The page: one file without script or address, every picture inline."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"figure": figure, "difference": difference, "duration": duration}
+    best = {
+        "auc": max((one.auc for one in report.models.values()), default=None),
+        "ne": min((one.ne for one in report.models.values()), default=None),
+        "log_loss": min((one.log_loss for one in report.models.values()), default=None),
+        "gauc": max((one.gauc for one in report.models.values() if one.gauc is not None), default=None),
+    }
+    return environment.get_template(TEMPLATE).render(
+        report=report, best=best, pictures=_pictures(report), verdict=verdict(report)
+    )
+
+
+def verdict(report: RefreshReport) -> str:
+    """One sentence: was this run promoted, and what serves now."""
+    serving = f"release {report.release}" if report.release else "no release"
+    if report.promoted:
+        return f"Promoted: {serving} now serves epoch {report.epoch} of space {report.space}."
+    return (
+        f"Not promoted: {serving} keeps serving." if report.release else "Not promoted: nothing serves yet."
+    )
+
+
+def figure(value: float | None, digits: int = 4) -> str:
+    """A figure without its leading zero's noise; an en dash stands for none.
+
+    >>> figure(0.73215), figure(None)
+    ('0.7322', '-')
+    """
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def difference(one: Interval) -> str:
+    """A difference with its interval.
+
+    >>> difference(Interval(point=0.01, low=-0.002, high=0.022))
+    '+0.0100 (-0.0020 .. +0.0220)'
+    """
+    return f"{one.point:+.4f} ({one.low:+.4f} .. {one.high:+.4f})"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds for people.
+
+    >>> duration(7.25), duration(125), duration(90_061), duration(None)
+    ('7.3 s', '2 min 5 s', '1 d 1 h', '-')
+    """
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+    first = next(place for place, (_, size) in enumerate(units) if whole >= size)
+    (large, large_size), (small, small_size) = units[first], units[first + 1]
+    return f"{whole // large_size} {large} {whole % large_size // small_size} {small}"
+
+
+def print_table(report: RefreshReport) -> str:
+    """The report as text for a terminal: models, regions, stages, verdict, where to look."""
+    models = [
+        (name, figure(one.auc), figure(one.ne), figure(one.gauc), figure(one.calibration, 3), _trained(one))
+        for name, one in report.models.items()
+    ]
+    if report.oracle_auc is not None:
+        models.append(("(oracle)", figure(report.oracle_auc), "-", "-", "-", "the true probabilities"))
+    regions = [
+        (name, f"{one.coverage:.2%}", f"{one.lag_records:,}", duration(one.oldest_summary_age_s))
+        for name, one in report.regions.items()
+    ]
+    stages = [(one.name, duration(one.seconds)) for one in report.stages]
+    if report.install_s is not None:
+        stages.insert(0, ("(installation)", duration(report.install_s)))
+    stages.append(("all stages", duration(sum(one.seconds for one in report.stages))))
+    parts = [
+        f"{report.dataset}: {report.rows:,} rows of {report.users:,} users; "
+        f"tested on {report.test_rows:,} rows of the last day (clock: {report.clock})",
+        _table(("model", "AUC", "NE", "GAUC", "calibr.", "trained on"), models, left=(0, 5)),
+        _table(("region", "coverage", "lag", "oldest summary"), regions, left=(0,)),
+        _table(("stage", "time"), stages, left=(0,)),
+        "\n".join((verdict(report), *(f"  - {reason}" for reason in report.reasons))),
+        f"space    {report.space}, epoch {report.epoch}\n"
+        f"MLflow   {report.mlflow.url}, run {report.mlflow.run_id}",
+    ]
+    return "\n\n".join(parts)
+
+
+def _trained(one: ModelFigures) -> str:
+    on = one.trained_on
+    return f"days {on.first_day} .. {on.end_day - 1}, {on.rows:,} rows"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+    """Columns as wide as their widest cell, two spaces apart; those in `left` are left-aligned."""
+    lines = [tuple(header), *(tuple(row) for row in rows)]
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+
+    def aligned(line: Sequence[str]) -> str:
+        cells = enumerate(zip(line, widths, strict=True))
+        return "  ".join(
+            cell.ljust(width) if at in left else cell.rjust(width) for at, (cell, width) in cells
+        ).rstrip()
+
+    return "\n".join(
+        [aligned(lines[0]), "  ".join("-" * width for width in widths), *map(aligned, lines[1:])]
+    )
+
+
+def _pictures(report: RefreshReport) -> Mapping[str, Markup]:
+    """Empty where there is nothing to show."""
+    drawn: dict[str, Any] = {
+        "paired": report.paired and figures.paired_differences(report.paired),
+        "curves": report.curves and figures.training_curves(report.curves),
+        "calibration": report.calibration and figures.calibration(report.calibration),
+        "summary_map": report.summary_map and figures.summary_map(report.summary_map),
+    }
+    return {name: Markup(svg or "") for name, svg in drawn.items()}

@@ -12,6 +12,7 @@ from vista.summary.record import Control, Header
 
 SESSION_TIMEOUT_S = 3.0
 """A worker that has not polled for so long loses its buckets to the others."""
+HEARTBEAT_S = SESSION_TIMEOUT_S / 6
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -116,10 +117,14 @@ class SqliteSubscription:
         self._on_assigned, self._on_revoked = on_assigned, on_revoked
         self._member = uuid.uuid4().hex
         self._assigned: frozenset[int] = frozenset()
+        self._polled_s = 0.0
 
     def poll(self) -> None:
         """Say that this worker lives, and take what the live members' count leaves it."""
         now_s = time.time()
+        if now_s - self._polled_s < HEARTBEAT_S:
+            return
+        self._polled_s = now_s
         with self._database.write() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO members (region, member, seen_s) VALUES (?, ?, ?)",

@@ -1,0 +1,48 @@
+"""Backfill of an epoch: its table's records, as they are, into the log; a barrier ends every partition.
+
+What has been appended is remembered per bucket, so that a backfill that was killed goes on. Appending a
+bucket twice would be harmless (records have a total order), only slow.
+"""
+
+import json
+import logging
+import time
+from pathlib import Path
+
+from vista.delivery.control import barrier
+from vista.delivery.interfaces import Epoch, Log
+from vista.runs import write_whole
+from vista.summary.table import read_bucket
+
+log = logging.getLogger(__name__)
+
+PROGRESS_S = 5.0
+
+
+def backfill(epoch: Epoch, target: Log, progress: Path) -> int:
+    """Append every bucket that `progress` does not name. Returns the number of records appended.
+
+    `progress` is a JSON file: where each bucket's barrier lies in the log, {"3": 1201}.
+    """
+    barriers: dict[str, int] = json.loads(progress.read_text(encoding="utf-8")) if progress.exists() else {}
+    appended, logged_s = 0, time.monotonic()
+    for bucket in range(epoch.buckets):
+        if _holds_barrier(target, bucket, barriers.get(str(bucket)), epoch):
+            continue
+        for rows in read_bucket(epoch.location, bucket):
+            target.append(bucket, rows.records)
+            appended += len(rows.records)
+        barriers[str(bucket)] = target.append(bucket, [barrier(epoch.space, epoch.epoch)]) - 1
+        write_whole(progress, json.dumps(barriers))
+        if time.monotonic() - logged_s > PROGRESS_S:
+            logged_s = time.monotonic()
+            log.info("backfill: %d of %d buckets are in the log", bucket + 1, epoch.buckets)
+    return appended
+
+
+def _holds_barrier(target: Log, bucket: int, offset: int | None, epoch: Epoch) -> bool:
+    """Whether this epoch's barrier is where the progress file says: not so if the log was replaced since."""
+    if offset is None or offset >= target.bounds(bucket)[1]:
+        return False
+    found = target.read(bucket, offset, max_bytes=1)
+    return found[:1] == [(offset, barrier(epoch.space, epoch.epoch))]

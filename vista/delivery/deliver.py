@@ -1,0 +1,148 @@
+"""The stage `deliver`: the newest epoch from the table through the log into every region, and verified."""
+
+import logging
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from vista.config import Frozen, RefreshConfig, Settings
+from vista.delivery.backfill import backfill
+from vista.delivery.catalog import open_catalog
+from vista.delivery.interfaces import Catalog, Epoch, Store
+from vista.delivery.log import open_log
+from vista.delivery.readiness import RegionReport, RegionState, canaries_differ
+from vista.delivery.regions import drain_regions, open_regions
+from vista.errors import EpochError, RegionNotReadyError
+from vista.runs import RunDirectory
+from vista.summary.table import Shard, shards_of
+
+log = logging.getLogger(__name__)
+
+STORE_OVERHEAD = 1.5
+"""Bytes on disk per byte of records: pages, index, write-ahead log."""
+
+
+class DeliverReport(Frozen):
+    """`delivered` is False, with the reason, for an epoch that stays in the table."""
+
+    space: str
+    epoch: int
+    delivered: bool
+    reason: str
+    appended_records: int
+    canaries_equal: bool
+    regions: dict[str, RegionReport]
+
+
+def deliver_epoch(config: RefreshConfig, settings: Settings) -> DeliverReport:
+    """Deliver the newest epoch of the run's space.
+
+    Raises `EpochError` if it is not published, `RegionNotReadyError` if a region lacks room, users or a
+    canary, `BackendError`.
+    """
+    run = RunDirectory.open(settings.runs, config)
+    exported = run.report_of("export_summaries")
+    with closing(open_catalog(settings.catalog_url)) as catalog:
+        epoch = published_epoch(catalog, exported["space"], exported["newest_epoch"])
+        older = _older_than_release(catalog, epoch)
+    if older:
+        log.info("not delivered: %s", older)
+        return _report(epoch, delivered=False, reason=older, appended=0, regions={})
+    shards = shards_of(Path(epoch.location), epoch.buckets)
+    with closing(open_log(settings.log_url, epoch.buckets)) as target:
+        with open_regions(settings, epoch.buckets) as stores:
+            check_capacity(epoch, shards, stores)
+        progress = run.path / "deliver" / f"{epoch.space}-{epoch.epoch}.json"
+        appended = backfill(epoch, target, progress)
+        drain_regions(settings, epoch.buckets)
+        clock_us = newest_event_us(run.data)
+        with open_regions(settings, epoch.buckets) as stores:
+            regions: dict[str, RegionReport] = {}
+            for name, store in stores.items():
+                state = check_ready(name, store, epoch, shards)
+                regions[name] = state.report(epoch, shards, target, clock_us)
+                log.info("region %s: epoch %d of %s is complete", name, epoch.epoch, epoch.space)
+    return _report(epoch, delivered=True, reason="", appended=appended, regions=regions)
+
+
+def published_epoch(catalog: Catalog, space: str, number: int) -> Epoch:
+    """A published epoch that is not withdrawn. Raises `EpochError`."""
+    found = next((epoch for epoch in catalog.list_epochs(space) if epoch.epoch == number), None)
+    if found is None or not found.published:
+        raise EpochError(f"epoch {number} of {space} is not published: run export_summaries first")
+    if found.withdrawn:
+        raise EpochError(f"epoch {number} of {space} is withdrawn: export again to get another one")
+    return found
+
+
+def check_capacity(epoch: Epoch, shards: tuple[Shard, ...], stores: Mapping[str, Store]) -> None:
+    """Raises `RegionNotReadyError` if a region that does not hold the epoch yet has no room for it."""
+    needed_bytes = int(STORE_OVERHEAD * sum(shard.value_bytes for shard in shards))
+    for name, store in stores.items():
+        state = RegionState.of(name, store, epoch.buckets)
+        free_bytes = min(bucket.free_bytes for bucket in state.buckets)
+        if not state.complete(epoch.space, epoch.epoch) and free_bytes < needed_bytes:
+            raise RegionNotReadyError(
+                f"region {name} has {free_bytes:,} bytes free, epoch {epoch.epoch} needs {needed_bytes:,}: "
+                "retire an older epoch or enlarge the store"
+            )
+
+
+def check_ready(name: str, store: Store, epoch: Epoch, shards: tuple[Shard, ...]) -> RegionState:
+    """The region's state, if it holds exactly the epoch. Raises `RegionNotReadyError`."""
+    state = RegionState.of(name, store, epoch.buckets)
+    if gaps := state.gaps(epoch, shards):
+        raise RegionNotReadyError(
+            f"{gaps[0]} ({len(gaps)} of {epoch.buckets} buckets have a gap): deliver again; if it stays, "
+            "empty the region's store, it refills from the log"
+        )
+    if differ := canaries_differ(epoch, store):
+        raise RegionNotReadyError(
+            f"region {name} holds another summary of user {differ[0]} than the table ({len(differ)} canaries "
+            "differ): empty the region's store, it refills from the log"
+        )
+    return state
+
+
+def newest_event_us(data: Path) -> int:
+    """The clock of a run: the time of its newest event, so that ages mean something on old data."""
+    newest = [
+        column.statistics.max
+        for file in sorted((data / "events").glob("*.parquet"))
+        for metadata in [pq.read_metadata(file)]
+        for group in range(metadata.num_row_groups)
+        for index in range(metadata.num_columns)
+        if (column := metadata.row_group(group).column(index)).path_in_schema == "event_time_us"
+        and column.statistics is not None
+    ]
+    return int(max(newest))
+
+
+def _older_than_release(catalog: Catalog, epoch: Epoch) -> str:
+    """Why the epoch stays in the table: the release of its space is newer. Empty if it does not."""
+    releases = catalog.releases()
+    if not releases or releases[-1].space != epoch.space:
+        return ""
+    current = next(one for one in catalog.list_epochs(epoch.space) if one.epoch == releases[-1].epoch)
+    if epoch.as_of_us >= current.as_of_us:
+        return ""
+    return (
+        f"epoch {epoch.epoch} of {epoch.space} is as of {epoch.as_of_us}, the current release "
+        f"{releases[-1].id} as of {current.as_of_us}: older epochs stay in the table"
+    )
+
+
+def _report(
+    epoch: Epoch, *, delivered: bool, reason: str, appended: int, regions: dict[str, RegionReport]
+) -> DeliverReport:
+    return DeliverReport(
+        space=epoch.space,
+        epoch=epoch.epoch,
+        delivered=delivered,
+        reason=reason,
+        appended_records=appended,
+        canaries_equal=delivered,  # `check_ready` raises otherwise
+        regions=regions,
+    )

@@ -1,0 +1,212 @@
+"""Releases: promote, roll back, retire. A swap in the catalog decides; control records carry it to regions.
+
+A crash between the swap and the control records heals with the next call, whichever it is.
+"""
+
+import logging
+import time
+import uuid
+
+from vista.config import Frozen
+from vista.delivery.control import release_record, retirement
+from vista.delivery.deliver import published_epoch
+from vista.delivery.interfaces import AuditLine, Catalog, Release
+from vista.delivery.readiness import RegionState
+from vista.delivery.regions import Backends
+from vista.delivery.worker import drain
+from vista.errors import BackendError, EpochError, InputError, RegionNotReadyError
+
+log = logging.getLogger(__name__)
+
+
+class ReleaseReport(Frozen):
+    """What an action did, or with `dry_run` would do. `regions` that do not serve `release` say why."""
+
+    release: Release
+    before: Release | None
+    changed: bool
+    regions: dict[str, str] = {}
+
+
+def current_release(catalog: Catalog) -> Release | None:
+    """The release that serves, or None before the first."""
+    releases = catalog.releases()
+    return releases[-1] if releases else None
+
+
+def promote(
+    backends: Backends,
+    *,
+    space: str,
+    epoch: int,
+    foundation: str,
+    downstream: str,
+    actor: str,
+    reason: str,
+    dry_run: bool = False,
+) -> ReleaseReport:
+    """Make these models and this epoch the release. If they are it already, only the regions are healed.
+
+    Raises `EpochError`, `RegionNotReadyError` if a region does not hold the whole epoch,
+    `ReleaseConflictError` if somebody else was faster.
+    """
+    published_epoch(backends.catalog, space, epoch)
+    before = current_release(backends.catalog)
+    wanted = Release(
+        id=_new_id(), space=space, epoch=epoch, foundation=foundation, downstream=downstream,
+        previous=None if before is None else before.id,
+    )  # fmt: skip
+    if before is not None and _content(before) == _content(wanted):
+        return ReleaseReport(
+            release=before,
+            before=before,
+            changed=False,
+            regions={} if dry_run else announce(backends, before),
+        )
+    missing = _regions_without(backends, wanted)
+    if missing:
+        raise RegionNotReadyError(
+            f"epoch {epoch} of {space} is not complete in {', '.join(missing)}: deliver it first"
+        )
+    return _swap(backends, before, wanted, action="promote", actor=actor, reason=reason, dry_run=dry_run)
+
+
+def rollback(
+    backends: Backends, *, to: str | None, actor: str, reason: str, dry_run: bool = False
+) -> ReleaseReport:
+    """A new release that names what release `to` named; by default the one before what serves now.
+
+    Raises `InputError` if there is no such release, `EpochError` if its epoch is withdrawn,
+    `RegionNotReadyError` if no region holds it any more, `ReleaseConflictError`.
+    """
+    releases = backends.catalog.releases()
+    if not releases:
+        raise InputError("there is no release yet: nothing to roll back")
+    target = _target(releases, to)
+    published_epoch(backends.catalog, target.space, target.epoch)
+    wanted = target.model_copy(update={"id": _new_id(), "previous": releases[-1].id})
+    missing = _regions_without(backends, wanted)
+    if len(missing) == len(backends.stores):
+        raise RegionNotReadyError(
+            f"no region holds epoch {target.epoch} of {target.space} any more ({', '.join(missing)}): "
+            "deliver it again, or roll back to a newer release with --to"
+        )
+    return _swap(
+        backends, releases[-1], wanted, action="rollback", actor=actor, reason=reason, dry_run=dry_run
+    )
+
+
+def retire(backends: Backends, *, space: str, epoch: int, actor: str, reason: str) -> None:
+    """Retire an epoch and every earlier one of its space, in the log and in every region that can be reached.
+
+    Raises `EpochError` if the current release, or the one that a rollback would take, still needs one of them.
+    """
+    releases = backends.catalog.releases()
+    needed = releases[-1:] + ([_target(releases, None)] if len(releases) > 1 else [])
+    for release in needed:
+        if release.space == space and release.epoch <= epoch:
+            raise EpochError(f"epoch {release.epoch} of {space} is needed by release {release.id}: keep it")
+    backends.catalog.note(_audit("retire", actor, reason, before=f"{space}/{epoch}", after=""))
+    for partition in range(backends.log.partitions):
+        backends.log.append(partition, [retirement(space, epoch)])
+    _drain(backends)
+
+
+def announce(backends: Backends, release: Release) -> dict[str, str]:
+    """Bring the release to every region: a control record into each partition that lacks one.
+
+    Returns the regions that do not serve it afterwards, with the reason; one broken region stops no other.
+    """
+    unreachable = _drain(backends)
+    states = _states(backends, unreachable)
+    for partition in range(backends.log.partitions):
+        reached = [state.buckets[partition].release == release for state in states]
+        if not (reached and all(reached)):
+            backends.log.append(partition, [release_record(release)])
+    unreachable |= _drain(backends)
+    behind = {
+        state.region: f"has not passed release {release.id} in every bucket"
+        for state in _states(backends, unreachable)
+        if not state.serves(release.id)
+    }
+    return unreachable | behind
+
+
+def _swap(
+    backends: Backends,
+    before: Release | None,
+    wanted: Release,
+    *,
+    action: str,
+    actor: str,
+    reason: str,
+    dry_run: bool,
+) -> ReleaseReport:
+    if dry_run:
+        return ReleaseReport(release=wanted, before=before, changed=False)
+    expected = None if before is None else before.id
+    audit = _audit(action, actor, reason, before=expected or "", after=wanted.id)
+    backends.catalog.swap_release(expected, wanted, audit)
+    log.info("%s: %s -> %s", action, expected, wanted.id)
+    return ReleaseReport(release=wanted, before=before, changed=True, regions=announce(backends, wanted))
+
+
+def _target(releases: list[Release], to: str | None) -> Release:
+    """The release to go back to: the one before the first that names what serves now.
+
+    So a second rollback goes further back, and never to what the first one left.
+    """
+    if to is not None:
+        found = [release for release in releases if release.id == to]
+        if not found:
+            raise InputError(f"release {to!r} does not exist: see `python -m vista releases`")
+        return found[0]
+    first = next(i for i, release in enumerate(releases) if _content(release) == _content(releases[-1]))
+    if first == 0:
+        raise InputError(f"release {releases[-1].id} is the first: nothing to roll back to")
+    return releases[first - 1]
+
+
+def _regions_without(backends: Backends, wanted: Release) -> list[str]:
+    """Regions that could not serve `wanted` once it is announced; those that cannot be reached, too."""
+    unreachable = _drain(backends)
+    behind = [
+        state.region
+        for state in _states(backends, unreachable)
+        if not state.complete(wanted.space, wanted.epoch)
+    ]
+    return [*unreachable, *behind]
+
+
+def _drain(backends: Backends) -> dict[str, str]:
+    """Bring every region to the log's end; the regions where that failed, with the reason."""
+    unreachable: dict[str, str] = {}
+    for name, store in backends.stores.items():
+        try:
+            drain(name, backends.log, store)
+        except (BackendError, RegionNotReadyError) as error:
+            log.warning("region %s: %s", name, error)
+            unreachable[name] = str(error)
+    return unreachable
+
+
+def _states(backends: Backends, unreachable: dict[str, str]) -> list[RegionState]:
+    return [
+        RegionState.of(name, store, backends.log.partitions)
+        for name, store in backends.stores.items()
+        if name not in unreachable
+    ]
+
+
+def _content(release: Release) -> tuple[str, int, str, str]:
+    return release.space, release.epoch, release.foundation, release.downstream
+
+
+def _new_id() -> str:
+    return f"r-{uuid.uuid4().hex[:12]}"
+
+
+def _audit(action: str, actor: str, reason: str, *, before: str, after: str) -> AuditLine:
+    return AuditLine(
+        time_us=time.time_ns() // 1_000, actor=actor, action=action, reason=reason, before=before, after=after
+    )

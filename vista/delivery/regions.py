@@ -26,7 +26,7 @@ PROGRESS_S = 5.0
 
 
 @contextmanager
-def open_regions(settings: Settings, buckets: int | None = None) -> Iterator[dict[str, Store]]:
+def open_regions(settings: Settings, buckets: int) -> Iterator[dict[str, Store]]:
     """The stores of all regions, nearest first, closed at the end."""
     with ExitStack() as stack:
         yield {
@@ -49,10 +49,10 @@ def open_backends(settings: Settings) -> Iterator[Backends]:
     """Catalog, log and stores of a deployment that has delivered something, closed at the end."""
     with (
         closing(open_catalog(settings.catalog_url)) as catalog,
-        closing(open_log(settings.log_url)) as log_,
-        open_regions(settings) as stores,
+        closing(open_log(settings.log_url)) as source,
+        open_regions(settings, source.partitions) as stores,
     ):
-        yield Backends(catalog, log_, stores)
+        yield Backends(catalog, source, stores)
 
 
 def drain_regions(settings: Settings, buckets: int) -> dict[str, WorkerReport]:

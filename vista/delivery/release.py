@@ -25,7 +25,7 @@ class ReleaseReport(Frozen):
     release: Release
     before: Release | None
     changed: bool
-    regions: dict[str, str] = {}
+    regions: dict[str, str]
 
 
 def current_release(catalog: Catalog) -> Release | None:
@@ -97,14 +97,13 @@ def rollback(
 
 
 def retire(backends: Backends, *, space: str, epoch: int, actor: str, reason: str) -> None:
-    """Retire an epoch and every earlier one of its space, in the log and in every region that can be reached.
+    """Retire an epoch and every earlier one of its space, in the log and in every region within reach.
 
-    Raises `EpochError` if the current release, or the one that a rollback would take, still needs one of them.
+    Raises `EpochError` if the current release, or the one that a rollback would take, needs one of them.
     """
     releases = backends.catalog.releases()
-    needed = releases[-1:] + ([_target(releases, None)] if len(releases) > 1 else [])
-    for release in needed:
-        if release.space == space and release.epoch <= epoch:
+    for release in (releases[-1], _previous(releases)) if releases else ():
+        if release is not None and release.space == space and release.epoch <= epoch:
             raise EpochError(f"epoch {release.epoch} of {space} is needed by release {release.id}: keep it")
     backends.catalog.note(_audit("retire", actor, reason, before=f"{space}/{epoch}", after=""))
     for partition in range(backends.log.partitions):
@@ -143,7 +142,7 @@ def _swap(
     dry_run: bool,
 ) -> ReleaseReport:
     if dry_run:
-        return ReleaseReport(release=wanted, before=before, changed=False)
+        return ReleaseReport(release=wanted, before=before, changed=False, regions={})
     expected = None if before is None else before.id
     audit = _audit(action, actor, reason, before=expected or "", after=wanted.id)
     backends.catalog.swap_release(expected, wanted, audit)
@@ -152,19 +151,21 @@ def _swap(
 
 
 def _target(releases: list[Release], to: str | None) -> Release:
-    """The release to go back to: the one before the first that names what serves now.
+    found = _previous(releases) if to is None else next((one for one in releases if one.id == to), None)
+    if found is None and to is None:
+        raise InputError(f"nothing was released before {releases[-1].id}: name a release with --to")
+    if found is None:
+        raise InputError(f"release {to!r} does not exist: see `python -m vista releases`")
+    return found
+
+
+def _previous(releases: list[Release]) -> Release | None:
+    """The release before the first that names what serves now.
 
     So a second rollback goes further back, and never to what the first one left.
     """
-    if to is not None:
-        found = [release for release in releases if release.id == to]
-        if not found:
-            raise InputError(f"release {to!r} does not exist: see `python -m vista releases`")
-        return found[0]
     first = next(i for i, release in enumerate(releases) if _content(release) == _content(releases[-1]))
-    if first == 0:
-        raise InputError(f"release {releases[-1].id} is the first: nothing to roll back to")
-    return releases[first - 1]
+    return releases[first - 1] if first else None
 
 
 def _regions_without(backends: Backends, wanted: Release) -> list[str]:

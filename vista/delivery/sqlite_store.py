@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from vista.data.schema import bucket_of
 from vista.delivery.control import release_of, space_of
@@ -45,16 +46,21 @@ CREATE TABLE IF NOT EXISTS dead_letters (
 class SqliteStore:
     """See `vista.delivery.interfaces.Store`."""
 
-    def __init__(self, url: str, buckets: int | None) -> None:
+    def __init__(self, url: str, buckets: int) -> None:
         self._database = Database(url, _SCHEMA)
-        self._buckets = fixed_buckets(self._database, buckets)
+        self._wanted_buckets = buckets
+
+    @cached_property
+    def _buckets(self) -> int:
+        return fixed_buckets(self._database, self._wanted_buckets)
 
     def apply(self, bucket: int, expected_offset: int, next_offset: int, records: Sequence[bytes]) -> Applied:
+        buckets = self._buckets
         with self._database.write() as connection:
             stored = _offset(connection, bucket)
             if stored != expected_offset:
                 return Applied(accepted=False, offset=stored)
-            batch = _Batch(connection, bucket, self._buckets, next_offset)
+            batch = _Batch(connection, bucket, buckets, next_offset)
             for data in records:
                 batch.take(data)
             connection.execute(
@@ -68,11 +74,11 @@ class SqliteStore:
             )
 
     def get_many(self, space: str, epoch: int, users: Sequence[int]) -> list[bytes | None]:
-        space_key = signed(space_id(space))
+        space_key, buckets = signed(space_id(space)), self._buckets
         found: list[bytes | None] = []
         with self._database.read() as connection:
             for user in users:
-                bucket = bucket_of(user, self._buckets)
+                bucket = bucket_of(user, buckets)
                 row = connection.execute(
                     "SELECT data FROM summaries WHERE bucket = ? AND space_id = ? AND epoch = ? "
                     "AND user_id = ? AND NOT tombstone AND NOT EXISTS (SELECT 1 FROM floors "

@@ -5,10 +5,10 @@ from vista.delivery.sqlite_store import SqliteStore
 from vista.errors import InputError
 
 
-def open_store(url: str, buckets: int | None = None) -> Store:
-    """Open a region's store; `buckets` makes a new one, None opens one that exists.
+def open_store(url: str, buckets: int) -> Store:
+    """A region's store; it is made when first used, so that one broken region does not stop the others.
 
-    Raises `InputError` for an unknown scheme, `BackendError` if the store has another number of buckets.
+    Raises `InputError` for an unknown scheme; using it, `BackendError` if it has another number of buckets.
     """
     if url.startswith("sqlite:"):
         return SqliteStore(url, buckets)

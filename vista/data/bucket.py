@@ -1,0 +1,161 @@
+"""Cutting one bucket: its rows -> events, examples and candidates files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from vista.config import DataConfig
+from vista.data.examples import Cuts, cut_examples
+from vista.data.features import Asked, ItemsPast, UsersPast, dense_features
+from vista.data.files import events_of
+from vista.data.learn import Learned, rows_of_column
+from vista.data.negatives import Positives, sample_negatives
+from vista.data.schema import EVENT_SCHEMA, Events
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Names of a source's columns, in order."""
+
+    tasks: tuple[str, ...]
+    context: tuple[str, ...]
+    dense: tuple[str, ...]
+    truth: tuple[str, ...]
+    actions: int
+
+    def labels(self) -> list[str]:
+        return [f"label_{task}" for task in self.tasks]
+
+
+def with_rows(rows: pl.DataFrame, learned: Learned) -> pl.DataFrame:
+    """Sorted rows with item_row, category_row and value_bucket."""
+    value_N = rows["value"].cast(pl.Float32).fill_null(np.nan).to_numpy()
+    return rows.with_columns(
+        item_row=learned.items.rows_of(rows["item_id"].to_numpy()),
+        category_row=rows_of_column(learned.categories, rows["category_id"]),
+        value_bucket=learned.value_buckets(value_N),
+    )
+
+
+def write_events(rows: pl.DataFrame, path: Path, columns: Columns) -> None:
+    """EVENT_SCHEMA, rows of the dictionaries, labels; without the rows that are candidates only."""
+    kept = [*EVENT_SCHEMA.names, "item_row", "category_row", "value_bucket", *columns.labels()]
+    rows.filter(~pl.col("candidate_only")).select(kept).write_parquet(
+        path, compression="lz4", statistics=False
+    )
+
+
+def cut_bucket(
+    rows: pl.DataFrame, items: ItemsPast, learned: Learned, data: DataConfig, columns: Columns
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The examples and the candidates of a bucket's rows, as they are written.
+
+    Positions of histories count the bucket's events: its rows without those that are candidates only.
+    """
+    cuts = cut_examples(events_of(rows, columns.tasks), learned.days, data)
+    only_N = rows["candidate_only"].to_numpy()
+    before_N = np.append(0, np.cumsum(~only_N))  # events before each row
+    spots = _Spots(
+        user_start_E=before_N[cuts.user_start_E],
+        cut_E=before_N[cuts.cut_position_E],
+        position_C=before_N[cuts.position_C],
+        example_C=cuts.example_C,
+    )
+    candidates = rows[cuts.position_C].select(
+        "user_id", "item_id", "item_row", "category_row", "event_time_us", *columns.labels(),
+        *columns.context, *columns.truth, pl.col("candidate_only").alias("sampled"),
+    )  # fmt: skip
+    candidates = candidates.with_columns(
+        day=cuts.day_E[spots.example_C].astype(np.int32), cut_us=cuts.cut_us_E[spots.example_C]
+    )
+    events = events_of(rows.filter(~pl.col("candidate_only")), columns.tasks)
+    if data.negatives_per_positive:
+        candidates, spots = _with_negatives(candidates, spots, events, learned, data, columns)
+    candidates = _with_features(candidates, spots, UsersPast(events, columns.actions), items, columns)
+    return _examples(rows, cuts, spots, learned), candidates
+
+
+@dataclass(frozen=True, slots=True)
+class _Spots:
+    """Where examples and candidates are among the bucket's events."""
+
+    user_start_E: NDArray[np.int64]
+    cut_E: NDArray[np.int64]
+    position_C: NDArray[np.int64]
+    example_C: NDArray[np.int64]
+
+
+def _with_features(
+    candidates: pl.DataFrame, spots: _Spots, users: UsersPast, items: ItemsPast, columns: Columns
+) -> pl.DataFrame:
+    asked = Asked(
+        item_row_C=candidates["item_row"].to_numpy(),
+        category_row_C=candidates["category_row"].to_numpy(),
+        user_start_C=spots.user_start_E[spots.example_C],
+        cut_position_C=spots.cut_E[spots.example_C],
+        cut_us_C=candidates["cut_us"].to_numpy(),
+    )
+    dense_CF = dense_features(users, items, asked)
+    return candidates.with_columns(
+        history_length=asked.cut_position_C - asked.user_start_C,
+        **{f"dense_{name}": dense_CF[:, place] for place, name in enumerate(columns.dense)},
+    )
+
+
+def _examples(rows: pl.DataFrame, cuts: Cuts, spots: _Spots, learned: Learned) -> pl.DataFrame:
+    number_E = np.bincount(spots.example_C, minlength=len(cuts.day_E)).astype(np.int64)
+    user_E = rows["user_id"].to_numpy()[cuts.user_start_E]
+    return pl.DataFrame(
+        {
+            "user_id": user_E,
+            "user_row": learned.users.rows_of(user_E),
+            "day": cuts.day_E.astype(np.int32),
+            "cut_us": cuts.cut_us_E,
+            "history_start": spots.user_start_E,
+            "history_length": spots.cut_E - spots.user_start_E,
+            "candidate_start": np.cumsum(number_E) - number_E,
+            "num_candidates": number_E,
+        }
+    )
+
+
+def _with_negatives(
+    candidates: pl.DataFrame,
+    spots: _Spots,
+    events: Events,
+    learned: Learned,
+    data: DataConfig,
+    columns: Columns,
+) -> tuple[pl.DataFrame, _Spots]:
+    """`candidates` with sampled negatives after each positive (label 1 of the first task)."""
+    positive_C = np.flatnonzero(candidates[columns.labels()[0]].to_numpy() == 1)
+    day_C = candidates["day"].to_numpy()[positive_C]
+    positives = Positives(
+        position_P=spots.position_C[positive_C],
+        cut_position_P=spots.cut_E[spots.example_C[positive_C]],
+        known_items_P=learned.items.known_before(candidates["cut_us"].to_numpy()[positive_C]),
+        split_P=np.searchsorted([learned.windows.k, learned.windows.n], day_C, side="right"),
+    )
+    source, item_row = sample_negatives(
+        events,
+        positives,
+        items=len(learned.items.id_R),
+        per_positive=data.negatives_per_positive,
+        seed=data.seed,
+    )
+    of_candidate = positive_C[source]
+    negatives = candidates[of_candidate].with_columns(
+        item_id=learned.items.id_R[item_row - 1],
+        item_row=item_row.astype(np.int32),
+        category_row=learned.item_category_R[item_row - 1],
+        sampled=pl.lit(True),
+        **{label: pl.lit(0, pl.UInt8) for label in columns.labels()},
+    )
+    order = np.argsort(np.append(np.arange(candidates.height), of_candidate), kind="stable")
+    moved = np.append(np.arange(candidates.height), of_candidate)[order]
+    return pl.concat([candidates, negatives])[order], _Spots(
+        spots.user_start_E, spots.cut_E, spots.position_C[moved], spots.example_C[moved]
+    )

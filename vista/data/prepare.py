@@ -1,0 +1,228 @@
+"""Events -> a prepared data set: rows by bucket, dictionaries, examples, features; whole or not at all.
+
+Three passes: split the source's rows by bucket (partition.py), sort each bucket and learn what all of them
+say together (learn.py), cut each bucket's examples (bucket.py). Only what item features need is held for all
+buckets at once.
+"""
+
+import logging
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vista.config import DataConfig, Frozen, RefreshConfig, Settings, WindowConfig
+from vista.data.bucket import Columns, cut_bucket, with_rows, write_events
+from vista.data.dataset import DatasetFile
+from vista.data.digest import digest, row_sums
+from vista.data.features import ItemsPast, dense_names
+from vista.data.files import bucket_file
+from vista.data.learn import Learned, Seen, learn, rows_file, sorted_rows
+from vista.data.partition import partition
+from vista.data.rejects import Rejects
+from vista.data.schema import DatasetInfo, Windows
+from vista.data.sources import SOURCES, SourceInfo
+from vista.data.sources.generated import oracle_auc
+from vista.data.validate import DayFigures, check_newest_day, day_figures
+from vista.errors import InputError
+from vista.recipes import recipe_of
+from vista.runs import RunDirectory, write_whole
+
+log = logging.getLogger(__name__)
+
+
+class PrepareReport(Frozen):
+    """What was prepared, how its days are used, and what each day looks like."""
+
+    dataset: DatasetInfo
+    windows: Windows
+    days: tuple[DayFigures, ...]
+
+
+def prepare(config: RefreshConfig, settings: Settings) -> PrepareReport:
+    """First stage of a refresh: the run's data set, in the run's `data` directory."""
+    recipe = recipe_of(config)
+    return prepare_dataset(recipe.data, RunDirectory.open(settings.runs, config).data, recipe.windows)
+
+
+def prepare_dataset(data: DataConfig, path: Path, windows: WindowConfig) -> PrepareReport:
+    """Read, validate and write a data set; `path` is replaced when the new one is complete.
+
+    Raises `InputError` or `RejectedDataError` for input that cannot be used and `DataValidationError` if the
+    newest day is not like the others; `path` is then as it was.
+    """
+    with _whole_or_nothing(path) as unfinished:
+        return _Preparation(data, windows, unfinished).run()
+
+
+@contextmanager
+def _whole_or_nothing(path: Path) -> Iterator[Path]:
+    """A directory beside `path` that takes its place at the end. What a killed attempt has left is removed:
+    one process at a time prepares a path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _clear(path)
+    unfinished = path.parent / f".{path.name}.{uuid.uuid4().hex}"
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        if path.exists():
+            path.rename(path.parent / f".{path.name}.{uuid.uuid4().hex}")
+        unfinished.rename(path)
+    finally:
+        _clear(path)
+
+
+def _clear(path: Path) -> None:
+    for left in path.parent.glob(f".{path.name}.*"):
+        shutil.rmtree(left)
+
+
+@dataclass(frozen=True, slots=True)
+class _ItemColumns:
+    """Collected bucket by bucket: what the past of items is made of."""
+
+    item_row: list[NDArray[np.int32]]
+    time_us: list[NDArray[np.int64]]
+    labels: list[NDArray[np.uint8]]
+
+    def add(self, rows: pl.DataFrame, labels: list[str]) -> None:
+        events = rows.filter(~pl.col("candidate_only"))
+        self.item_row.append(events["item_row"].to_numpy())
+        self.time_us.append(events["event_time_us"].to_numpy())
+        self.labels.append(np.stack([events[label].to_numpy() for label in labels], axis=1))
+
+    def past(self) -> ItemsPast:
+        return ItemsPast(
+            np.concatenate(self.item_row), np.concatenate(self.time_us), np.concatenate(self.labels)
+        )
+
+
+class _Preparation:
+    """One run of `prepare_dataset` in an unfinished directory."""
+
+    def __init__(self, data: DataConfig, windows: WindowConfig, path: Path) -> None:
+        self.data = data
+        self.windows = windows
+        self.path = path
+        self.scratch = path / "scratch"
+        self.source: SourceInfo = SOURCES[data.source].describe(data)
+        self.rejects = Rejects(path / "rejects.jsonl")
+
+    def run(self) -> PrepareReport:
+        if unknown := set(self.data.tasks) - set(self.source.tasks):
+            raise InputError(
+                f"tasks {', '.join(sorted(unknown))}: source {self.data.source!r} has "
+                f"{', '.join(self.source.tasks)}"
+            )
+        for name in ("scratch", "events", "examples", "candidates"):
+            (self.path / name).mkdir()
+        seen, truth = self._read()
+        learned = learn(seen, self.data, self.windows)
+        columns = Columns(
+            tasks=self.data.tasks,
+            context=tuple(f"context_{column.name}" for column in self.source.context),
+            dense=dense_names(self.data.tasks, self.source.actions),
+            truth=truth,
+            actions=len(self.source.actions),
+        )
+        report = self._write(learned, columns)
+        check_newest_day(report.days)
+        shutil.rmtree(self.scratch)
+        return report
+
+    def _read(self) -> tuple[Seen, tuple[str, ...]]:
+        """Every bucket's rows, sorted, to the scratch directory."""
+        log.info("reading source %s", self.data.source)
+        batches: Iterator[pa.RecordBatch] = SOURCES[self.data.source].read(self.data, self.rejects)
+        parts = partition(batches, self.data.buckets, self.scratch / "runs")
+        seen = Seen()
+        for bucket in range(self.data.buckets):
+            rows = sorted_rows(parts.bucket(bucket))
+            rows.write_ipc(rows_file(self.scratch, bucket, "sorted"))
+            seen.add(rows, f"label_{self.data.tasks[0]}", self.data.day_offset_s)
+        truth = ("true_probability",) if "true_probability" in rows.columns else ()
+        log.info("read %d rows, %d rejected", self.rejects.rows, self.rejects.rejected)
+        return seen, truth
+
+    def _write(self, learned: Learned, columns: Columns) -> PrepareReport:
+        items_past = self._write_events(learned, columns)
+        sums = np.zeros((3, 3), np.uint64)
+        days: list[pl.DataFrame] = []
+        for bucket in range(self.data.buckets):
+            rows = pl.read_ipc(rows_file(self.scratch, bucket, "mapped"))
+            examples, candidates = cut_bucket(rows, items_past, learned, self.data, columns)
+            examples.write_parquet(bucket_file(self.path, "examples", bucket), compression="lz4")
+            candidates.write_parquet(bucket_file(self.path, "candidates", bucket), compression="lz4")
+            events = rows.filter(~pl.col("candidate_only")).drop("candidate_only")
+            sums[0] += row_sums(events)
+            sums[1] += row_sums(candidates)
+            sums[2] += row_sums(examples.drop("history_start", "candidate_start"))
+            days.append(_day_columns(candidates, learned, columns))
+        log.info("cut %d examples, %d candidates", sums[2][0], sums[1][0])
+        return self._finish(learned, columns, sums, pl.concat(days))
+
+    def _write_events(self, learned: Learned, columns: Columns) -> ItemsPast:
+        learned.users.write(self.path / "users.parquet")
+        learned.items.write(self.path / "items.parquet", category_row=learned.item_category_R)
+        learned.categories.write(self.path / "categories.parquet")
+        collected = _ItemColumns([], [], [])
+        for bucket in range(self.data.buckets):
+            file = rows_file(self.scratch, bucket, "sorted")
+            rows = with_rows(pl.read_ipc(file), learned)
+            write_events(rows, bucket_file(self.path, "events", bucket), columns)
+            rows.write_ipc(rows_file(self.scratch, bucket, "mapped"))
+            file.unlink()
+            collected.add(rows, columns.labels())
+        return collected.past()
+
+    def _finish(
+        self, learned: Learned, columns: Columns, sums: NDArray[np.uint64], candidates: pl.DataFrame
+    ) -> PrepareReport:
+        names = (*columns.labels(), *columns.context, *columns.dense, self.data.history_cut)
+        test = candidates.filter(pl.col("day") == learned.windows.n)
+        info = DatasetInfo(
+            name=self.data.source,
+            digest=digest(sums, names),
+            clock=self.data.clock,
+            first_day=0,
+            last_day=learned.windows.n,
+            rows=int(sums[0][0]),
+            users=len(learned.users.id_R),
+            items=len(learned.items.id_R),
+            candidates=int(sums[1][0]),
+            rejects=self.rejects.rejected,
+            duplicates=self.rejects.duplicates,
+            tasks=self.data.tasks,
+            oracle_auc=oracle_auc(test["label"], test["true_probability"]) if columns.truth else None,
+        )
+        file = DatasetFile(
+            info=info,
+            data=self.data,
+            windows=learned.windows,
+            origin_us=learned.days.origin_us,
+            actions=self.source.actions,
+            context=self.source.context,
+            dense=columns.dense,
+            value_edges=tuple(learned.value_edges.tolist()),
+        )
+        write_whole(self.path / "dataset.json", file.model_dump_json(indent=2))
+        return PrepareReport(dataset=info, windows=learned.windows, days=day_figures(candidates))
+
+
+def _day_columns(candidates: pl.DataFrame, learned: Learned, columns: Columns) -> pl.DataFrame:
+    """What validation looks at, per candidate."""
+    items, users = learned.items, learned.users
+    item_row, user_row = candidates["item_row"].to_numpy(), users.rows_of(candidates["user_id"].to_numpy())
+    return candidates.select(
+        "day", "user_id", pl.col(columns.labels()[0]).alias("label"), *columns.truth
+    ).with_columns(
+        item_first_day=learned.days.of(items.first_seen_us_R[item_row - 1]),
+        user_first_day=learned.days.of(users.first_seen_us_R[user_row - 1]),
+    )

@@ -9,7 +9,9 @@ read; `read(config: DataConfig, rejects: Rejects) -> Iterator[pa.RecordBatch]` g
 - `label_<task>` uint8 for each of `SourceInfo.tasks`: 0, 1, or 255 for a row that is history only. A row with
   a label is a candidate and an event;
 - optionally `candidate_only` bool (absent: false): a candidate that never happened, such as a sampled
-  negative; it has labels but belongs to no history. It comes before the events of the same time.
+  negative; it has labels but belongs to no history. It comes before the events of the same time;
+- optionally `source_date` int32, YYYYMMDD: the day under which the source's files list the row, which public
+  splits go by. It is no feature, and it need not be the day of `event_time_us`.
 
 A reader rejects bad rows, counts what it read in `rejects.rows`, and after its last batch raises
 `RejectedDataError` if too many were bad, and `InputError` if there was nothing to read.

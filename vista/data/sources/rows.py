@@ -19,6 +19,10 @@ FIRST_TIME_US = 315_532_800_000_000
 END_TIME_US = 4_102_444_800_000_000
 """2100-01-01."""
 UNITS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}
+OPTIONAL = (
+    pa.field("candidate_only", pa.bool_(), nullable=False),
+    pa.field("source_date", pa.int32(), nullable=False),
+)
 HISTORY_ONLY = 255
 """Label of a row that is not a candidate."""
 
@@ -133,8 +137,7 @@ def event_batch(frame: pl.DataFrame, info: SourceInfo) -> pa.RecordBatch:
         *(pa.field(f"context_{column.name}", pa.int32(), nullable=False) for column in info.context),
         *(pa.field(f"label_{task}", pa.uint8(), nullable=False) for task in info.tasks),
     ]
-    if "candidate_only" in frame.columns:
-        fields.append(pa.field("candidate_only", pa.bool_(), nullable=False))
+    fields += [field for field in OPTIONAL if field.name in frame.columns]
     absent = [
         pl.lit(None).alias(name) for name in ("value", "category_id", "surface") if name not in frame.columns
     ]

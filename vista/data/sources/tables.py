@@ -109,6 +109,15 @@ def read_table(
         yield from _gathered(_read_text(layout, rejects))
 
 
+def whole_text(file: TableFile, encoding: str) -> str:
+    """A small text file. Raises `InputError` if it is not whole or not in that encoding."""
+    try:
+        with closing(_Text(file)) as text:
+            return text.all().decode(encoding)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file.name} cannot be read ({_first_line(error)}): get it again") from error
+
+
 def _missing_column(file: TableFile, column: str, there: Sequence[str], separator: str) -> str:
     message = f"{file.name} has no column {column!r}: {closest(column, there)}"
     if file.is_parquet or len(there) > 1:
@@ -168,6 +177,11 @@ class _Text:
             self._ahead += more
         line, _, self._ahead = self._ahead.partition(b"\n")
         return line
+
+    def all(self) -> bytes:
+        """What is left."""
+        data: bytes = self._stream.read()
+        return data
 
     def more(self) -> bool:
         """Whether anything is left."""

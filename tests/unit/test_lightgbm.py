@@ -1,0 +1,91 @@
+"""The LightGBM baseline on a small generated data set."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from vista.config import DataConfig, GeneratedConfig, WindowConfig
+from vista.data.dataset import Dataset
+from vista.data.prepare import prepare_dataset
+from vista.data.schema import Examples
+from vista.errors import InputError
+from vista.evaluate.metrics import auc
+from vista.train.lightgbm_baseline import ROUNDS_WITHOUT_VALIDATION, fit_lightgbm
+
+SIZE = GeneratedConfig(users=150, items=200, events_per_user=160, days=10)
+TEST_DAY = 9
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    path = tmp_path_factory.mktemp("lightgbm") / "data"
+    prepare_dataset(DataConfig(source="generated", buckets=2, generated=SIZE), path, WindowConfig())
+    return Dataset.open(path)
+
+
+def parts(dataset: Dataset) -> tuple[Examples, Examples, Examples]:
+    return dataset.examples(0, 8), dataset.examples(8, TEST_DAY), dataset.examples(TEST_DAY, TEST_DAY + 1)
+
+
+def labels_of(examples: Examples) -> np.ndarray:
+    return examples.candidates.labels_CT[examples.candidate_ids(), 0]
+
+
+def test_predicts_the_test_candidates_in_their_order(dataset: Dataset) -> None:
+    """The planted signal shows in past label rates: well above chance, and lost if the order is not kept."""
+    train, valid, test = parts(dataset)
+    probability, fit = fit_lightgbm(dataset, train, valid, test, seed=0)
+    labels = labels_of(test)
+    assert probability.shape == labels.shape
+    assert ((probability > 0) & (probability < 1)).all()
+    assert auc(labels, probability) > 0.65
+    assert auc(np.roll(labels, 7), probability) < 0.6
+    first = test.where(np.arange(len(test)) < 10)
+    np.testing.assert_array_equal(
+        fit_lightgbm(dataset, train, valid, first, seed=0)[0], probability[: len(labels_of(first))]
+    )
+    assert set(fit.gain) == set(dataset.file.dense)
+    assert sum(fit.gain.values()) == pytest.approx(1)
+
+
+def test_is_deterministic(dataset: Dataset) -> None:
+    first, first_fit = fit_lightgbm(dataset, *parts(dataset), seed=3)
+    second, second_fit = fit_lightgbm(dataset, *parts(dataset), seed=3)
+    np.testing.assert_array_equal(first, second)
+    assert first_fit == second_fit
+
+
+def test_labels_of_the_test_day_are_not_used(dataset: Dataset) -> None:
+    train, valid, test = parts(dataset)
+    expected, _ = fit_lightgbm(dataset, train, valid, test, seed=0)
+    flipped = 1 - test.candidates.labels_CT
+    blind = replace(test, candidates=replace(test.candidates, labels_CT=flipped))
+    np.testing.assert_array_equal(fit_lightgbm(dataset, train, valid, blind, seed=0)[0], expected)
+
+
+def test_permuted_training_labels_leave_nothing_to_learn(dataset: Dataset) -> None:
+    """AUC .5 within 3 standard errors: sqrt(1 / 12 (1 / positives + 1 / negatives))."""
+    train, valid, test = parts(dataset)
+    permuted = np.random.default_rng(0).permuted(train.candidates.labels_CT, axis=0)
+    candidates = replace(train.candidates, labels_CT=permuted)
+    blind = [replace(part, candidates=candidates) for part in (train, valid)]
+    probability, _ = fit_lightgbm(dataset, blind[0], blind[1], test, seed=0)
+    labels = labels_of(test)
+    error = np.sqrt((1 / labels.sum() + 1 / (1 - labels).sum()) / 12)
+    assert abs(auc(labels, probability) - 0.5) < 3 * error
+
+
+def test_without_validation_days_the_number_of_trees_is_fixed(dataset: Dataset) -> None:
+    train, _, test = parts(dataset)
+    _, fit = fit_lightgbm(dataset, train, dataset.examples(5, 5), test, seed=0)
+    assert fit.rounds == ROUNDS_WITHOUT_VALIDATION
+
+
+def test_days_without_candidates_are_named(dataset: Dataset) -> None:
+    train, valid, test = parts(dataset)
+    none = dataset.examples(5, 5)
+    with pytest.raises(InputError, match="training days hold no candidates"):
+        fit_lightgbm(dataset, none, valid, test, seed=0)
+    with pytest.raises(InputError, match="test days hold no candidates"):
+        fit_lightgbm(dataset, train, valid, none, seed=0)

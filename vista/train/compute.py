@@ -1,0 +1,143 @@
+"""Ray: a session on the head that runs this job, or a local one; trainings with Ray Train; plain tasks."""
+
+import logging
+import os
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from vista.errors import StageError, VistaError
+from vista.train.jobs import Job, Training
+from vista.train.loop import LOG_EVERY_S, Snapshot, World, fit
+from vista.train.tracking import CurveLog, Tracked
+
+LOG = logging.getLogger(__name__)
+LOCAL_OBJECT_STORE_BYTES = 256 * 1024**2
+MAX_FAILURES = 3
+CHECKPOINTS_KEPT = 2
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect to the head of `RAY_ADDRESS` (set inside Ray jobs), else run a local one until the end.
+
+    A local head asks for a token, because Ray listens beyond loopback.
+    """
+    # read when ray is imported: `report` waits for the next poll, 2 s by default
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    local = "RAY_ADDRESS" not in os.environ
+    if local:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    if local:
+        ray.init(
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+            logging_level=logging.WARNING,
+        )
+    else:
+        ray.init(logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def train_on_ray(job: Job, tracked: Tracked, *, storage: Path, name: str) -> Path:
+    """Train with Ray Train; returns the directory of the final state.
+
+    The same `name` and `storage` resume what was interrupted. A worker that dies is replaced, and the
+    training goes on from the last checkpoint. Raises `StageError` if that does not help.
+    """
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job, "tracked": tracked},
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ScalingConfig(num_workers=job.train.workers),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise StageError(
+            f"training {name!r} failed {MAX_FAILURES + 1} times ({error}): see the workers' log above, mend "
+            "the cause and run it again, it resumes"
+        ) from error
+    assert result.checkpoint is not None, "every epoch ends with a checkpoint"
+    return Path(result.checkpoint.path)
+
+
+def _train_worker(sent: dict[str, Any]) -> None:
+    """One worker of a training: gloo is set up, checkpoints go through Ray, rank 0 logs the curve."""
+    import ray.train
+    from ray.train import Checkpoint
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    torch.set_num_threads(1)
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size())
+    curve = CurveLog(sent["tracked"])
+
+    def keep(snapshot: Snapshot) -> None:
+        metrics = {"global_step": snapshot.progress.global_step}
+        if world.rank > 0:
+            ray.train.report(metrics)
+            return
+        curve.add(snapshot.progress.curve)
+        with tempfile.TemporaryDirectory() as directory:
+            snapshot.write(Path(directory))
+            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(directory))
+
+    task = Training(sent["job"]).task()
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        fit(task, world, keep=keep)
+    else:
+        with checkpoint.as_directory() as directory:
+            fit(task, world, resume=Path(directory), keep=keep)
+
+
+def run_tasks(function: Callable[[T], R], arguments: Sequence[T], what: str) -> list[R]:
+    """`function` of every argument, as Ray tasks of one CPU; a task whose worker dies runs again.
+
+    Raises the error of a task that failed, if it is a `VistaError`, else `StageError`.
+    """
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    remote = ray.remote(num_cpus=1, max_retries=MAX_FAILURES)(function)
+    pending = [remote.remote(argument) for argument in arguments]
+    results = list(pending)
+    try:
+        while pending:
+            done, pending = ray.wait(pending, num_returns=len(pending), timeout=LOG_EVERY_S)
+            ray.get(done)
+            LOG.info("%s: %d of %d done", what, len(results) - len(pending), len(results))
+        values: list[R] = ray.get(results)
+    except RayError as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, VistaError):
+            raise cause from error
+        raise StageError(
+            f"{what}: a task failed ({cause}): mend the cause and run the stage again"
+        ) from error
+    return values

@@ -1,0 +1,158 @@
+"""Trainings as values: what a worker is sent, and what it builds from it."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vista.config import Frozen, ModelConfig, TrainConfig
+from vista.data.batches import BatchPlan
+from vista.data.dataset import Dataset
+from vista.data.schema import Batch, Examples
+from vista.delivery.catalog import open_catalog
+from vista.errors import InputError
+from vista.evaluate.report import TrainedOn
+from vista.model.checkpoint import Model, load
+from vista.model.downstream import Downstream
+from vista.model.inputs import tensors
+from vista.model.ranker import Ranker, RankerOutput, SlotName
+from vista.summary.join import SummaryReader
+from vista.train.loop import Task, predict
+
+
+class Days(Frozen):
+    """Trained on days [first, valid), stopped early on [valid, end); empty if valid == end."""
+
+    first: int
+    valid: int
+    end: int
+
+
+class RankerJob(Frozen):
+    """The training of a model that reads raw histories: the foundation, or a baseline."""
+
+    dataset: Path
+    slot: SlotName
+    model: ModelConfig
+    train: TrainConfig
+    max_uih: int
+    days: Days
+
+
+class DownstreamJob(Frozen):
+    """The training of stage 2 and the MLP on the published summaries of one space."""
+
+    dataset: Path
+    foundation: Path
+    catalog_url: str
+    space: str
+    train: TrainConfig
+    days: Days
+
+
+Job = RankerJob | DownstreamJob
+
+
+class Training:
+    """A job with its data and its model in memory. Workers of one job build equal ones."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.dataset = Dataset.open(job.dataset)
+        torch.default_generator.manual_seed(job.train.seed)
+        self.model: Model
+        if isinstance(job, RankerJob):
+            known_until_us = self.dataset.day_start_us(job.days.valid)
+            self.model = Ranker(job.model, self.dataset.spec(known_until_us), job.slot)
+            self.max_uih = job.max_uih
+        else:
+            foundation, _ = load(job.foundation)
+            assert isinstance(foundation, Ranker)
+            self.model = Downstream.from_foundation(foundation)
+            self.reader = summary_reader(job.catalog_url, job.space)
+            self.max_uih = 0  # stage 2 reads summaries, no history
+
+    def task(self) -> Task:
+        """What `fit` needs."""
+        days = self.job.days
+        train = self.dataset.examples(days.first, days.valid)
+        if not len(train):
+            raise InputError(
+                f"days {days.first} .. {days.valid - 1} of {self.job.dataset} hold no candidates to train "
+                "on: give more days of events, or another foundation_fraction"
+            )
+        valid = self.dataset.examples(days.valid, days.end)
+        return Task(
+            model=self.model,
+            forward=self.forward,
+            config=self.job.train,
+            train=lambda epoch: self.plan(train, epoch),
+            valid=self.plan(valid) if len(valid) else None,
+            labels_N=self.labels_N(),
+        )
+
+    def forward(self, batch: Batch) -> RankerOutput:
+        """The model's output for a batch."""
+        output: RankerOutput
+        if isinstance(self.model, Ranker):
+            output = self.model(tensors(batch, "cpu"))
+        else:
+            output = self.model(tensors(batch, "cpu"), self.summaries(batch))
+        return output
+
+    def summaries(self, batch: Batch) -> Tensor:
+        """summary_BSD as of each example's cut; the fallback where the table has none."""
+        assert isinstance(self.model, Downstream)
+        summary_BSD, found_B, _ = self.reader.lookup(batch.user_id_B, batch.cut_us_B)
+        return self.model.with_fallback(torch.from_numpy(summary_BSD), torch.from_numpy(found_B))
+
+    def plan(self, examples: Examples, epoch: int | None = None) -> BatchPlan:
+        """The batches of an epoch; in the order of the examples if no epoch is given."""
+        config = self.job.train
+        return BatchPlan.make(
+            examples,
+            max_tokens=config.max_tokens_per_batch,
+            max_candidates=config.max_candidates_per_batch,
+            max_uih=self.max_uih,
+            seed=config.seed,
+            epoch=epoch or 0,
+            shuffle=epoch is not None,
+        )
+
+    def predict(self, first_day: int, end_day: int) -> NDArray[np.float32]:
+        """Probabilities by candidate id for the candidates of some days; NaN elsewhere."""
+        examples = self.dataset.examples(first_day, end_day)
+        return predict(self.model, self.forward, self.plan(examples), self.dataset.info.candidates)
+
+    def labels_N(self) -> NDArray[np.float32]:
+        """The first task's labels by candidate id."""
+        return self.dataset.candidates.labels_CT[:, 0]
+
+    def trained_on(self) -> TrainedOn:
+        """Days and candidates that weights and stopping were chosen on."""
+        days = self.job.days
+        rows = int(self.dataset.examples(days.first, days.end).num_candidates_E.sum())
+        return TrainedOn(first_day=days.first, end_day=days.end, rows=rows)
+
+
+def summary_reader(catalog_url: str, space: str) -> SummaryReader:
+    """A reader of all published epochs of a space that are not withdrawn."""
+    catalog = open_catalog(catalog_url)
+    try:
+        epochs = [epoch for epoch in catalog.list_epochs(space) if epoch.published and not epoch.withdrawn]
+    finally:
+        catalog.close()
+    return SummaryReader(epochs)
+
+
+def training_days(first: int, end: int, valid_days: int) -> Days:
+    """The newest `valid_days` of [first, end) stop the training early; none if nothing would be left.
+
+    >>> training_days(0, 5, 1)
+    Days(first=0, valid=4, end=5)
+    >>> training_days(0, 1, 1)
+    Days(first=0, valid=1, end=1)
+    """
+    return Days(first=first, valid=end - valid_days if end - first > valid_days else end, end=end)

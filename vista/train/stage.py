@@ -1,0 +1,131 @@
+"""What the stages of this folder share: the run's files, the results of its models, its MLflow runs."""
+
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vista.config import Frozen, Recipe, RefreshConfig, Settings
+from vista.data.dataset import Dataset
+from vista.evaluate.metrics import Metrics, measure
+from vista.evaluate.report import TrainedOn
+from vista.recipes import recipe_of
+from vista.runs import RunDirectory, write_whole
+from vista.train.state import Point, Progress
+from vista.train.tracking import Tracked, flattened, git_revision, track
+
+SCORES_FILE = "scores.npy"
+FITTED_FILE = "fitted.json"
+CHECKPOINT_DIRECTORY = "checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class StageContext:
+    """One run, as its stages see it."""
+
+    config: RefreshConfig
+    settings: Settings
+    recipe: Recipe
+    run: RunDirectory
+    dataset: Dataset
+
+    @classmethod
+    def open(cls, config: RefreshConfig, settings: Settings) -> "StageContext":
+        """Raises `InputError` if the stage prepare has not finished."""
+        run = RunDirectory.open(settings.runs, config)
+        return cls(config, settings, recipe_of(config), run, Dataset.open(run.data))
+
+    def result(self, model: str) -> "Result":
+        return Result(self.run.training(model) / "result")
+
+    def track(self, model: str, space: str, params: dict[str, Any]) -> Tracked:
+        """This run's MLflow run of one model; experiments are named after the recipe."""
+        tags = {
+            "vista.run_id": self.config.run_id,
+            "vista.model": model,
+            "vista.space": space,
+            "vista.data_digest": self.dataset.info.digest,
+            "vista.git_revision": git_revision(),
+        }
+        name = f"{self.config.run_id}/{model}"
+        return track(self.settings, f"vista-{self.recipe.name}", name, params, tags)
+
+    def test_rows(self) -> NDArray[np.int64]:
+        """Ids of the test day's candidates, in ascending order: what every model is measured on."""
+        n = self.dataset.split().n
+        return np.sort(self.dataset.examples(n, n + 1).candidate_ids())
+
+    def measure(self, scores_N: NDArray[np.float32]) -> Metrics:
+        """The metrics of probabilities by candidate id on the test day."""
+        rows, candidates = self.test_rows(), self.dataset.candidates
+        return measure(candidates.user_id_C[rows], candidates.labels_CT[rows, 0], scores_N[rows])
+
+    def params(self) -> dict[str, Any]:
+        return flattened(self.config) | flattened(self.recipe)
+
+
+class Fitted(Frozen):
+    """How a model came to be. `best_epoch` counts from 0; the curve is empty for LightGBM."""
+
+    model: str
+    trained_on: TrainedOn
+    best_epoch: int | None = None
+    best_auc: float | None = None
+    curve: tuple[Point, ...] = ()
+    note: str = ""
+
+    @classmethod
+    def of(cls, model: str, trained_on: TrainedOn, progress: Progress) -> "Fitted":
+        return cls(
+            model=model,
+            trained_on=trained_on,
+            best_epoch=progress.best_epoch,
+            best_auc=progress.best_auc,
+            curve=progress.curve,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished model's directory: test scores by candidate id, `Fitted`, its checkpoint if it is kept.
+
+    It is there as a whole or not at all.
+    """
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / CHECKPOINT_DIRECTORY
+
+    def exists(self) -> bool:
+        return self.path.exists()
+
+    def begin(self) -> "Result":
+        """A place to write the result to, until `end`."""
+        unfinished = Result(self.path.with_name(f".result-{uuid.uuid4().hex}"))
+        unfinished.path.mkdir(parents=True)
+        return unfinished
+
+    def end(self, unfinished: "Result") -> None:
+        """Put what was written in place; the first of several equal ones stays."""
+        if self.exists():
+            shutil.rmtree(unfinished.path)
+        else:
+            unfinished.path.rename(self.path)
+
+    def write(self, fitted: Fitted, scores_N: NDArray[np.float32]) -> None:
+        np.save(self.path / SCORES_FILE, scores_N)
+        write_whole(self.path / FITTED_FILE, fitted.model_dump_json(indent=2))
+
+    def scores_N(self) -> NDArray[np.float32]:
+        """Probabilities of the test day's candidates by candidate id; NaN elsewhere."""
+        scores: NDArray[np.float32] = np.load(self.path / SCORES_FILE)
+        return scores
+
+    def fitted(self) -> Fitted:
+        return Fitted.model_validate_json((self.path / FITTED_FILE).read_text(encoding="utf-8"))

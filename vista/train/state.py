@@ -1,0 +1,68 @@
+"""What a training resumes from: `state.safetensors` (weights, best weights, Adam's moments) and
+`progress.json` (position, best epoch, curve). Nothing is pickled."""
+
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vista.config import Frozen
+from vista.runs import write_whole
+from vista.train.adam import FlatAdam
+
+STATE_FILE = "state.safetensors"
+PROGRESS_FILE = "progress.json"
+
+
+class Point(Frozen):
+    """The metrics of one step; steps count from 1 over all epochs."""
+
+    step: int
+    values: dict[str, float]
+
+
+class Progress(Frozen):
+    """Where a training is: `step` steps of `epoch` are done, `global_step` in all."""
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    best_epoch: int | None = None
+    best_auc: float | None = None
+    done: bool = False
+    curve: tuple[Point, ...] = ()
+
+
+def save_state(
+    directory: Path,
+    progress: Progress,
+    model: nn.Module,
+    best: dict[str, Tensor],
+    optimiser: FlatAdam,
+) -> None:
+    """Write a state into `directory`."""
+    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
+    tensors |= {f"adam/{name}": moment for name, moment in optimiser.moments().items()}
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, directory / STATE_FILE)
+    write_whole(directory / PROGRESS_FILE, progress.model_dump_json())
+
+
+def load_state(directory: Path, model: nn.Module, optimiser: FlatAdam) -> tuple[Progress, dict[str, Tensor]]:
+    """Put a state back; returns the progress and the best weights so far."""
+    tensors = load_file(directory / STATE_FILE)
+    model.load_state_dict(_below("model/", tensors))
+    optimiser.restore(_below("adam/", tensors))
+    progress = Progress.model_validate_json((directory / PROGRESS_FILE).read_text(encoding="utf-8"))
+    return progress, _below("best/", tensors)
+
+
+def load_best(directory: Path, model: nn.Module) -> Progress:
+    """Put the best weights of a finished training into `model`."""
+    model.load_state_dict(_below("best/", load_file(directory / STATE_FILE)))
+    return Progress.model_validate_json((directory / PROGRESS_FILE).read_text(encoding="utf-8"))
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,100 @@
+"""Stage: train the foundation model on days [first_day, k) with Ray Train and measure it on the test day."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+from vista.config import Frozen, RefreshConfig, Settings
+from vista.evaluate.metrics import Metrics
+from vista.evaluate.report import TrainedOn
+from vista.model.checkpoint import CheckpointMeta, save
+from vista.train.compute import ray_session, train_on_ray
+from vista.train.jobs import RankerJob, Training, training_days
+from vista.train.stage import Fitted, Result, StageContext
+from vista.train.state import load_best
+
+LOG = logging.getLogger(__name__)
+MODEL = "foundation"
+REGISTERED = "vista-foundation"
+
+
+class FoundationReport(Frozen):
+    """`checkpoint` is a directory that `vista.model.checkpoint.load` reads; metrics are of the test day."""
+
+    space: str
+    checkpoint: str
+    digest: str
+    trained_until_us: int
+    mlflow_run_id: str
+    metrics: Metrics
+    trained_on: TrainedOn
+
+
+def train_foundation(config: RefreshConfig, settings: Settings) -> FoundationReport:
+    """Train, evaluate, register. Run again after a crash, it resumes from the last checkpoint."""
+    stage = StageContext.open(config, settings)
+    job, space = foundation_job(stage), space_of(stage)
+    training = Training(job)
+    training.task()  # what is wrong with the data is found here, before any worker starts
+    tracked = stage.track(MODEL, space, stage.params())
+    result = stage.result(MODEL)
+    if not result.exists():
+        with ray_session():
+            state = train_on_ray(job, tracked, storage=stage.run.training(MODEL), name=config.run_id)
+        _finish(stage, training, space, state, result)
+    meta = CheckpointMeta.model_validate_json((result.checkpoint / "model.json").read_bytes())
+    metrics = stage.measure(result.scores_N())
+    tracked.finish(
+        {f"test_{name}": value for name, value in metrics.model_dump().items() if value is not None},
+        {"config": stage.run.path / "config.json", "checkpoint": result.checkpoint},
+    )
+    tracked.register(REGISTERED, "checkpoint", {"space": space, "digest": meta.digest})
+    return FoundationReport(
+        space=space,
+        checkpoint=str(result.checkpoint),
+        digest=meta.digest,
+        trained_until_us=meta.trained_until_us,
+        mlflow_run_id=tracked.run_id,
+        metrics=metrics,
+        trained_on=result.fitted().trained_on,
+    )
+
+
+def foundation_job(stage: StageContext, *, history_share: int = 1) -> RankerJob:
+    """The foundation's training; `history_share` 10 reads the newest tenth of what it reads."""
+    windows, recipe = stage.dataset.split(), stage.recipe
+    return RankerJob(
+        dataset=stage.run.data,
+        slot="vista",
+        model=recipe.model,
+        train=recipe.foundation,
+        max_uih=max(1, recipe.data.max_uih // history_share),
+        days=training_days(windows.first_day, windows.k, recipe.windows.valid_days),
+    )
+
+
+def space_of(stage: StageContext) -> str:
+    """The name of the space that this run's cold training begins; the same when the run is resumed."""
+    text = f"{stage.config.run_id}\n{stage.recipe.model_dump_json()}\n{stage.dataset.info.digest}"
+    return f"{stage.recipe.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _finish(stage: StageContext, training: Training, space: str, state: Path, result: Result) -> None:
+    """Score the test day with the best weights and put the model's result in place."""
+    progress = load_best(state, training.model)
+    test_day = stage.dataset.split().n
+    LOG.info("foundation: best epoch %s, scoring day %d", progress.best_epoch, test_day)
+    scores_N = training.predict(test_day, test_day + 1)
+    unfinished = result.begin()
+    meta = CheckpointMeta(
+        kind="vista",
+        config=training.model.config,
+        spec=training.model.spec,
+        space=space,
+        trained_until_us=stage.dataset.day_start_us(training.job.days.end),
+        max_uih=training.max_uih,
+    )
+    save(unfinished.checkpoint, training.model, meta)
+    fitted = Fitted.of(MODEL, training.trained_on(), progress)
+    unfinished.write(fitted, scores_N)
+    result.end(unfinished)

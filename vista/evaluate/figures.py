@@ -70,6 +70,7 @@ def calibration(bins: Mapping[str, CalibrationBins]) -> str:
             panel.plot(one.predicted, one.observed, color=COLOURS[0], linewidth=1, alpha=0.5)
             panel.scatter(one.predicted, one.observed, s=area, color=COLOURS[0], alpha=0.75, linewidth=0)
             panel.set(title=model, xlim=(0, 1), ylim=(0, 1), xlabel="predicted", ylabel="observed")
+            panel.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
             panel.set_aspect("equal")
         return _svg(figure, "calibration")
 
@@ -81,7 +82,7 @@ def paired_differences(paired: Mapping[str, PairedDifference]) -> str:
         _intervals(left, {model: one.auc for model, one in paired.items()}, "AUC difference")
         _intervals(right, {model: one.ne for model, one in paired.items()}, "NE difference (axis reversed)")
         right.invert_xaxis()
-        right.set_yticklabels([])
+        right.tick_params(axis="y", left=False, labelleft=False)
         return _svg(figure, "paired-differences")
 
 

@@ -81,10 +81,10 @@ def verdict(report: RefreshReport) -> str:
 
 
 def figure(value: float | None, digits: int = 4) -> str:
-    """A figure without its leading zero's noise; an en dash stands for none.
+    """A figure of `digits` decimals; a dash stands for none.
 
-    >>> figure(0.73215), figure(None)
-    ('0.7322', '-')
+    >>> figure(0.7321), figure(None)
+    ('0.7321', '-')
     """
     return "-" if value is None else f"{value:.{digits}f}"
 
@@ -99,9 +99,9 @@ def difference(one: Interval) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds for people.
+    """Seconds for people; a dash stands for none.
 
-    >>> duration(7.25), duration(125), duration(90_061), duration(None)
+    >>> duration(7.3), duration(125), duration(90_061), duration(None)
     ('7.3 s', '2 min 5 s', '1 d 1 h', '-')
     """
     if seconds is None:
@@ -109,10 +109,10 @@ def duration(seconds: float | None) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     whole = round(seconds)
-    units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
-    first = next(place for place, (_, size) in enumerate(units) if whole >= size)
-    (large, large_size), (small, small_size) = units[first], units[first + 1]
-    return f"{whole // large_size} {large} {whole % large_size // small_size} {small}"
+    for large, size, small, part in (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60)):
+        if whole >= size:
+            return f"{whole // size} {large} {whole % size // part} {small}"
+    return f"{whole // 60} min {whole % 60} s"
 
 
 def print_table(report: RefreshReport) -> str:
@@ -132,7 +132,7 @@ def print_table(report: RefreshReport) -> str:
         stages.insert(0, ("(installation)", duration(report.install_s)))
     stages.append(("all stages", duration(sum(one.seconds for one in report.stages))))
     parts = [
-        f"{report.dataset}: {report.rows:,} rows of {report.users:,} users; "
+        f"{report.dataset}: {report.rows:,} events of {report.users:,} users; "
         f"tested on {report.test_rows:,} rows of the last day (clock: {report.clock})",
         _table(("model", "AUC", "NE", "GAUC", "calibr.", "trained on"), models, left=(0, 5)),
         _table(("region", "coverage", "lag", "oldest summary"), regions, left=(0,)),

@@ -50,7 +50,7 @@ check: install  ## format, lint, types, imports; repairs nothing (make fmt does)
 	$(COMPUTE)/bin/ruff format --check .
 	$(COMPUTE)/bin/ruff check .
 	$(COMPUTE)/bin/mypy
-	$(AIRFLOW)/bin/mypy -p vista.orchestration -p dags
+	$(AIRFLOW)/bin/mypy vista/orchestration/*.py dags/*.py
 	$(COMPUTE)/bin/lint-imports --no-cache
 
 fmt: install  ## repair formatting and what the linter can repair

@@ -1,0 +1,60 @@
+"""Runs one command; when it ends, when this process is stopped, or when the launcher dies, nothing of the
+command stays: `python -m infra.guard --parent PID [--scratch DIRECTORY] -- COMMAND ...`
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from types import FrameType
+
+from infra.processes import adopt_orphans, descendants, die_with, wait_until
+
+GRACE_S = 12.0
+"""Ray's head needs 3-5 s to stop its processes in order."""
+
+
+def main() -> int:
+    """The command's exit code; 143 if this process was told to stop."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--scratch")
+    parser.add_argument("command", nargs="+")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, _told_to_stop)
+    adopt_orphans()
+    die_with(arguments.parent)
+    guard = os.getpid()
+    child = subprocess.Popen(arguments.command, preexec_fn=lambda: die_with(guard))
+    try:
+        return child.wait()
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _stop(child)
+        if arguments.scratch:
+            shutil.rmtree(arguments.scratch, ignore_errors=True)
+
+
+def _told_to_stop(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _stop(child: "subprocess.Popen[bytes]") -> None:
+    if child.poll() is None:
+        child.terminate()
+    wait_until(lambda: child.poll() is not None, GRACE_S)
+    while left := descendants(os.getpid()):
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
+        wait_until(lambda: not descendants(os.getpid()), 0.2, every_s=0.02)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Processes that end with whoever started them. Linux only: prctl(2) and /proc."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+STOP_S = 30.0
+
+
+def die_with(parent: int) -> None:
+    """Get SIGTERM when `parent`, the process that started this one, ends however it ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended before the call
+        raise SystemExit(1)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent ends, so that none is lost from sight."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def descendants(pid: int) -> set[int]:
+    """All processes below `pid` now, zombies too."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                after_name = (entry / "stat").read_text().rpartition(")")[2].split()
+                children.setdefault(int(after_name[1]), []).append(int(entry.name))
+    found: set[int] = set()
+    waiting = [pid]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found.update(below)
+        waiting.extend(below)
+    return found
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, every_s: float = 0.1) -> bool:
+    """Poll `condition` until it holds (True) or the time is over (False)."""
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > end_s:
+            return False
+        time.sleep(every_s)
+    return True
+
+
+def guarded(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    log: IO[bytes] | None = None,
+    scratch: Path | None = None,
+    lock: int | None = None,
+) -> "subprocess.Popen[bytes]":
+    """Start `command` below `infra.guard`, which stops all of it when it ends, is stopped, or we die.
+
+    Until then the file descriptor `lock` stays open; then `scratch` is deleted. Output goes to `log`.
+    """
+    options = ["--parent", str(os.getpid()), *(["--scratch", str(scratch)] if scratch else [])]
+    return subprocess.Popen(
+        [sys.executable, "-m", "infra.guard", *options, "--", *command],
+        cwd=Path(__file__).resolve().parents[1],
+        env=dict(environment),
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,  # Ctrl-C reaches the launcher alone, which then stops things in order
+        pass_fds=() if lock is None else (lock,),
+    )
+
+
+def stop(guard: "subprocess.Popen[bytes]") -> None:
+    """Stop a guarded command and everything below it; returns when it is gone."""
+    if guard.poll() is None:
+        guard.terminate()
+        guard.wait(STOP_S)
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "prctl")

@@ -1,0 +1,104 @@
+"""A Ray head of one's own: loopback, own ports, own token, nothing left behind."""
+
+import os
+import random
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from infra.processes import guarded, stop, wait_until
+from vista.errors import BackendError
+
+START_S = 90.0
+CPUS = 2
+OBJECT_STORE_BYTES = 512 * 2**20
+WORKER_PORTS = 300
+FIRST_PORT, LAST_PORT = 20_000, 32_000  # below the range that Linux gives to outgoing connections
+
+
+@dataclass(frozen=True, slots=True)
+class RayHead:
+    """A started head. `token` is a secret: it may be in environments, never in arguments or logs."""
+
+    url: str
+    token: str
+    guard: "subprocess.Popen[bytes]"
+
+    def stop(self) -> None:
+        """Stop the head and every process below it."""
+        stop(self.guard)
+
+
+def start_ray_head(environment: Mapping[str, str], log: IO[bytes], lock: int) -> RayHead:
+    """Start a head whose jobs see `environment`; call `wait_for` before using it."""
+    token = secrets.token_urlsafe(32)
+    first = _free_block(WORKER_PORTS + 10)
+    scratch = Path(tempfile.mkdtemp(prefix="vista-ray-"))  # Ray's sockets need a short path
+    scratch.chmod(0o700)
+    names = (
+        "port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
+        "runtime-env-agent-port", "metrics-export-port", "node-manager-port", "object-manager-port",
+        "ray-client-server-port",
+    )  # fmt: skip
+    ports = {name: first + number for number, name in enumerate(names)}
+    command = [
+        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats",
+        "--node-ip-address=127.0.0.1", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
+        f"--num-cpus={CPUS}", f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={scratch}",
+        *(f"--{name}={port}" for name, port in ports.items()),
+        f"--min-worker-port={first + 10}", f"--max-worker-port={first + 9 + WORKER_PORTS}",
+    ]  # fmt: skip
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+    guard = guarded(command, {**environment, **own}, log=log, scratch=scratch, lock=lock)
+    return RayHead(f"http://127.0.0.1:{ports['dashboard-port']}", token, guard)
+
+
+def wait_for(head: RayHead, log: Path) -> None:
+    """Return when the head answers with its token. Raises `BackendError` if it ends or takes too long."""
+
+    def settled() -> bool:
+        return head.guard.poll() is not None or _answers(head)
+
+    if not wait_until(settled, START_S, every_s=0.25) or head.guard.poll() is not None:
+        raise BackendError(f"the local Ray head did not start within {START_S:.0f} s: see {log}")
+
+
+def _answers(head: RayHead) -> bool:
+    request = urllib.request.Request(f"{head.url}/api/version")
+    request.add_header("Authorization", f"Bearer {head.token}")
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(request, timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _free_block(size: int) -> int:
+    """The first of `size` neighbouring ports that are free. Raises `BackendError` if there are none."""
+    generator = random.Random(os.urandom(8))
+    for _ in range(100):
+        first = generator.randrange(FIRST_PORT, LAST_PORT - size)
+        if all(_free(port) for port in range(first, first + size)):
+            return first
+    raise BackendError(
+        f"no {size} free neighbouring ports between {FIRST_PORT} and {LAST_PORT}: stop a server"
+    )
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True

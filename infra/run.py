@@ -1,0 +1,259 @@
+"""`make run`: one production refresh on this machine, from raw events to a promoted release.
+
+Starts a Ray head and, in Airflow's environment, the real DAG; stops both; prints the figures.
+Arguments are KEY=VALUE: DATASET, DATA_DIR, RESUME=1, and the fields of `RefreshConfig` in capitals.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pydantic import ValidationError
+
+from infra.processes import guarded, stop, wait_until
+from infra.ray_head import start_ray_head, wait_for
+from vista.config import RefreshConfig
+from vista.errors import BackendError, InputError, StageError, VistaError
+from vista.evaluate.report import StageSeconds, print_table, read_report, write_report
+from vista.recipes import recipe_of
+from vista.runs import RunDirectory
+
+ROOT = Path(__file__).resolve().parents[1]
+OTHER_RUN_STOPS_S = 60.0
+SETTABLE = tuple(name for name in RefreshConfig.model_fields if name not in ("recipe", "data_dir", "run_id"))
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One call of `make run`: which run, and where its files, its stores and its log are."""
+
+    config: RefreshConfig
+    run: RunDirectory
+    runs: Path
+    home: Path
+
+    @property
+    def log(self) -> Path:
+        return self.run.path / "run.log"
+
+    def environment(self) -> dict[str, str]:
+        """What the jobs see on Ray's node, Airflow's process too: back ends and places, no secret."""
+        return {
+            **os.environ,
+            "VISTA_RUNS": str(self.runs),
+            "VISTA_HOME": str(self.home),
+            "VISTA_PYTHON": sys.executable,
+            "VISTA_GIT_REVISION": _git_revision(),
+            "MLFLOW_TRACKING_URI": f"sqlite:///{self.home}/mlflow.db",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Launch:
+    """The launch that KEY=VALUE arguments ask for. Raises `InputError`: variable, value, limit."""
+    given = dict(_key_and_value(argument) for argument in arguments)
+    runs = Path(environment.get("VISTA_RUNS", ROOT / "runs")).absolute()
+    config = _resumed(runs, given) if given.pop("RESUME", "") not in ("", "0") else _new(given)
+    recipe_of(config)  # its limits, before anything is started
+    home = Path(environment.get("VISTA_HOME", ROOT / "var" / config.recipe)).absolute()
+    return Launch(config, RunDirectory.open(runs, config), runs, home)
+
+
+def _key_and_value(argument: str) -> tuple[str, str]:
+    key, separator, value = argument.partition("=")
+    known = ("DATASET", "DATA_DIR", "RESUME", *(name.upper() for name in SETTABLE))
+    if not separator or key not in known:
+        raise InputError(f"{argument!r}: write NAME=VALUE with one of {', '.join(known)}")
+    return key, value
+
+
+def _new(given: Mapping[str, str]) -> RefreshConfig:
+    recipe = given.get("DATASET", "generated")
+    values: dict[str, Any] = {
+        key.lower(): value for key, value in given.items() if value and key.lower() in SETTABLE
+    }
+    if given.get("DATA_DIR"):
+        values["data_dir"] = str(Path(given["DATA_DIR"]).expanduser().absolute())
+    started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    try:
+        return RefreshConfig(recipe=recipe, run_id=f"{started}-{recipe}-{secrets.token_hex(2)}", **values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{str(first['loc'][0]).upper()}={first['input']}: {first['msg']}") from error
+
+
+def _resumed(runs: Path, given: Mapping[str, str]) -> RefreshConfig:
+    kept = runs / "latest" / "config.json"
+    if not kept.exists():
+        raise InputError(f"RESUME=1: there is no earlier run in {runs}: leave RESUME out")
+    config = RefreshConfig.model_validate_json(kept.read_text(encoding="utf-8"))
+    wanted = {"recipe" if key == "DATASET" else key.lower(): value for key, value in given.items()}
+    for name, value in wanted.items():
+        if name != "data_dir" and value and str(getattr(config, name)) != value:
+            raise InputError(
+                f"RESUME=1: run {config.run_id} has {name}={getattr(config, name)}, not {value}: "
+                "leave it out, or start a new run without RESUME"
+            )
+    return config
+
+
+def launch(given: Launch) -> None:
+    """Run the DAG to its end and print what it found. Raises `StageError` with the stage, why, what to do."""
+    _point_latest_at(given)
+    print(f"run {given.config.run_id} of recipe {given.config.recipe}; all output: {given.log}", flush=True)
+    started_s = time.monotonic()
+    with only_run(given.home) as lock:
+        result = _run_dag(given, lock)
+    if result["failure"] or result["state"] != "success":
+        failure = result["failure"] or {"stage": "production_refresh", "reason": f"it is {result['state']}"}
+        raise StageError(
+            f"{failure['reason']}\n  stage: {failure['stage']}\n  its log: {given.log}\n"
+            "  to go on with this run after mending it: make run RESUME=1"
+        )
+    stages = tuple(StageSeconds(**stage) for stage in result["stages"])
+    report = read_report(given.run.path).model_copy(update={"stages": stages, "install_s": install_s()})
+    write_report(given.run.path, report)
+    print(f"\n{print_table(report)}")
+    print(f"\nreport   {given.run.path}/report.html (and report.json)")
+    print(f"look     make ui DATASET={given.config.recipe} opens MLflow's page")
+    print(f"took     {time.monotonic() - started_s:.0f} s", flush=True)
+
+
+def _run_dag(given: Launch, lock: int) -> dict[str, Any]:
+    """Start Ray and Airflow side by side, run the DAG when both are ready, stop both whatever happens."""
+    result = given.run.path / "airflow.json"
+    result.unlink(missing_ok=True)
+    environment = given.environment()
+    with given.log.open("ab") as log, contextlib.ExitStack() as stack:
+        head = start_ray_head(environment, log, lock)
+        stack.callback(head.stop)
+        airflow = _start_airflow(given, _airflow_environment(given, environment, head.url, head.token), lock)
+        stack.callback(stop, airflow)
+        stack.callback(_stopping)
+        started_s = time.monotonic()
+        print("starting a local Ray head and Airflow", flush=True)
+        wait_for(head, given.log)
+        print(f"Ray head ready after {time.monotonic() - started_s:.0f} s", flush=True)
+        assert airflow.stdin is not None
+        airflow.stdin.write(b"go\n")
+        airflow.stdin.flush()
+        while airflow.poll() is None:
+            if head.guard.poll() is not None:
+                raise BackendError(f"the local Ray head ended in the middle of the run: see {given.log}")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                airflow.wait(1.0)
+        if not result.exists():
+            raise BackendError(
+                f"Airflow ended with exit code {airflow.returncode} and no result: see {given.log}"
+            )
+    loaded: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    return loaded
+
+
+def _start_airflow(given: Launch, environment: Mapping[str, str], lock: int) -> "subprocess.Popen[bytes]":
+    command = [
+        str(ROOT / ".venv-airflow" / "bin" / "python"), "-m", "vista.orchestration.embedded",
+        "--conf", given.config.model_dump_json(), "--log", str(given.log),
+        "--result", str(given.run.path / "airflow.json"),
+    ]  # fmt: skip
+    return guarded(command, environment, lock=lock)
+
+
+def _airflow_environment(
+    given: Launch, environment: Mapping[str, str], url: str, token: str
+) -> dict[str, str]:
+    connection = {"conn_type": "generic", "host": url, "password": token}
+    return {
+        **environment,
+        "PYTHONPATH": str(ROOT),
+        "AIRFLOW_HOME": str(given.home / "airflow"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW_CONN_RAY_DEFAULT": json.dumps(connection),
+    }
+
+
+@contextlib.contextmanager
+def only_run(home: Path) -> Iterator[int]:
+    """Hold the lock of `home`; a run that was killed holds it until the last of its processes has ended.
+
+    Raises `InputError` if another run goes on.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "run.lock").open("w") as file:
+
+        def locked() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            return False
+
+        if not locked():
+            print("waiting for the processes of an earlier run to end", flush=True)
+            if not wait_until(locked, OTHER_RUN_STOPS_S, every_s=0.5):
+                raise InputError(f"another run uses {home}: wait for it, or stop it with Ctrl-C")
+        yield file.fileno()
+
+
+def install_s() -> float | None:
+    """Seconds that `make install` took for both environments, None if they were made in another way."""
+    kept = [ROOT / environment / "installed" for environment in (".venv", ".venv-airflow")]
+    if not all(path.exists() for path in kept):
+        return None
+    return round(sum(float(path.read_text()) for path in kept), 1)
+
+
+def _point_latest_at(given: Launch) -> None:
+    link = given.runs / f".latest-{given.config.run_id}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(given.config.run_id)
+    link.replace(given.runs / "latest")
+
+
+def _git_revision() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"  # a copy without .git runs too
+
+
+def _stopping() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
+    print("stopping Ray and Airflow", flush=True)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit code 0 done, 1 a stage or a back end failed, 2 the input cannot be used, 130 interrupted."""
+    signal.signal(signal.SIGTERM, _interrupted)
+    try:
+        launch(parse(arguments, os.environ))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except VistaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; to go on with this run: make run RESUME=1", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

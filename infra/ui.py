@@ -1,0 +1,31 @@
+"""`make ui [DATASET=generated]`: MLflow's page on the embedded store, on loopback, until Ctrl-C."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from infra.run import ROOT
+from vista.recipes import RECIPES
+
+PORT = 5_000
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Becomes `mlflow ui`; 2 if there is no store for the data set."""
+    recipe = dict(argument.split("=", 1) for argument in arguments).get("DATASET", "generated")
+    store = ROOT / "var" / recipe / "mlflow.db"
+    if recipe not in RECIPES or not store.exists():
+        print(f"error: no MLflow store at {store}: make run DATASET={recipe} first", file=sys.stderr)
+        return 2
+    environment = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    options = ["--backend-store-uri", f"sqlite:///{store}", "--host", "127.0.0.1", "--port", str(PORT)]
+    print(f"MLflow: http://127.0.0.1:{PORT} (Ctrl-C ends it)", flush=True)
+    os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", "--workers", "1", *options], environment)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

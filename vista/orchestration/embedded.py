@@ -1,0 +1,116 @@
+"""Runs `production_refresh` in this process, without Airflow's servers: `infra.run` starts it.
+
+Airflow's own output goes to the log file; the screen gets one line when a stage starts or ends and, between
+them, the job's log, indented. What happened is written to the result file for the launcher.
+"""
+
+import argparse
+import json
+import logging
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from vista.runs import write_whole
+
+if TYPE_CHECKING:
+    from airflow.sdk import DAG
+
+OWN_LINE = re.compile(
+    r"(?:\x1b\S*?m)?(?:\(\w+ pid=\d+[^)]*\))?(?:\x1b\S*?m)?\s?"  # Ray's mark of a worker
+    r"\d{4}-\d\d-\d\d [\d:,]+ (?P<logger>vista[\w.]*) (?P<text>.*)"
+)
+"""A line as `vista.__main__` formats it."""
+
+
+class Progress:
+    """Callbacks of the tasks: tell the screen, and remember seconds and the failure for the result file."""
+
+    def __init__(self, screen: TextIO) -> None:
+        self.stages: list[dict[str, Any]] = []
+        self.failure: dict[str, str] | None = None
+        self._screen = screen
+        self._begun_s: dict[str, float] = {}
+        self._started_s = time.monotonic()
+
+    def say(self, text: str) -> None:
+        print(f"[{time.monotonic() - self._started_s:5.0f} s] {text}", file=self._screen, flush=True)
+
+    def begun(self, context: Any) -> None:
+        """Airflow calls this at every attempt; a stage's seconds count from its first."""
+        stage = context["ti"].task_id
+        if stage not in self._begun_s:
+            self._begun_s[stage] = time.monotonic()
+            self.say(f"{stage}: started")
+
+    def succeeded(self, context: Any) -> None:
+        stage = context["ti"].task_id
+        seconds = round(time.monotonic() - self._begun_s[stage], 1)
+        self.stages.append({"name": stage, "seconds": seconds})
+        self.say(f"{stage}: finished in {seconds} s")
+
+    def retried(self, context: Any) -> None:
+        self.say(f"{context['exception']}; trying again")
+
+    def failed(self, context: Any) -> None:
+        self.failure = {"stage": context["ti"].task_id, "reason": str(context["exception"])}
+        self.say(str(context["exception"]))
+
+
+class Indented(logging.Handler):
+    """Shows the platform's own lines among the job's; the log file has all: Ray's, reports, tracebacks."""
+
+    def __init__(self, screen: TextIO) -> None:
+        super().__init__(logging.INFO)
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if own := OWN_LINE.fullmatch(record.getMessage()):
+            print(f"          {own['logger']}: {own['text']}", file=self._screen, flush=True)
+
+
+def run_dag(dag: "DAG", conf: dict[str, Any], screen: TextIO) -> dict[str, Any]:
+    """Run `dag` to its end; the result: state, stages with their seconds, the failure if there was one."""
+    progress = Progress(screen)
+    for task in dag.tasks:
+        task.on_execute_callback = [progress.begun]
+        task.on_success_callback = [progress.succeeded]
+        task.on_retry_callback = [progress.retried]
+        task.on_failure_callback = [progress.failed]
+    trigger_log = logging.getLogger("vista.orchestration.trigger")
+    trigger_log.setLevel(logging.INFO)
+    trigger_log.addHandler(Indented(screen))
+    run = dag.test(run_conf=conf)
+    return {"state": str(run.state.value), "stages": progress.stages, "failure": progress.failure}
+
+
+def main() -> int:
+    """Exit code 0 if the run succeeded, 1 if a stage failed; anything else is a crash: see the log file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--conf", required=True, help="the run's conf as JSON")
+    parser.add_argument("--log", required=True, type=Path, help="file for Airflow's own output")
+    parser.add_argument("--result", required=True, type=Path, help="file for what happened, JSON")
+    arguments = parser.parse_args()
+    screen = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    arguments.log.parent.mkdir(parents=True, exist_ok=True)
+    with arguments.log.open("a") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+
+    from airflow.utils.db import upgradedb  # Airflow configures its logging, to the file, when imported
+
+    from dags.production_refresh import dag
+
+    upgradedb()
+    if not sys.stdin.readline():  # the launcher says when Ray is ready; it ended before that
+        return 1
+    result = run_dag(dag, json.loads(arguments.conf), screen)
+    write_whole(arguments.result, json.dumps(result, indent=2))
+    return 0 if result["state"] == "success" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""A small client of Ray's Jobs REST API; Airflow's environment has no ray.
+
+Source: Ray 2.60, `python/ray/dashboard/modules/job/job_head.py` and its OpenAPI page.
+"""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+from vista.errors import BackendError
+from vista.orchestration.packaging import Package
+
+FINISHED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+REQUEST_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """What Ray knows about a job. `exit_code` is the driver's, negative for a signal, None while it runs."""
+
+    status: str
+    message: str
+    exit_code: int | None
+
+    @property
+    def finished(self) -> bool:
+        return self.status in FINISHED
+
+
+class RayJobs:
+    """One session with a Ray head. Everything raises `BackendError` if the head cannot be used."""
+
+    def __init__(self, address: str, token: str) -> None:
+        self._address = address.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+    async def __aenter__(self) -> Self:
+        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+        self._session = aiohttp.ClientSession(headers=self._headers, timeout=timeout)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def find(self, submission_id: str) -> JobState | None:
+        """The state of a job, None if there is no such submission."""
+        status, body = await self._request("GET", f"/api/jobs/{submission_id}", missing_is_fine=True)
+        if status == 404:
+            return None
+        details = json.loads(body)
+        return JobState(details["status"], details.get("message") or "", details.get("driver_exit_code"))
+
+    async def submit(
+        self, submission_id: str, entrypoint: str, code: Package, metadata: Mapping[str, str]
+    ) -> None:
+        """Start `entrypoint` in a directory that holds `code`. No secret may be in the arguments: Ray shows
+        and logs them."""
+        await self._upload(code)
+        request = {
+            "submission_id": submission_id,
+            "entrypoint": entrypoint,
+            "runtime_env": {"working_dir": code.uri},
+            "metadata": dict(metadata),
+        }
+        await self._request("POST", "/api/jobs/", json=request)
+
+    async def stop(self, submission_id: str) -> None:
+        """Ask Ray to stop a job; a job that is unknown or has ended stays as it is."""
+        await self._request("POST", f"/api/jobs/{submission_id}/stop", missing_is_fine=True)
+
+    async def tail(self, submission_id: str) -> AsyncIterator[str]:
+        """The text of the job's log from its beginning, as it grows. May end before the job does
+        (ray #57002, #60665): ask `find`, not the tail, whether the job runs."""
+        url = f"{self._address}/api/jobs/{submission_id}/logs/tail"
+        try:
+            async with self._session.ws_connect(url, heartbeat=30.0) as socket:
+                async for message in socket:
+                    if message.type is aiohttp.WSMsgType.TEXT:
+                        yield message.data
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise self._unreachable(error) from error
+
+    async def log(self, submission_id: str) -> str:
+        """The whole text of the job's log until now; empty for a job that Ray does not know."""
+        status, body = await self._request("GET", f"/api/jobs/{submission_id}/logs", missing_is_fine=True)
+        return "" if status == 404 else str(json.loads(body)["logs"])
+
+    async def _upload(self, code: Package) -> None:
+        path = f"/api/packages/gcs/{code.name}"
+        status, _ = await self._request("GET", path, missing_is_fine=True)
+        if status == 404:
+            await self._request("PUT", path, data=code.content)
+
+    async def _request(
+        self, method: str, path: str, *, missing_is_fine: bool = False, **body: Any
+    ) -> tuple[int, str]:
+        try:
+            async with self._session.request(method, self._address + path, **body) as response:
+                status, text = response.status, await response.text()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise self._unreachable(error) from error
+        if status >= 400 and not (missing_is_fine and status == 404):
+            last_line = (text.strip().splitlines() or [response.reason or ""])[-1]
+            raise BackendError(
+                f"Ray at {self._address} answered {status} to {method} {path}: {last_line}; "
+                "check the Airflow connection's host and token"
+            )
+        return status, text
+
+    def _unreachable(self, error: BaseException) -> BackendError:
+        reason = str(error) or type(error).__name__
+        return BackendError(f"Ray at {self._address} cannot be reached ({reason}): is the head running?")

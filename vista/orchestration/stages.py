@@ -1,0 +1,48 @@
+"""What DAG files are made of: the stages in order, the form, the defaults of every task."""
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import Param
+from airflow.sdk.bases.operator import chain
+
+from vista.config import RefreshConfig
+from vista.jobs import STAGES
+from vista.orchestration.operator import DEADLINE_S, RayJobOperator
+
+TASK_DEFAULTS: dict[str, Any] = {
+    "owner": "vista",
+    "retries": 1,
+    "retry_delay": timedelta(seconds=5),
+    "execution_timeout": timedelta(seconds=DEADLINE_S + 600),
+}
+"""The trigger enforces `DEADLINE_S` and stops the job; Airflow's own time-out is the net below it."""
+
+
+def refresh_stages() -> list[RayJobOperator]:
+    """The stages of a refresh, one after the other, in the order of `vista.jobs.STAGES`."""
+    tasks = [
+        RayJobOperator(task_id=name, doc_md=f"`python -m vista {name}`: {stage.help}")
+        for name, stage in STAGES.items()
+    ]
+    chain(*tasks)
+    return tasks
+
+
+def form() -> dict[str, Param]:
+    """Airflow's form of a run: the fields of `RefreshConfig` with their limits.
+
+    Nested schemas do not render, so an optional field becomes one schema with the types "null" and its own.
+    """
+    properties = RefreshConfig.model_json_schema()["properties"]
+    return {name: _param(name, schema) for name, schema in properties.items()}
+
+
+def _param(name: str, schema: dict[str, Any]) -> Param:
+    flat = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
+    for choice in schema.get("anyOf", []):
+        if choice["type"] != "null":
+            flat |= choice | {"type": ["null", choice["type"]]}
+    if "enum" in flat and "null" in flat["type"]:
+        flat["enum"] = [None, *flat["enum"]]
+    return Param(schema["default"], **flat)

@@ -65,7 +65,7 @@ class UihTokens(nn.Module):
         self.register_buffer("action_bits", torch.arange(len(spec.actions)))
         self.action = nn.Parameter(torch.randn(len(spec.actions), config.width) * config.embedding_init)
         self.value = _table(spec.num_value_buckets, config.width, config.embedding_init)
-        self.project = nn.Linear(item_width + 2 * config.width, config.width)
+        self.project = nn.Linear(item_width + 2 * config.width, config.width, bias=False)
 
     def forward(self, item_LI: Tensor, batch: TensorBatch) -> Uih:
         bits_LA = (batch.uih_action_L[:, None] >> self.action_bits) & 1  # type: ignore[operator]

@@ -199,8 +199,8 @@ class Candidates:
 @dataclass(frozen=True, slots=True)
 class Examples:
     """E examples: a user's history `history_start .. + history_length` of `events` (all that precede
-    the cut, before truncation), and the candidates `candidate_start .. + num_candidates` of `candidates`, all of
-    one day."""
+    the cut, before truncation), and the candidates `candidate_start .. + num_candidates` of `candidates`, all
+    of one day."""
 
     user_id_E: NDArray[np.int64]
     user_row_E: NDArray[np.int64]

@@ -1,18 +1,16 @@
 """Generated events with a planted long-range signal. Nothing is read; everything follows from the seed.
 
-Every item belongs to one cluster (its category). A user is interested in half of the clusters, chosen at
-random, and shows it in the OLD half of the history only: there, an item of an interesting cluster is liked
-with probability LIKE_IF_INTERESTED, another one with LIKE_IF_NOT. In the newer half items and likes are
-drawn without regard to interests. A candidate's label is 1 with probability CLICK_IF_INTERESTED or
-CLICK_IF_NOT.
+Every item belongs to one of CLUSTERS clusters (its category). A user is interested in INTERESTS of them and
+shows it in the OLD half of the history only: there, every other event is a like of an item of an interest,
+all interests equally often. All other events are views of any item. A candidate's label is 1 with
+probability CLICK_IF_INTERESTED or CLICK_IF_NOT.
 
 What keeps it honest:
-- candidates come in pairs, one of an interesting cluster and one of another, so that all users have one base
-  rate; interests are drawn uniformly, so that items have one too: neither ids nor counts help;
+- candidates come in pairs, one of an interest and one of another cluster, so that all users have one base
+  rate; interests are dealt like cards, so that clusters have one too: neither ids nor counts help;
 - an impression is an event of later histories, as everywhere, but its outcome is not among the actions: the
   label comes from another system, as conversions of advertisements do. Without that the newest events would
   repeat the signal of the oldest. (Label rates of the past, as dense features, do see it.)
-- how often a cluster occurs in a history says nothing, old or new: only which of its items were liked does.
 """
 
 from collections.abc import Iterator
@@ -22,19 +20,18 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from vista.config import DataConfig, GeneratedConfig
 from vista.data.rejects import Rejects
 from vista.data.schema import DAY_US
 from vista.data.sources import SourceInfo
 
-CLUSTERS = 32
-LIKE_IF_INTERESTED = 0.95
-LIKE_IF_NOT = 0.05
+CLUSTERS = 64
+INTERESTS = 8
 CLICK_IF_INTERESTED = 0.9
 CLICK_IF_NOT = 0.1
 PAIRS_PER_DAY = 2
+MINUTE_US = 60_000_000
 BLOCK_EVENTS = 1_000_000
 START_US = 19_000 * DAY_US
 """Day 0: 2022-01-08 UTC."""
@@ -48,8 +45,15 @@ def describe(config: DataConfig) -> SourceInfo:
 
 
 def oracle_auc(label: pl.Series, true_probability: pl.Series) -> float:
-    """AUC of the true probabilities: what no model can beat, but by luck."""
-    return float(roc_auc_score(label.to_numpy(), true_probability.to_numpy()))
+    """AUC of the true probabilities: what no model can beat, but by luck. Ties count half.
+
+    >>> oracle_auc(pl.Series([0, 1, 0, 1]), pl.Series([0.1, 0.1, 0.2, 0.9]))
+    0.625
+    """
+    positive = label == 1
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    ranks = float(true_probability.rank("average").filter(positive).sum())
+    return (ranks - positives * (positives + 1) / 2) / (positives * negatives)
 
 
 def read(config: DataConfig, rejects: Rejects) -> Iterator[pa.RecordBatch]:
@@ -86,15 +90,11 @@ def _shape(config: GeneratedConfig) -> _Shape:
 
 
 def _block(config: GeneratedConfig, user_U: NDArray[np.int64]) -> pl.DataFrame:
-    """Rows of some users: their order is time order within each part."""
-    random = np.random.default_rng([config.seed, int(user_U[0])])
-    shape = _shape(config)
-    cluster_I = np.arange(config.items) % CLUSTERS
-    interested_UG = random.permuted(np.tile(np.arange(CLUSTERS) % 2 == 0, (len(user_U), 1)), axis=1)
-    past = _past(config, shape, user_U, interested_UG, cluster_I, random)
-    shown = _candidates(config, shape, user_U, interested_UG, random)
+    """Rows of some users, each user's in time order."""
+    random = np.random.default_rng([config.seed, 0, int(user_U[0])])
+    cluster_UG = _clusters(config.seed, user_U)
     return (
-        pl.concat([past, shown])
+        pl.concat([_past(config, user_U, cluster_UG, random), _shown(config, user_U, cluster_UG, random)])
         .sort("user_id", "event_time_us", maintain_order=True)
         .with_columns(
             pl.lit(-1, pl.Int64).alias("seq"),
@@ -105,70 +105,80 @@ def _block(config: GeneratedConfig, user_U: NDArray[np.int64]) -> pl.DataFrame:
     )
 
 
+def _clusters(seed: int, user_U: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[U, CLUSTERS] each user's clusters, the interests first.
+
+    A shuffled deck of all clusters is dealt to CLUSTERS / INTERESTS users: every cluster is one's interest.
+    """
+    hands = CLUSTERS // INTERESTS
+    decks = {
+        deck: np.random.default_rng([seed, 1, deck]).permutation(CLUSTERS)
+        for deck in np.unique(user_U // hands).tolist()
+    }
+    return np.stack([np.roll(decks[user // hands], -INTERESTS * (user % hands)) for user in user_U.tolist()])
+
+
+def _items(
+    cluster: NDArray[np.int64], config: GeneratedConfig, random: np.random.Generator
+) -> NDArray[np.int64]:
+    """A random item of each cluster; an item's cluster is its id modulo CLUSTERS."""
+    return cluster + CLUSTERS * random.integers(0, config.items // CLUSTERS, cluster.shape)
+
+
 def _past(
     config: GeneratedConfig,
-    shape: _Shape,
     user_U: NDArray[np.int64],
-    interested_UG: NDArray[np.bool_],
-    cluster_I: NDArray[np.int64],
+    cluster_UG: NDArray[np.int64],
     random: np.random.Generator,
 ) -> pl.DataFrame:
+    """History only: likes and views of the old half, views of the newer one."""
+    shape = _shape(config)
     number = shape.old + shape.before + shape.after
-    item_UN = random.integers(0, config.items, (len(user_U), number))
-    interested_UN = np.take_along_axis(interested_UG, cluster_I[item_UN], axis=1)
-    like_UN = np.where(interested_UN, LIKE_IF_INTERESTED, LIKE_IF_NOT)
-    like_UN[:, shape.old :] = 0.5
-    liked_UN = random.random((len(user_U), number)) < like_UN
-    before = shape.old + shape.before
-    early_UN = np.sort(random.integers(0, OLD_DAYS * DAY_US, (len(user_U), before)), axis=1)
-    late_UN = np.sort(random.integers(0, shape.days * DAY_US, (len(user_U), shape.after)), axis=1)
-    time_UN = START_US + np.concatenate([early_UN - OLD_DAYS * DAY_US, late_UN], axis=1)
+    place_N = np.arange(number)
+    like_N = (place_N % 2 == 0) & (place_N < shape.old)
+    pick_UN = random.integers(0, CLUSTERS, (len(user_U), number))
+    pick_UN[:, like_N] = (place_N[like_N] // 2) % INTERESTS
+    item_UN = _items(np.take_along_axis(cluster_UG, pick_UN, axis=1), config, random)
+    early_UN = random.integers(-OLD_DAYS * DAY_US, 0, (len(user_U), shape.old + shape.before))
+    late_UN = random.integers(0, shape.days * DAY_US, (len(user_U), shape.after))
+    time_UN = START_US + np.concatenate([np.sort(early_UN, axis=1), np.sort(late_UN, axis=1)], axis=1)
     return pl.DataFrame(
         {
             "user_id": np.repeat(user_U, number),
             "item_id": item_UN.ravel(),
             "event_time_us": time_UN.ravel(),
-            "action_mask": np.where(liked_UN.ravel(), VIEW | LIKE, VIEW).astype(np.uint32),
+            "action_mask": np.tile(np.where(like_N, VIEW | LIKE, VIEW).astype(np.uint32), len(user_U)),
             "label_label": np.full(item_UN.size, 255, np.uint8),
             "true_probability": np.full(item_UN.size, np.nan, np.float32),
         }
     )
 
 
-def _candidates(
+def _shown(
     config: GeneratedConfig,
-    shape: _Shape,
     user_U: NDArray[np.int64],
-    interested_UG: NDArray[np.bool_],
+    cluster_UG: NDArray[np.int64],
     random: np.random.Generator,
 ) -> pl.DataFrame:
-    """Pairs of an interesting and another candidate, in random order, in one session a day."""
-    users, days, number = len(user_U), shape.days, 2 * shape.pairs_per_day
-    wanted_UDP = random.permuted(
-        np.broadcast_to(np.arange(number) % 2 == 0, (users, days, number)).copy(), axis=2
+    """Candidates: pairs of an interesting and another one, in random order, one session a day."""
+    shape = _shape(config)
+    size = (len(user_U), shape.days, 2 * shape.pairs_per_day)
+    wanted_UDP = random.permuted(np.broadcast_to(np.arange(size[2]) % 2 == 0, size).copy(), axis=2)
+    pick_UDP = np.where(
+        wanted_UDP, random.integers(0, INTERESTS, size), random.integers(INTERESTS, CLUSTERS, size)
     )
-    # the clusters of a user, interesting ones first: half of them each
-    cluster_UG = np.argsort(~interested_UG, axis=1, kind="stable")
-    half = CLUSTERS // 2
-    pick_UDP = random.integers(0, half, (users, days, number)) + np.where(wanted_UDP, 0, half)
-    cluster_UDP = np.take_along_axis(cluster_UG, pick_UDP.reshape(users, -1), axis=1).reshape(pick_UDP.shape)
-    item_UDP = cluster_UDP + CLUSTERS * random.integers(0, config.items // CLUSTERS, cluster_UDP.shape)
-    probability_UDP = np.where(wanted_UDP, CLICK_IF_INTERESTED, CLICK_IF_NOT)
-    clicked_UDP = random.random(probability_UDP.shape) < probability_UDP
-    start_UD = random.integers(0, DAY_US - number * 60_000_000, (users, days))
-    time_UDP = (
-        START_US
-        + DAY_US * np.arange(days)[None, :, None]
-        + start_UD[:, :, None]
-        + 60_000_000 * np.arange(number)
-    )
+    cluster_UN = np.take_along_axis(cluster_UG, pick_UDP.reshape(len(user_U), -1), axis=1)
+    probability_N = np.where(wanted_UDP.ravel(), CLICK_IF_INTERESTED, CLICK_IF_NOT)
+    clicked_N = random.random(probability_N.shape) < probability_N
+    start_UD = random.integers(0, DAY_US - size[2] * MINUTE_US, size[:2]) + DAY_US * np.arange(shape.days)
+    time_UDP = START_US + start_UD[:, :, None] + MINUTE_US * np.arange(size[2])
     return pl.DataFrame(
         {
-            "user_id": np.repeat(user_U, days * number),
-            "item_id": item_UDP.ravel(),
+            "user_id": np.repeat(user_U, cluster_UN.shape[1]),
+            "item_id": _items(cluster_UN, config, random).ravel(),
             "event_time_us": time_UDP.ravel(),
-            "action_mask": np.full(item_UDP.size, SHOWN, np.uint32),
-            "label_label": clicked_UDP.ravel().astype(np.uint8),
-            "true_probability": probability_UDP.ravel().astype(np.float32),
+            "action_mask": np.full(cluster_UN.size, SHOWN, np.uint32),
+            "label_label": clicked_N.astype(np.uint8),
+            "true_probability": probability_N.astype(np.float32),
         }
     )

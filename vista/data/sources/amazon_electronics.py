@@ -53,7 +53,7 @@ def read(config: DataConfig, rejects: Rejects) -> Iterator[pa.RecordBatch]:
 def _batches(files: list[TableFile], rejects: Rejects) -> Iterator[pa.RecordBatch]:
     seen = Seen()
     rows = pl.concat(
-        seen.without_copies(_checked(frame, file, rejects), rejects)
+        seen.without_copies(_checked(frame, file, rejects), (*LISTED[:3], "label_label", "history"), rejects)
         for file in files
         for frame in read_table(file, COLUMNS, rejects)
     )
@@ -71,10 +71,10 @@ def _batches(files: list[TableFile], rejects: Rejects) -> Iterator[pa.RecordBatc
 
 def _checked(frame: pl.DataFrame, file: TableFile, rejects: Rejects) -> pl.DataFrame:
     parsed = frame.with_columns(
-        whole_number("label").alias("label_label"),
-        whole_number("user_id").alias("user"),
-        whole_number("item_id").alias("item"),
-        whole_number("cate_id").alias("category"),
+        whole_number(frame["label"]).alias("label_label"),
+        whole_number(frame["user_id"]).alias("user"),
+        whole_number(frame["item_id"]).alias("item"),
+        whole_number(frame["cate_id"]).alias("category"),
         _ids("item_history").alias("items"),
         _ids("cate_history").alias("categories"),
     )

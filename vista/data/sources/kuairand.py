@@ -26,6 +26,7 @@ from vista.data.sources.rows import (
     Check,
     Seen,
     bit_mask,
+    epoch_us,
     event_batch,
     finished,
     id_check,
@@ -46,7 +47,7 @@ FLAGS = (
 )  # fmt: skip
 ACTIONS = (*FLAGS, "source")
 """`source` marks earlier history, whose clicks are unknown."""
-NUMBERS = ("user_id", "video_id", "date", "time_ms", "play_time_ms", "duration_ms", "tab", *FLAGS)
+NUMBERS = ("user_id", "video_id", "date", "play_time_ms", "duration_ms", "tab", *FLAGS)
 DURATION_EDGES_MS = tuple(1_000 * edge for edge in (7, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 300, 600))
 TABS = 15
 AUTHORS = 4_095
@@ -101,25 +102,19 @@ def _batches(
                 yield event_batch(_with_videos(events, videos), INFO)
     seen = Seen()
     for file in logs:
-        for frame in read_table(file, columns_of(file), rejects):
-            rows = seen.without_copies(_checked(frame, file, rejects), rejects)
+        columns = columns_of(file)
+        for frame in read_table(file, columns, rejects):
+            rows = seen.without_copies(_checked(frame, file, rejects), columns, rejects)
             yield event_batch(_with_videos(_events(rows, config.day_offset_s), videos), INFO)
-        log.info(
-            "%s: %d rows, %d copies, %d rejected",
-            file.name,
-            rejects.rows,
-            rejects.duplicates,
-            rejects.rejected,
-        )
 
 
 def _videos(files: list[TableFile], rejects: Rejects) -> pl.DataFrame:
     """item_id, category_id (the first tag) and context_author of the videos that the feature files name."""
     frames = [
         frame.select(
-            whole_number("video_id").alias("item_id"),
+            whole_number(frame["video_id"]).alias("item_id"),
             pl.col("tag").str.split(",").list.first().cast(pl.Int64, strict=False).alias("category_id"),
-            whole_number("author_id").alias("author"),
+            whole_number(frame["author_id"]).alias("author"),
         ).drop_nulls("item_id")
         for file in files
         for frame in read_table(file, ("video_id", "author_id", "tag"), Rejects())
@@ -143,7 +138,10 @@ def _with_videos(events: pl.DataFrame, videos: pl.DataFrame) -> pl.DataFrame:
 
 def _checked(frame: pl.DataFrame, file: TableFile, rejects: Rejects) -> pl.DataFrame:
     """The rows with every column that is used as int64, and the others as they are."""
-    numbers = frame.with_columns(whole_number(name).alias(f"{name}_") for name in NUMBERS)
+    numbers = frame.with_columns(
+        epoch_us(frame["time_ms"], "ms").alias("event_time_us"),
+        *(whole_number(frame[name]).alias(f"{name}_") for name in NUMBERS),
+    )
     flags = [
         Check(
             ~pl.col(f"{name}_").is_between(0, 1), pl.format(f"{name} {{}} is neither 0 nor 1", quoted(name))
@@ -153,7 +151,7 @@ def _checked(frame: pl.DataFrame, file: TableFile, rejects: Rejects) -> pl.DataF
     checks = [
         id_check("user_id", "user_id", pl.col("user_id_")),
         id_check("video_id", "video_id", pl.col("video_id_")),
-        time_check("time_ms", pl.col("time_ms_") * 1_000, "ms"),
+        time_check("time_ms", pl.col("event_time_us"), "ms"),
         *flags,
     ]
     good = usable(numbers, checks, file.name, rejects)
@@ -161,15 +159,14 @@ def _checked(frame: pl.DataFrame, file: TableFile, rejects: Rejects) -> pl.DataF
 
 
 def _events(rows: pl.DataFrame, day_offset_s: int) -> pl.DataFrame:
-    time_us = pl.col("time_ms") * 1_000
-    hour = (pl.col("time_ms") // 1_000 + day_offset_s) // 3_600 % 24
+    hour = (pl.col("event_time_us") // 1_000_000 + day_offset_s) // 3_600 % 24
     tab = pl.col("tab")
     duration = pl.col("duration_ms")
     bucket = 1 + pl.sum_horizontal([duration >= edge for edge in DURATION_EDGES_MS])
     return rows.select(
         pl.col("user_id"),
         pl.col("video_id").alias("item_id"),
-        time_us.alias("event_time_us"),
+        "event_time_us",
         bit_mask([pl.col(name) == 1 for name in FLAGS]).alias("action_mask"),
         (pl.col("play_time_ms") / 1_000).alias("value"),
         tab.alias("surface"),
@@ -188,7 +185,7 @@ def _first_times(logs: list[TableFile]) -> pl.DataFrame:
     for file in logs:
         for frame in read_table(file, ("user_id", "time_ms"), Rejects()):
             parsed = frame.with_columns(
-                whole_number("user_id").alias("user"), (whole_number("time_ms") * 1_000).alias("us")
+                whole_number(frame["user_id"]).alias("user"), epoch_us(frame["time_ms"], "ms").alias("us")
             )
             good = usable(parsed, checks, file.name, Rejects())
             parts.append(good.group_by("user").agg(pl.col("us").min().alias("first_us")))
@@ -201,8 +198,8 @@ def _earlier(file: TableFile, first_us: pl.DataFrame, rejects: Rejects) -> Itera
     columns = ("user_id", "last_time_ms", "watch_seq", "like_seq", "long_watch_seq")
     for frame in read_table(file, columns, rejects):
         parsed = frame.with_columns(
-            whole_number("user_id").alias("user"),
-            (whole_number("last_time_ms") * 1_000).alias("last_us"),
+            whole_number(frame["user_id"]).alias("user"),
+            epoch_us(frame["last_time_ms"], "ms").alias("last_us"),
             *(_items(name) for name in columns[2:]),
         )
         users = usable(parsed, _history_checks(), file.name, rejects)

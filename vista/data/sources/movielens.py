@@ -20,6 +20,7 @@ from vista.data.sources.rows import (
     Check,
     Seen,
     bit_mask,
+    epoch_us,
     event_batch,
     finished,
     id_check,
@@ -78,15 +79,15 @@ def _batches(file: TableFile, movies: pl.DataFrame, rejects: Rejects) -> Iterato
         else read_table(file, COLUMNS, rejects)
     )
     for frame in frames:
-        rows = seen.without_copies(_checked(frame, file, rejects), rejects)
+        rows = seen.without_copies(_checked(frame, file, rejects), COLUMNS, rejects)
         yield event_batch(_events(rows, movies), INFO)
 
 
 def _checked(frame: pl.DataFrame, file: TableFile, rejects: Rejects) -> pl.DataFrame:
     parsed = frame.with_columns(
-        whole_number("userId").alias("user_id"),
-        whole_number("movieId").alias("item_id"),
-        (whole_number("timestamp") * 1_000_000).alias("event_time_us"),
+        whole_number(frame["userId"]).alias("user_id"),
+        whole_number(frame["movieId"]).alias("item_id"),
+        epoch_us(frame["timestamp"], "s").alias("event_time_us"),
         pl.col("rating").cast(pl.Float32, strict=False).alias("value"),
     )
     checks = [

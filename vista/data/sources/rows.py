@@ -1,5 +1,7 @@
 """What every reader of files does with its rows: check them, drop copies, hand them on."""
 
+import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +16,9 @@ from vista.data.sources import SourceInfo
 from vista.data.sources.tables import LINE
 from vista.errors import InputError
 
+log = logging.getLogger(__name__)
+
+PROGRESS_S = 5
 FIRST_TIME_US = 315_532_800_000_000
 """1980-01-01: an older time is in another unit, or missing."""
 END_TIME_US = 4_102_444_800_000_000
@@ -23,6 +28,7 @@ OPTIONAL = (
     pa.field("candidate_only", pa.bool_(), nullable=False),
     pa.field("source_date", pa.int32(), nullable=False),
 )
+ISO8601 = ("%Y-%m-%dT%H:%M:%S%.f%:z", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d")
 HISTORY_ONLY = 255
 """Label of a row that is not a candidate."""
 
@@ -47,12 +53,50 @@ def usable(frame: pl.DataFrame, checks: Sequence[Check], file: str, rejects: Rej
     return frame.filter(~mask)
 
 
-def whole_number(column: str) -> pl.Expr:
-    """A column as int64: integers, floats and text of them without a fraction; null for anything else."""
-    exact = pl.col(column).cast(pl.Int64, strict=False)
-    number = pl.col(column).cast(pl.Float64, strict=False)
-    whole = pl.when((number == number.floor()) & (number.abs() < 2**53)).then(number)
-    return pl.coalesce(exact, whole.cast(pl.Int64, strict=False))
+def whole_number(values: pl.Series) -> pl.Series:
+    """Values as int64: integers, and floats or text of them without a fraction; null for anything else."""
+    if values.dtype.is_integer():
+        return values.cast(pl.Int64, strict=False)
+    exact = values.cast(pl.Int64, strict=False) if values.dtype == pl.String else values.clear(len(values))
+    if exact.null_count() == values.null_count():
+        return exact.cast(pl.Int64)
+    number = values.cast(pl.Float64, strict=False)
+    whole = _where((number == number.floor()) & (number.abs() < 2**53), number)
+    return exact.cast(pl.Int64).fill_null(whole.cast(pl.Int64))
+
+
+def epoch_us(values: pl.Series, unit: str) -> pl.Series:
+    """Times as int64 microseconds; null for what is not a time between 1980 and 2100 in that unit."""
+    to_us = 1_000_000 // UNITS_PER_SECOND[unit]
+    whole = whole_number(values)
+    time_us = _where(whole.is_between(FIRST_TIME_US // to_us, END_TIME_US // to_us), whole) * to_us
+    if time_us.null_count() == values.null_count():
+        return time_us
+    number = (values.cast(pl.Float64, strict=False) * to_us).round()
+    return time_us.fill_null(_where(number.is_between(FIRST_TIME_US, END_TIME_US), number).cast(pl.Int64))
+
+
+def iso8601_us(values: pl.Series) -> pl.Series:
+    """Timestamps, or text such as 2024-05-01T12:30:00Z, 2024-05-01 12:30, 2024-05-01, as int64 microseconds;
+    UTC where no zone is given; null for anything else."""
+    if values.dtype.is_temporal():
+        return values.cast(pl.Datetime("us"), strict=False).cast(pl.Int64)
+    text = (
+        values.cast(pl.String, strict=False).str.replace(" ", "T", literal=True).str.replace("Z$", "+00:00")
+    )
+    time_us = pl.Series(values.name, [None], dtype=pl.Int64).new_from_index(0, len(values))
+    for form in ISO8601:
+        if time_us.null_count() == values.null_count():
+            break
+        zone = "UTC" if form.endswith("%:z") else None
+        parsed = text.str.to_datetime(form, time_unit="us", time_zone=zone, strict=False)
+        time_us = time_us.fill_null(parsed.cast(pl.Int64))
+    return time_us
+
+
+def _where(condition: pl.Series, values: pl.Series) -> pl.Series:
+    """Values, null where the condition does not hold."""
+    return values.zip_with(condition.fill_null(False), values.clear(len(values)))
 
 
 def quoted(column: str) -> pl.Expr:
@@ -105,9 +149,9 @@ class Seen:
     def __init__(self) -> None:
         self._runs: list[NDArray[np.uint64]] = []
 
-    def without_copies(self, frame: pl.DataFrame, rejects: Rejects) -> pl.DataFrame:
-        """The rows without those that equal an earlier one in every column but LINE; counts the copies."""
-        keys = frame.drop(LINE, strict=False).hash_rows(seed=0)
+    def without_copies(self, frame: pl.DataFrame, columns: Sequence[str], rejects: Rejects) -> pl.DataFrame:
+        """The rows without those that equal an earlier one in all of `columns`; counts the copies."""
+        keys = frame.select(columns).hash_rows(seed=0)
         fresh = keys.is_first_distinct()
         ordered = np.sort(keys.filter(fresh).to_numpy())
         known = [
@@ -156,12 +200,22 @@ def finished(
     batches: Iterator[pa.RecordBatch], what: str, rejects: Rejects, max_fraction: float
 ) -> Iterator[pa.RecordBatch]:
     """Passes the batches on; after the last one raises `RejectedDataError` if too many rows were bad and
-    `InputError` if none was good. `what` says what was read."""
+    `InputError` if there was none. `what` says what was read."""
     rows = 0
+    told = time.monotonic()
     for batch in batches:
         if batch.num_rows:
             rows += batch.num_rows
             yield batch
+        if time.monotonic() - told > PROGRESS_S:
+            told = time.monotonic()
+            log.info(
+                "%s: %d rows read, %d bad, %d copies",
+                what,
+                rejects.rows,
+                rejects.rejected,
+                rejects.duplicates,
+            )
     rejects.check(rejects.rows, max_fraction)
     if not rows:
-        raise InputError(f"{what}: no events in it, only the names of columns. Is this the right folder?")
+        raise InputError(f"{what} holds no rows, only the names of columns: is this the right folder?")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vista.data.rejects import Rejects
 from vista.errors import InputError
 
-LINE = "\0line"
+LINE = "vista:line"
 """Column with a row's line in its text file (the header is line 1) or its row in its Parquet file, from 1."""
 
 ROWS = 1 << 18
@@ -101,7 +101,7 @@ def read_table(
     there = header or columns_of(file, separator)
     for column in columns:
         if column not in there:
-            raise InputError(_missing_column(file, column, there, separator))
+            raise InputError(missing_column(file, column, there, separator))
     if file.is_parquet:
         yield from _read_parquet(file, columns, rejects)
     else:
@@ -118,7 +118,8 @@ def whole_text(file: TableFile, encoding: str) -> str:
         raise InputError(f"{file.name} cannot be read ({_first_line(error)}): get it again") from error
 
 
-def _missing_column(file: TableFile, column: str, there: Sequence[str], separator: str) -> str:
+def missing_column(file: TableFile, column: str, there: Sequence[str], separator: str) -> str:
+    """What to say about a column that a file has not got."""
     message = f"{file.name} has no column {column!r}: {closest(column, there)}"
     if file.is_parquet or len(there) > 1:
         return message
@@ -228,12 +229,23 @@ def _read_parquet(file: TableFile, columns: Sequence[str], rejects: Rejects) -> 
     row = 1
     try:
         for batch in _parquet(file).iter_batches(batch_size=ROWS, columns=list(columns)):
-            frame = pl.DataFrame(pa.Table.from_batches([batch]))
+            frame = _plain(file, pl.DataFrame(pa.Table.from_batches([batch])))
             rejects.rows += frame.height
             yield frame.with_columns(pl.int_range(row, row + frame.height, dtype=pl.Int64).alias(LINE))
             row += frame.height
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file.name} cannot be read from row {row:,} on ({_first_line(error)})") from error
+
+
+def _plain(file: TableFile, frame: pl.DataFrame) -> pl.DataFrame:
+    """Dictionary-encoded columns as text. Raises `InputError` for columns that hold no plain values."""
+    for name, kind in frame.schema.items():
+        if kind.is_nested() or kind in (pl.Binary, pl.Object):
+            raise InputError(
+                f"{file.name}: column {name!r} holds {kind}: only numbers, text, booleans and timestamps can "
+                "be used; write it in another type"
+            )
+    return frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
 
 
 def _gathered(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:

@@ -76,8 +76,8 @@ class SummaryMap(Finite):
 
 class RefreshReport(Finite):
     """Everything that a refresh found out. `rows` are the data set's events, `test_rows` the candidates
-    that every model is measured on. `release` is the one that serves now, None if there is none; `promoted` says
-    whether this run made it, `reasons` why or why not."""
+    that every model is measured on. `release` is the one that serves now, None if there is none; `promoted`
+    says whether this run made it, `reasons` why or why not."""
 
     run_id: str
     recipe: str

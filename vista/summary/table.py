@@ -163,7 +163,8 @@ def _verify_shard(directory: Path, shard: Shard, buckets: int) -> None:
     path = _parquet(directory, shard.bucket)
     if not path.exists() or _file_digest(path) != shard.file_digest:
         raise EpochError(f"{path} is not the file of its manifest: delete both and export again")
-    users = pq.read_table(path, columns=["user_id"]).column(0).to_numpy()
+    with pq.ParquetFile(path) as file:
+        users = file.read(columns=["user_id"]).column(0).to_numpy()
     for user in users.tolist():
         if bucket_of(user, buckets) != shard.bucket:
             raise EpochError(

@@ -1,0 +1,101 @@
+"""Records, epochs and back ends for the tests of summary and delivery."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from vista.data.schema import bucket_of
+from vista.delivery.catalog import open_catalog
+from vista.delivery.interfaces import Epoch, Log, Store
+from vista.delivery.publish import attempt_directory, commit, export_id
+from vista.summary.codec import Codec, encode_summaries
+from vista.summary.record import Record, encode, space_id
+from vista.summary.table import write_shard
+
+BUCKETS = 4
+SEEDS, WIDTH = 4, 8
+SPACES = ("sample-c", "sample-a")
+"""Their ids lie below and above 2**63."""
+
+assert space_id(SPACES[0]) < 2**63 <= space_id(SPACES[1])
+
+
+def record(
+    user: int,
+    seq: int = 0,
+    *,
+    space: str = SPACES[0],
+    epoch: int = 1,
+    as_of_us: int = 1_000,
+    variant: int = 0,
+) -> bytes:
+    """A summary record; the same arguments give the same bytes, another `variant` others."""
+    values = np.random.default_rng([user + 2**40, seq + 1, epoch, variant]).standard_normal((1, SEEDS, WIDTH))
+    return encode_summaries(
+        values.astype(np.float32), space_id=space_id(space), epoch=epoch, as_of_us=as_of_us,
+        user_id_B=np.array([user]), seq_B=np.array([seq]), event_time_us_B=np.array([as_of_us - 1]),
+        codec=Codec.INT8, zstd=True,
+    )[0]  # fmt: skip
+
+
+def tombstone(user: int, seq: int, *, space: str = SPACES[0], epoch: int = 1) -> bytes:
+    return encode(Record(space_id=space_id(space), epoch=epoch, user_id=user, seq=seq, tombstone=True))
+
+
+def users_of(bucket: int, count: int, buckets: int = BUCKETS) -> list[int]:
+    """The first `count` users of a bucket, from -1 on: ids may be negative."""
+    found: list[int] = []
+    user = -1
+    while len(found) < count:
+        if bucket_of(user, buckets) == bucket:
+            found.append(user)
+        user += 1
+    return found
+
+
+def publish_epoch(
+    home: Path, *, users: int = 40, space: str = SPACES[0], as_of_us: int = 1_000, variant: int = 0
+) -> Epoch:
+    """Export and publish an epoch of the users 0 .. users - 1 through `home`/catalog.db."""
+    with closing(open_catalog(f"sqlite:///{home}/catalog.db")) as catalog:
+        epoch = catalog.open_epoch(
+            space=space, export_id=export_id(space, f"checkpoint-{variant}", as_of_us, "int8"),
+            as_of_us=as_of_us, trained_until_us=as_of_us - 10, checkpoint=f"checkpoint-{variant}",
+            codec="int8", buckets=BUCKETS,
+        )  # fmt: skip
+        attempt = attempt_directory(home / "warehouse", epoch, "one")
+        write_attempt(attempt, epoch, users, variant)
+        return commit(catalog, epoch, attempt)
+
+
+def write_attempt(attempt: Path, epoch: Epoch, users: int, variant: int = 0) -> None:
+    """All shards of an epoch for the users 0 .. users - 1."""
+    for bucket in range(epoch.buckets):
+        mine = [user for user in range(users) if bucket_of(user, epoch.buckets) == bucket]
+        ids = np.array(mine, np.int64)
+        records = [
+            record(user, user, space=epoch.space, epoch=epoch.epoch, as_of_us=epoch.as_of_us, variant=variant)
+            for user in mine
+        ]
+        write_shard(attempt, bucket, ids, ids, ids * 0 + epoch.as_of_us - 1, records)
+
+
+def content_digest(store: Store, users: Iterable[int], epochs: Sequence[tuple[str, int]]) -> str:
+    """What a region answers for these users, as one hash."""
+    digest = hashlib.sha256()
+    asked = list(users)
+    for space, epoch in epochs:
+        for user, data in zip(asked, store.get_many(space, epoch, asked), strict=True):
+            digest.update(f"{space}/{epoch}/{user}:".encode() + (b"miss" if data is None else data))
+    return digest.hexdigest()
+
+
+def replay(log: Log, store: Store, bucket: int) -> None:
+    """Apply everything that the log holds beyond the store's offset, in one batch."""
+    offset = store.state(bucket).offset
+    found = log.read(bucket, offset, 2**30)
+    if found:
+        assert store.apply(bucket, offset, found[-1][0] + 1, [data for _, data in found]).accepted

@@ -69,7 +69,9 @@ def calibration(bins: Mapping[str, CalibrationBins]) -> str:
             area = [8 + 220 * rows / sum(one.rows) for rows in one.rows]
             panel.plot(one.predicted, one.observed, color=COLOURS[0], linewidth=1, alpha=0.5)
             panel.scatter(one.predicted, one.observed, s=area, color=COLOURS[0], alpha=0.75, linewidth=0)
-            panel.set(title=model, xlim=(0, 1), ylim=(0, 1), xlabel="predicted", ylabel="observed")
+            panel.set(
+                title=model, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="predicted", ylabel="observed"
+            )
             panel.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
             panel.set_aspect("equal")
         return _svg(figure, "calibration")
@@ -99,7 +101,7 @@ def summary_map(points: SummaryMap) -> str:
                 s=11,
                 alpha=0.75,
                 linewidth=0,
-                color=ramp(0.9 * place / max(1, len(points.groups) - 1)),
+                color=ramp(0.82 * place / max(1, len(points.groups) - 1)),
                 label=f"{group} ({sum(inside):,})",
             )
         panel.set(

@@ -66,6 +66,15 @@ for _name in STAGES:
     commands.add_command(_stage_command(_name))
 
 
+@commands.command("describe-events")
+@click.argument("folder")
+def _describe_events(folder: str) -> None:
+    """Draft the mapping of a FOLDER of event files (CSV, Parquet) and show what it would reject."""
+    from vista.data.sources.draft import describe_events
+
+    click.echo(describe_events(folder), nl=False)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; a `VistaError` prints one message, no traceback."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)

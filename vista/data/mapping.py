@@ -255,7 +255,7 @@ def parse_mapping(text: bytes, name: str) -> Mapping:
 def _problem(error: Any) -> str:
     key = str(error["loc"][0])
     if error["type"] == "extra_forbidden":
-        return f"there is no key {key!r}: {closest(key, list(Mapping.model_fields))}"
+        return f"there is no key {key!r}. {closest(key, list(Mapping.model_fields))}"
     if error["type"] == "missing":
         return f"the key {key!r} is missing: add a line such as `{EXAMPLES[key]}`"
     place = ": ".join(str(part) for part in error["loc"] if not str(part).startswith(("tuple", "int")))

@@ -64,11 +64,11 @@ def closest(name: str, names: Sequence[str]) -> str:
     """A hint for a mistyped name: the nearest ones that exist, and all of them (at most 30).
 
     >>> closest("itm_id", ["user_id", "item_id"])
-    "did you mean 'item_id'? There are: user_id, item_id"
+    "Did you mean 'item_id'? There are: user_id, item_id"
     """
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
     there = ", ".join(names[:30]) + (f" and {len(names) - 30} more" if len(names) > 30 else "")
-    question = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    question = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
     return f"{question}There are: {there}"
 
 
@@ -120,7 +120,7 @@ def whole_text(file: TableFile, encoding: str) -> str:
 
 def missing_column(file: TableFile, column: str, there: Sequence[str], separator: str) -> str:
     """What to say about a column that a file has not got."""
-    message = f"{file.name} has no column {column!r}: {closest(column, there)}"
+    message = f"{file.name} has no column {column!r}. {closest(column, there)}"
     if file.is_parquet or len(there) > 1:
         return message
     for other, name in SEPARATORS.items():

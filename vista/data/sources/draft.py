@@ -1,0 +1,230 @@
+"""`describe-events`: a first mapping for a folder of files, and what the source would make of them."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import yaml
+
+from vista.config import DataConfig
+from vista.data.mapping import POSITIVE, Expression, Mapping, load_mapping, mapping_files, parse_mapping
+from vista.data.rejects import Rejects
+from vista.data.sources.rows import UNITS_PER_SECOND, epoch_us, iso8601_us, whole_number
+from vista.data.sources.tables import LINE, SEPARATORS, TableFile, columns_of, files_in, folder_of, read_table
+from vista.data.sources.user_events import PATTERNS, read_mapped
+from vista.errors import InputError
+
+CHANGE_ME = "CHANGE_ME"
+SAMPLE_ROWS = 10_000
+FEW_VALUES = 12
+NAMES = {
+    "user": ("user_id", "userid", "user", "uid", "customer_id", "customer", "visitor_id", "member_id"),
+    "item": (
+        "item_id", "itemid", "item", "iid", "product_id", "product", "sku", "video_id", "movie_id", "movieid",
+        "article_id", "content_id", "song_id", "track_id", "listing_id", "asin",
+    ),
+    "time": ("timestamp", "time", "ts", "event_time", "time_ms", "datetime", "created_at", "date"),
+    "label": ("label", "clicked", "is_click", "click", "purchased", "converted", "liked", "is_like"),
+    "value": ("rating", "value", "price", "amount", "duration", "watch_time", "play_time_ms", "dwell_time"),
+    "category": ("category_id", "category", "cate_id", "genre", "department"),
+    "event": ("event_type", "event", "action", "event_name", "type", "behavior", "behavior_type"),
+}  # fmt: skip
+"""Usual names of columns, the most telling first; compared without case."""
+WANTED_EVENTS = ("purchase", "buy", "order", "transaction", "conversion", "click", "like")
+
+
+CAUTION = (
+    "# context, if there is any: columns that are known when an item is shown, not what happened then:\n"
+    "# context:\n#   device: [phone, tablet]\n"
+)
+
+
+def describe_events(folder: str) -> str:
+    """A text that can be saved as events.yaml: a drafted mapping, or a comment that names the one that is
+    there; then, as comments, what reading the whole folder with it gives.
+
+    Raises `InputError` if there are no files or they cannot be read at all.
+    """
+    path = folder_of(folder)
+    if mapping_files(path):
+        mapping, name = load_mapping(path)
+        head = f"# The mapping in {name} stands as it is.\n"
+    else:
+        name = "this draft"
+        head = draft(path)
+        mapping = parse_mapping(head.encode(), name)
+    return head + "".join(f"# {line}\n" for line in _trial(path, mapping, name))
+
+
+def draft(folder: Path) -> str:
+    """The text of a mapping, guessed from names and the first rows of the first file."""
+    files = files_in(folder, *PATTERNS)
+    if not files:
+        raise InputError(f"{folder} holds no .csv, .csv.gz or .parquet file: put the event files there")
+    separator = _separator(files[0])
+    columns = columns_of(files[0], separator)
+    rows = next(read_table(files[0], columns, Rejects(), separator=separator), pl.DataFrame())
+    if rows.is_empty():
+        raise InputError(f"{files[0].name} holds no rows, only names of columns: put events into it")
+    return _Draft(rows.drop(LINE).head(SAMPLE_ROWS), separator).text(files[0].name)
+
+
+def _separator(file: TableFile) -> str:
+    """The separator that comes most often in the header."""
+    if file.is_parquet:
+        return ","
+    header = columns_of(file, "\x1f")[0]
+    return max(SEPARATORS, key=header.count)
+
+
+class _Draft:
+    """One guess. `rows` are the first rows with all columns."""
+
+    def __init__(self, rows: pl.DataFrame, separator: str) -> None:
+        self.rows = rows
+        self.separator = separator
+        self.user = self._named("user") or CHANGE_ME
+        self.item = self._named("item") or CHANGE_ME
+        self.time = self._named("time") or self._timestamps() or CHANGE_ME
+        self.event = self._named("event")
+        self.value = self._named("value")
+        self.category = self._named("category")
+
+    def text(self, file: str) -> str:
+        lines = {
+            "user": _scalar(self.user),
+            "item": _scalar(self.item),
+            "time": _scalar(self.time),
+            "time_unit": self._time_unit(),
+            "label": _scalar(self._label()),
+            "actions": "".join(f"\n  {name}: {_scalar(text)}" for name, text in self._actions().items()),
+            "value": _scalar(self.value or ""),
+            "category": _scalar(self.category or ""),
+            "string_ids": self._string_ids(),
+            "separator": json.dumps(self.separator) if self.separator != "," else "",
+        }
+        head = f"# Drafted from {file}, whose columns are {', '.join(self.rows.columns)}. Check every line.\n"
+        body = "".join(f"{key}: {value}\n" for key, value in lines.items() if value)
+        return head + body.replace(": \n", ":\n") + CAUTION
+
+    def _named(self, key: str) -> str | None:
+        lower = {column.lower(): column for column in self.rows.columns}
+        return next((lower[name] for name in NAMES[key] if name in lower), None)
+
+    def _timestamps(self) -> str | None:
+        """A column that holds timestamps, whatever its name."""
+        columns = (column for column in self.rows.iter_columns() if not column.dtype.is_numeric())
+        return next((column.name for column in columns if iso8601_us(column).is_not_null().mean() == 1), None)
+
+    def _flags(self) -> list[str]:
+        """Columns that hold 0 and 1, true and false, and nothing else."""
+        taken = (self.user, self.item, self.time, self.category)
+        free = [column for column in self.rows.columns if column not in taken]
+        return [
+            column
+            for column in free
+            if self.rows.select(Expression(column).truth()).to_series().is_not_null().all()
+        ]
+
+    def _label(self) -> str:
+        flags = self._flags()
+        named = self._named("label")
+        if named in flags:
+            return str(named)
+        if self.event is not None:
+            values = self._values(self.event)
+            wanted = [value for value in WANTED_EVENTS if value in values]
+            if wanted:
+                return f"{_column(self.event)} == '{wanted[0]}'"
+        if self.value is not None and "rating" in self.value.lower():
+            return f"{_column(self.value)} >= 4"
+        return _column(flags[0]) if flags else CHANGE_ME
+
+    def _actions(self) -> dict[str, str]:
+        label = self._label()
+        actions = {name: _column(name) for name in self._flags() if _column(name) != label}
+        if self.event is not None:
+            values = [value for value in self._values(self.event) if "'" not in value]
+            actions |= {value: f"{_column(self.event)} == '{value}'" for value in values}
+        return {name: text for name, text in actions.items() if text != label and name != POSITIVE}
+
+    def _values(self, column: str) -> list[str]:
+        """Values of a column that has few of them, sorted; else nothing."""
+        counts = self.rows[column].cast(pl.String, strict=False).drop_nulls().value_counts()
+        return counts[column].sort().to_list() if counts.height <= FEW_VALUES else []
+
+    def _time_unit(self) -> str:
+        if self.time == CHANGE_ME:
+            return "s"
+        times = self.rows[self.time]
+        fits = {"iso8601": len(times) - iso8601_us(times).null_count()}
+        if not times.dtype.is_temporal():
+            fits |= {unit: len(times) - epoch_us(times, unit).null_count() for unit in UNITS_PER_SECOND}
+        return max(fits, key=lambda unit: fits[unit])
+
+    def _string_ids(self) -> str:
+        pairs = (("user", self.user), ("item", self.item), ("category", self.category))
+        text = [name for name, column in pairs if column in self.rows.columns and self._is_text(column)]
+        return f"[{', '.join(text)}]" if text else ""
+
+    def _is_text(self, column: str) -> bool:
+        values = self.rows[column].drop_nulls()
+        return whole_number(values).null_count() > len(values) // 10
+
+
+def _column(name: str) -> str:
+    """A column's name in an expression."""
+    return name if re.fullmatch(r"[\w.-]+", name) else f"`{name}`"
+
+
+def _scalar(text: str) -> str:
+    """Text in YAML, between quotes where it needs them."""
+    plain = re.fullmatch(r"[A-Za-z_][\w.-]*", text) and not isinstance(yaml.safe_load(text), bool | None)
+    return text if plain or not text else json.dumps(text, ensure_ascii=False)
+
+
+def _trial(folder: Path, mapping: Mapping, name: str) -> list[str]:
+    """What reading everything with a mapping gives, or the message that it ends with."""
+    rejects = Rejects()
+    limit = DataConfig(source="events").max_reject_fraction
+    config = DataConfig(source="events", path=str(folder), max_reject_fraction=1.0)
+    try:
+        batches = list(_figures(read_mapped(folder, mapping, name, config, rejects)))
+        found = [*_summary(pl.concat(batches)), "It would be accepted."]
+    except InputError as error:
+        found = [f"It would be refused: {error}"]
+    if rejects.rejected > limit * rejects.rows:
+        found = [f"It would be refused: more than {limit:.0%} of the rows would be rejected."]
+    counts = (
+        f"{rejects.rows:,} rows read, {rejects.rejected:,} rejected, {rejects.duplicates:,} copies dropped."
+    )
+    reasons = [f"  {reason}" for reason in rejects.first]
+    return [counts, *(["The first that are rejected:"] if reasons else []), *reasons, *found]
+
+
+def _figures(batches: Iterator[pa.RecordBatch]) -> Iterator[pl.DataFrame]:
+    for batch in batches:
+        frame = pl.DataFrame(pa.Table.from_batches([batch]))
+        label = pl.col("label_label")
+        yield frame.select(
+            pl.col("event_time_us").min().alias("first"),
+            pl.col("event_time_us").max().alias("last"),
+            (label <= 1).sum().cast(pl.Int64).alias("candidates"),
+            (label == 1).sum().cast(pl.Int64).alias("positives"),
+        )
+
+
+def _summary(figures: pl.DataFrame) -> list[str]:
+    first, last, candidates, positives = figures.select(
+        pl.col("first").min().cast(pl.Datetime("us")),
+        pl.col("last").max().cast(pl.Datetime("us")),
+        pl.col("candidates").sum(),
+        pl.col("positives").sum(),
+    ).row(0)
+    return [
+        f"Times from {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC; "
+        f"the label is 1 in {positives:,} of {candidates:,} rows ({positives / max(candidates, 1):.1%})."
+    ]

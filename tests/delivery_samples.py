@@ -3,16 +3,18 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from vista.data.schema import bucket_of
 from vista.delivery.catalog import open_catalog
-from vista.delivery.interfaces import Epoch, Log, Store
+from vista.delivery.control import barrier, release_record, retirement
+from vista.delivery.interfaces import Epoch, Log, Release, Store
 from vista.delivery.publish import attempt_directory, commit, export_id
-from vista.summary.codec import Codec, encode_summaries
-from vista.summary.record import Record, encode, space_id
+from vista.summary.codec import Codec, encode_summaries, quantise
+from vista.summary.record import Record, decode, encode, space_id
 from vista.summary.table import write_shard
 
 BUCKETS = 4
@@ -99,3 +101,37 @@ def replay(log: Log, store: Store, bucket: int) -> None:
     found = log.read(bucket, offset, 2**30)
     if found:
         assert store.apply(bucket, offset, found[-1][0] + 1, [data for _, data in found]).accepted
+
+
+def golden_records() -> dict[str, Record]:
+    """The records of tests/golden/records, by file name; docs/FORMAT.md quotes their bytes."""
+    space = "generated-0a1b2c"
+    values = np.array([[[0.5, -0.25, 1.0], [0.0, 0.0, 0.0]]], np.float32)
+    common = {
+        "space_id": space_id(space), "epoch": 7, "user_id": 42, "seq": 199, "as_of_us": 1_700_000_000_000_000,
+        "event_time_us": 1_699_999_999_000_000,
+    }  # fmt: skip
+    release = Release(id="r-1", space=space, epoch=7, foundation="f", downstream="d")
+    shape = {"seeds": 2, "width": 3}
+    int8, bf16 = (quantise(values, codec).tobytes() for codec in (Codec.INT8, Codec.BF16))
+    return {
+        "int8": Record(**common, **shape, codec=Codec.INT8, payload=int8),
+        "bf16": Record(**common, **shape, codec=Codec.BF16, payload=bf16),
+        "int8_zstd": Record(
+            **common, seeds=2, width=32, codec=Codec.INT8, zstd=True,
+            payload=quantise(np.tile(values[:, :, :1], 32), Codec.INT8).tobytes(),
+        ),
+        "no_events": Record(
+            space_id=space_id(space), epoch=7, user_id=-42, as_of_us=1_700_000_000_000_000, **shape,
+            codec=Codec.INT8, payload=int8,
+        ),
+        "tombstone": Record(space_id=space_id(space), epoch=7, user_id=42, seq=200, tombstone=True),
+        "barrier": decode_plain(barrier(space, 7)),
+        "release": decode_plain(release_record(release)),
+        "retire": decode_plain(retirement(space, 7)),
+    }  # fmt: skip
+
+
+def decode_plain(data: bytes) -> Record:
+    """A record as it was before encoding: without what encoding adds."""
+    return replace(decode(data), crc=0, raw_bytes=0)

@@ -2,8 +2,6 @@
 
 import json
 
-from pydantic import ValidationError
-
 from vista.delivery.interfaces import Release
 from vista.errors import RecordError
 from vista.summary.record import Control, Header, Record, encode, inspect, space_id
@@ -33,10 +31,11 @@ def retirement(space: str, epoch: int) -> bytes:
 
 
 def release_of(record: Record) -> Release:
-    """The release that a control record names. Raises `RecordError`."""
+    """The release that a control record names; keys of a newer writer are ignored. Raises `RecordError`."""
     try:
-        return Release.model_validate_json(record.payload)
-    except ValidationError as error:
+        values: dict[str, object] = json.loads(record.payload)
+        return Release.model_validate({name: values.get(name) for name in Release.model_fields})
+    except (ValueError, AttributeError) as error:
         raise RecordError(f"a release record does not hold a release: {error}") from error
 
 

@@ -35,11 +35,11 @@ def quantise(summary_BSD: NDArray[np.float32], codec: Codec) -> NDArray[np.uint8
         )
     summary_BSD = np.ascontiguousarray(summary_BSD, dtype=np.float32)
     if codec is Codec.BF16:
-        payload_BP = _bf16(summary_BSD).astype("<u2").reshape(users, -1).view(np.uint8)
+        payload_BP = _bf16(summary_BSD).astype("<u2").reshape(users, seeds * width).view(np.uint8)
     else:
         scale_BS, body_BSD = _int8(summary_BSD)
         scale_BP = scale_BS.astype("<f2").view(np.uint8).reshape(users, 2 * seeds)
-        payload_BP = np.concatenate([scale_BP, body_BSD.view(np.uint8).reshape(users, -1)], axis=1)
+        payload_BP = np.concatenate([scale_BP, body_BSD.view(np.uint8).reshape(users, seeds * width)], axis=1)
     assert payload_BP.shape == (users, payload_bytes(codec, seeds, width))
     return payload_BP
 

@@ -17,7 +17,7 @@ from typing import IO
 from infra.processes import guarded, stop, wait_until
 from vista.errors import BackendError
 
-START_S = 90.0
+START_S = 180.0  # 8 s on two idle cores, a minute on a busy machine
 CPUS = 2
 OBJECT_STORE_BYTES = 512 * 2**20
 WORKER_PORTS = 300
@@ -56,7 +56,12 @@ def start_ray_head(environment: Mapping[str, str], log: IO[bytes], lock: int) ->
         *(f"--{name}={port}" for name, port in ports.items()),
         f"--min-worker-port={first + 10}", f"--max-worker-port={first + 9 + WORKER_PORTS}",
     ]  # fmt: skip
-    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+    own = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "RAY_raylet_start_wait_time_s": f"{START_S:.0f}",
+    }
     guard = guarded(command, {**environment, **own}, log=log, scratch=scratch, lock=lock)
     return RayHead(f"http://127.0.0.1:{ports['dashboard-port']}", token, guard)
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from pydantic import ValidationError
+
 from vista.config import (
     DataConfig,
     GeneratedConfig,
@@ -77,7 +79,10 @@ RECIPES: dict[str, Callable[[str], Recipe]] = {
 
 
 def recipe_of(config: RefreshConfig) -> Recipe:
-    """The recipe that `config` names, with its scalars applied. Raises `InputError` for an unknown name."""
+    """The recipe that `config` names, with its scalars applied.
+
+    Raises `InputError` for an unknown name or for values that do not fit together.
+    """
     if config.recipe not in RECIPES:
         raise InputError(f"recipe {config.recipe!r} does not exist: choose one of {', '.join(RECIPES)}")
     recipe = RECIPES[config.recipe](config.data_dir)
@@ -96,4 +101,8 @@ def recipe_of(config: RefreshConfig) -> Recipe:
     values = recipe.model_dump()
     for part, changes in overrides.items():
         values[part] |= {name: value for name, value in changes.items() if value is not None}
-    return Recipe.model_validate(values)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error

@@ -7,7 +7,6 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from vista.evaluate import figures
 from vista.evaluate.bootstrap import Interval
 from vista.evaluate.refresh_report import (
     ModelFigures,
@@ -167,6 +166,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[
 
 def _pictures(report: RefreshReport) -> Mapping[str, Markup]:
     """Empty where there is nothing to show."""
+    from vista.evaluate import figures  # matplotlib takes a second to import, and readers need no pictures
+
     drawn: dict[str, Any] = {
         "paired": report.paired and figures.paired_differences(report.paired),
         "curves": report.curves and figures.training_curves(report.curves),

@@ -8,7 +8,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("vista", "kernels")
-SUFFIXES = frozenset({".py", ".html", ".json", ".lua", ".sql", ".yaml"})
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 
 
@@ -25,7 +24,7 @@ class Package:
 
 
 def package(root: Path = ROOT) -> Package:
-    """Pack the source files of `FOLDERS` below `root`. The name is a hash of names and contents."""
+    """Pack the files of `FOLDERS` below `root`. The name is a hash of names and contents."""
     digest = hashlib.sha256()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -41,4 +40,4 @@ def package(root: Path = ROOT) -> Package:
 
 def _sources(root: Path) -> list[Path]:
     found = (path for folder in FOLDERS for path in (root / folder).rglob("*"))
-    return sorted(path for path in found if path.suffix in SUFFIXES and path.is_file())
+    return sorted(path for path in found if path.is_file() and path.parent.name != "__pycache__")

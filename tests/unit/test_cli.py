@@ -1,0 +1,114 @@
+"""The two command lines: `python -m vista` and the variables of `make run`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from infra.run import main as run_main
+from infra.run import parse
+from vista.__main__ import main
+from vista.config import RefreshConfig
+from vista.errors import InputError
+from vista.jobs import STAGES
+
+
+@pytest.fixture(autouse=True)
+def _places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISTA_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("VISTA_HOME", str(tmp_path / "home"))
+
+
+def test_help_lists_the_jobs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {stage} " in shown for stage in STAGES)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_an_option_for_every_field(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([stage, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"--{name.replace('_', '-')} " in shown for name in RefreshConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["prepair"], ["prepair"]),
+        (["prepare", "--recipes", "smoke"], ["--recipes"]),
+        (["prepare", "--seeds", "many"], ["--seeds", "many"]),
+        (["prepare", "--run-id", "r", "--seeds", "0"], ["--seeds", "0", "greater than or equal to 1"]),
+        (["prepare", "--run-id", "r", "--codec", "zip"], ["--codec", "zip", "bf16", "int8"]),
+        (["prepare", "--run-id", "r", "--recipe", "kuairandd"], ["kuairandd", "movielens"]),
+        (["prepare", "--run-id", "../r"], ["../r"]),
+        (["prepare"], ["run_id"]),
+        (["prepare", "--run-id", "r", "--recipe", "kuairand", "--data-dir", "/nowhere"], ["/nowhere"]),
+        (["train_foundation", "--run-id", "r", "--recipe", "smoke"], ["prepare"]),
+    ],
+)
+def test_unusable_input_is_a_message_and_exit_code_2(
+    arguments: list[str], named: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "Traceback" not in shown.err
+    assert [name for name in named if name not in shown.err] == []
+    assert list(tmp_path.rglob("stages/*")) == []
+
+
+def test_a_run_never_changes_its_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "--recipe", "smoke", "--run-id", "r"]) == 0
+    assert json.loads(capsys.readouterr().out)["dataset"]["users"] == 120
+    assert main(["prepare", "--recipe", "smoke", "--run-id", "r", "--seed", "1"]) == 2
+    assert "other values" in capsys.readouterr().err
+
+
+def test_a_finished_stage_is_not_done_again(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = ["prepare", "--recipe", "smoke", "--run-id", "r"]
+    with caplog.at_level("INFO", "vista"):
+        assert main(arguments) == 0
+        first = capsys.readouterr().out
+        assert caplog.records
+        caplog.clear()
+        assert main(arguments) == 0
+    assert capsys.readouterr().out == first
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["SEEDS"], ["'SEEDS'", "NAME=VALUE"]),
+        (["SEDES=3"], ["SEDES=3", "SEEDS"]),
+        (["RUN_ID=x"], ["RUN_ID=x", "DATASET"]),
+        (["SEEDS=0"], ["SEEDS=0", "greater than or equal to 1"]),
+        (["SEEDS=x"], ["SEEDS=x", "integer"]),
+        (["DATASET=netflix"], ["netflix", "kuairand"]),
+        (["DATASET=smoke", "WIDTH=17"], ["width 17", "heads 2"]),
+        (["RESUME=1"], ["no earlier run"]),
+    ],
+)
+def test_unusable_variables_of_make_run(
+    arguments: list[str], named: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run_main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert [name for name in named if name not in shown] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_launch_and_its_resumption_have_one_configuration(tmp_path: Path) -> None:
+    environment = {"VISTA_RUNS": str(tmp_path), "VISTA_HOME": str(tmp_path / "home")}
+    first = parse(["DATASET=smoke", "SEEDS=8", "DATA_DIR=some/where"], environment)
+    assert (first.config.recipe, first.config.seeds) == ("smoke", 8)
+    assert first.config.data_dir == str(Path("some/where").absolute())
+    (tmp_path / "latest").symlink_to(first.config.run_id)
+    assert parse(["RESUME=1"], environment).config == first.config
+    assert parse(["RESUME=1", "DATASET=smoke", "SEEDS=8"], environment).config == first.config
+    with pytest.raises(InputError, match="seeds=8, not 9"):
+        parse(["RESUME=1", "SEEDS=9"], environment)

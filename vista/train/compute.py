@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any, TypeVar
 import torch
 
 from vista.errors import StageError, VistaError
+from vista.runs import write_whole
 from vista.train.jobs import Job, Training
 from vista.train.loop import LOG_EVERY_S, Snapshot, World, fit
+from vista.train.state import Progress
 from vista.train.tracking import CurveLog, Tracked
 
 LOG = logging.getLogger(__name__)
@@ -21,8 +24,24 @@ LOCAL_OBJECT_STORE_BYTES = 256 * 1024**2
 MAX_FAILURES = 3
 CHECKPOINTS_KEPT = 2
 
+RAY_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # `report` waits for the next poll, 2 s by default
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a busy machine needs more than the default 60 s
+}
+"""Read by Ray when it is imported."""
+
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def local_ray_settings() -> dict[str, str]:
+    """For a head of our own: a token, and no process that only watches for the preemption of cloud nodes."""
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+    }
 
 
 @contextmanager
@@ -31,12 +50,9 @@ def ray_session() -> Iterator[None]:
 
     A local head asks for a token, because Ray listens beyond loopback.
     """
-    # read when ray is imported: `report` waits for the next poll, 2 s by default
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     local = "RAY_ADDRESS" not in os.environ
-    if local:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    for name, value in (RAY_SETTINGS | (local_ray_settings() if local else {})).items():
+        os.environ.setdefault(name, value)
     import ray
 
     if local:
@@ -63,9 +79,10 @@ def train_on_ray(job: Job, tracked: Tracked, *, storage: Path, name: str) -> Pat
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    curve = storage / f"{name}.curve.json"
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"job": job, "tracked": tracked},
+        train_loop_config={"job": job, "curve": curve},
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ScalingConfig(num_workers=job.train.workers),
         run_config=RunConfig(
@@ -76,7 +93,8 @@ def train_on_ray(job: Job, tracked: Tracked, *, storage: Path, name: str) -> Pat
         ),
     )
     try:
-        result = trainer.fit()
+        with _followed(tracked, curve):
+            result = trainer.fit()
     except TrainingFailedError as error:
         raise StageError(
             f"training {name!r} failed {MAX_FAILURES + 1} times ({error}): see the workers' log above, mend "
@@ -87,7 +105,7 @@ def train_on_ray(job: Job, tracked: Tracked, *, storage: Path, name: str) -> Pat
 
 
 def _train_worker(sent: dict[str, Any]) -> None:
-    """One worker of a training: gloo is set up, checkpoints go through Ray, rank 0 logs the curve."""
+    """One worker of a training: gloo is set up, checkpoints go through Ray, rank 0 keeps the curve."""
     import ray.train
     from ray.train import Checkpoint
 
@@ -95,17 +113,16 @@ def _train_worker(sent: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
-    curve = CurveLog(sent["tracked"])
 
     def keep(snapshot: Snapshot) -> None:
         metrics = {"global_step": snapshot.progress.global_step}
         if world.rank > 0:
             ray.train.report(metrics)
             return
-        curve.add(snapshot.progress.curve)
         with tempfile.TemporaryDirectory() as directory:
             snapshot.write(Path(directory))
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(directory))
+        write_whole(sent["curve"], snapshot.progress.model_dump_json())
 
     task = Training(sent["job"]).task()
     checkpoint = ray.train.get_checkpoint()
@@ -114,6 +131,32 @@ def _train_worker(sent: dict[str, Any]) -> None:
     else:
         with checkpoint.as_directory() as directory:
             fit(task, world, resume=Path(directory), keep=keep)
+
+
+@contextmanager
+def _followed(tracked: Tracked, curve: Path) -> Iterator[None]:
+    """Log what rank 0 keeps at `curve` into MLflow, during a training and once more after it.
+
+    The driver does it, because it has nothing else to do, and importing mlflow costs a worker seconds.
+    """
+    log, ended = CurveLog(tracked), threading.Event()
+
+    def add() -> None:
+        if curve.exists():
+            log.add(Progress.model_validate_json(curve.read_text(encoding="utf-8")).curve)
+
+    def follow() -> None:
+        while not ended.wait(LOG_EVERY_S):
+            add()
+
+    follower = threading.Thread(target=follow, name="vista-curve", daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        follower.join()
+        add()
 
 
 def run_tasks(function: Callable[[T], R], arguments: Sequence[T], what: str) -> list[R]:

@@ -1,25 +1,26 @@
 """Trainings as values: what a worker is sent, and what it builds from it."""
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from vista.config import Frozen, ModelConfig, TrainConfig
 from vista.data.batches import BatchPlan
 from vista.data.dataset import Dataset
 from vista.data.schema import Batch, Examples
 from vista.delivery.catalog import open_catalog
+from vista.delivery.interfaces import Epoch
 from vista.errors import InputError
-from vista.evaluate.report import TrainedOn
+from vista.evaluate.refresh_report import TrainedOn
 from vista.model.checkpoint import Model, load
 from vista.model.downstream import Downstream
 from vista.model.inputs import tensors
 from vista.model.ranker import Ranker, RankerOutput, SlotName
 from vista.summary.join import SummaryReader
-from vista.train.loop import Task, predict
+from vista.train.loop import Forward, Task, predict
 
 
 class Days(Frozen):
@@ -66,12 +67,14 @@ class Training:
         if isinstance(job, RankerJob):
             known_until_us = self.dataset.day_start_us(job.days.valid)
             self.model = Ranker(job.model, self.dataset.spec(known_until_us), job.slot)
+            self.forward = history_forward(self.model)
             self.max_uih = job.max_uih
         else:
             foundation, _ = load(job.foundation)
             assert isinstance(foundation, Ranker)
-            self.model = Downstream.from_foundation(foundation)
-            self.reader = summary_reader(job.catalog_url, job.space)
+            downstream = Downstream.from_foundation(foundation)
+            self.reader = SummaryReader(usable_epochs(job.catalog_url, job.space))
+            self.model, self.forward = downstream, summary_forward(downstream, self.reader)
             self.max_uih = 0  # stage 2 reads summaries, no history
 
     def task(self) -> Task:
@@ -93,33 +96,9 @@ class Training:
             labels_N=self.labels_N(),
         )
 
-    def forward(self, batch: Batch) -> RankerOutput:
-        """The model's output for a batch."""
-        output: RankerOutput
-        if isinstance(self.model, Ranker):
-            output = self.model(tensors(batch, "cpu"))
-        else:
-            output = self.model(tensors(batch, "cpu"), self.summaries(batch))
-        return output
-
-    def summaries(self, batch: Batch) -> Tensor:
-        """summary_BSD as of each example's cut; the fallback where the table has none."""
-        assert isinstance(self.model, Downstream)
-        summary_BSD, found_B, _ = self.reader.lookup(batch.user_id_B, batch.cut_us_B)
-        return self.model.with_fallback(torch.from_numpy(summary_BSD), torch.from_numpy(found_B))
-
     def plan(self, examples: Examples, epoch: int | None = None) -> BatchPlan:
         """The batches of an epoch; in the order of the examples if no epoch is given."""
-        config = self.job.train
-        return BatchPlan.make(
-            examples,
-            max_tokens=config.max_tokens_per_batch,
-            max_candidates=config.max_candidates_per_batch,
-            max_uih=self.max_uih,
-            seed=config.seed,
-            epoch=epoch or 0,
-            shuffle=epoch is not None,
-        )
+        return batch_plan(examples, self.job.train, max_uih=self.max_uih, epoch=epoch)
 
     def predict(self, first_day: int, end_day: int) -> NDArray[np.float32]:
         """Probabilities by candidate id for the candidates of some days; NaN elsewhere."""
@@ -137,14 +116,49 @@ class Training:
         return TrainedOn(first_day=days.first, end_day=days.end, rows=rows)
 
 
-def summary_reader(catalog_url: str, space: str) -> SummaryReader:
-    """A reader of all published epochs of a space that are not withdrawn."""
-    catalog = open_catalog(catalog_url)
-    try:
-        epochs = [epoch for epoch in catalog.list_epochs(space) if epoch.published and not epoch.withdrawn]
-    finally:
-        catalog.close()
-    return SummaryReader(epochs)
+def history_forward(model: Ranker) -> Forward:
+    """A model that reads raw histories, on batches."""
+
+    def forward(batch: Batch) -> RankerOutput:
+        output: RankerOutput = model(tensors(batch, "cpu"))
+        return output
+
+    return forward
+
+
+def summary_forward(model: Downstream, reader: SummaryReader) -> Forward:
+    """A downstream model on batches: each example with the summary as of its cut, or the fallback."""
+
+    def forward(batch: Batch) -> RankerOutput:
+        summary_BSD, found_B, _ = reader.lookup(batch.user_id_B, batch.cut_us_B)
+        summary_or_fallback_BSD = model.with_fallback(
+            torch.from_numpy(summary_BSD), torch.from_numpy(found_B)
+        )
+        output: RankerOutput = model(tensors(batch, "cpu"), summary_or_fallback_BSD)
+        return output
+
+    return forward
+
+
+def batch_plan(
+    examples: Examples, config: TrainConfig, *, max_uih: int, epoch: int | None = None
+) -> BatchPlan:
+    """The batches of an epoch; in the order of the examples if no epoch is given."""
+    return BatchPlan.make(
+        examples,
+        max_tokens=config.max_tokens_per_batch,
+        max_candidates=config.max_candidates_per_batch,
+        max_uih=max_uih,
+        seed=config.seed,
+        epoch=epoch or 0,
+        shuffle=epoch is not None,
+    )
+
+
+def usable_epochs(catalog_url: str, space: str) -> list[Epoch]:
+    """The published epochs of a space that are not withdrawn."""
+    with closing(open_catalog(catalog_url)) as catalog:
+        return [one for one in catalog.list_epochs(space) if one.published and not one.withdrawn]
 
 
 def training_days(first: int, end: int, valid_days: int) -> Days:

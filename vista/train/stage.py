@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vista.config import Frozen, Recipe, RefreshConfig, Settings
 from vista.data.dataset import Dataset
 from vista.evaluate.metrics import Metrics, measure
-from vista.evaluate.report import TrainedOn
+from vista.evaluate.refresh_report import TrainedOn
 from vista.recipes import recipe_of
 from vista.runs import RunDirectory, write_whole
 from vista.train.state import Point, Progress

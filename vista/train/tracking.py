@@ -122,9 +122,9 @@ def flattened(config: Frozen) -> dict[str, Any]:
 
 
 def git_revision() -> str:
-    """The revision of the code: `VISTA_REVISION`, else git's, else "unknown" (an unpacked archive)."""
-    if "VISTA_REVISION" in os.environ:
-        return os.environ["VISTA_REVISION"]
+    """The revision of the code: `VISTA_GIT_REVISION`, else git's, else "unknown" (an unpacked archive)."""
+    if "VISTA_GIT_REVISION" in os.environ:
+        return os.environ["VISTA_GIT_REVISION"]
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else "unknown"

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from vista.config import Frozen, RefreshConfig, Settings
 from vista.evaluate.metrics import Metrics
-from vista.evaluate.report import TrainedOn
+from vista.evaluate.refresh_report import TrainedOn
 from vista.model.checkpoint import CheckpointMeta, save
+from vista.train.champion import keep_dictionary
 from vista.train.compute import ray_session, train_on_ray
 from vista.train.jobs import RankerJob, Training, training_days
 from vista.train.stage import Fitted, Result, StageContext
@@ -95,6 +96,7 @@ def _finish(stage: StageContext, training: Training, space: str, state: Path, re
         max_uih=training.max_uih,
     )
     save(unfinished.checkpoint, training.model, meta)
+    keep_dictionary(unfinished.checkpoint, stage.dataset, training.model.spec)
     fitted = Fitted.of(MODEL, training.trained_on(), progress)
     unfinished.write(fitted, scores_N)
     result.end(unfinished)

@@ -1,0 +1,103 @@
+"""The report of a run, put together from its stages' reports and its models' scores."""
+
+import numpy as np
+
+from vista.evaluate.metrics import by_slice, calibration_bins
+from vista.evaluate.refresh_report import (
+    RefreshReport,
+    RegionFigures,
+    StageSeconds,
+    SummaryMap,
+    Tracking,
+    TrainingCurve,
+)
+from vista.evaluate.slices import ACTIVITY_DAYS, activity, candidate_slices
+from vista.evaluate.summary_map import MAP_USERS, summary_map
+from vista.jobs import STAGES
+from vista.runs import RunDirectory
+from vista.summary.join import SummaryReader
+from vista.train.jobs import usable_epochs
+from vista.train.retrain_downstream import DownstreamReport, model_results
+from vista.train.stage import Result, StageContext
+
+CURVES = ("loss", "reconstruction_loss", "valid_auc")
+MIN_MAP_USERS = 3
+
+
+def compose(stage: StageContext) -> RefreshReport:
+    """The report of a run whose other stages are done; its stages' seconds are without this one's."""
+    run, info = stage.run, stage.dataset.info
+    promoted = run.report_of("promote")
+    delivered = run.report_of("deliver")
+    downstream = DownstreamReport.model_validate(run.report_of("retrain_downstream"))
+    release = promoted["release"]
+    rows, candidates = stage.test_rows(), stage.dataset.candidates
+    users_N, labels_N = candidates.user_id_C[rows], candidates.labels_CT[rows, 0]
+    scores = {name: result.scores_N()[rows] for name, result in model_results(stage).items()}
+    masks = candidate_slices(stage.dataset, rows)
+    sliced = {name: by_slice(masks, users_N, labels_N, scores_N) for name, scores_N in scores.items()}
+    return RefreshReport(
+        run_id=stage.config.run_id,
+        recipe=stage.recipe.name,
+        dataset=info.name,
+        dataset_digest=info.digest,
+        clock=info.clock,
+        rows=info.rows,
+        test_rows=len(rows),
+        users=info.users,
+        oracle_auc=info.oracle_auc,
+        models=downstream.models,
+        slices={one: {name: sliced[name][one] for name in scores} for one in masks},
+        paired=downstream.paired,
+        gate=downstream.gate,
+        regions={
+            name: RegionFigures.model_validate(figures) for name, figures in delivered["regions"].items()
+        },
+        space=delivered["space"],
+        epoch=delivered["epoch"],
+        release=release["id"] if release else None,
+        promoted=promoted["promoted"],
+        reasons=tuple(promoted["reasons"]),
+        mlflow=Tracking(url=stage.settings.mlflow_url, run_id=downstream.mlflow_run_id),
+        install_s=None,  # known to the launcher only
+        stages=stage_seconds(run),
+        curves=tuple(
+            curve for name, result in model_results(stage).items() for curve in curves_of(name, result)
+        ),
+        calibration={name: calibration_bins(labels_N, scores_N) for name, scores_N in scores.items()},
+        summary_map=map_of(stage, delivered["space"], delivered["epoch"]),
+    )
+
+
+def stage_seconds(run: RunDirectory) -> tuple[StageSeconds, ...]:
+    """The stages that are done, in order."""
+    kept = {name: run.stage(name) for name in STAGES}
+    return tuple(StageSeconds(name=name, seconds=one["seconds"]) for name, one in kept.items() if one)
+
+
+def curves_of(model: str, result: Result) -> list[TrainingCurve]:
+    """The metrics of a training over its steps."""
+    points = result.fitted().curve
+    curves = []
+    for metric in CURVES:
+        known = [point for point in points if metric in point.values]
+        if known:
+            steps = tuple(point.step for point in known)
+            values = tuple(point.values[metric] for point in known)
+            curves.append(TrainingCurve(model=model, metric=metric, steps=steps, values=values))
+    return curves
+
+
+def map_of(stage: StageContext, space: str, number: int) -> SummaryMap | None:
+    """The delivered epoch's summaries by their users' activity; None for fewer than three users."""
+    dataset = stage.dataset
+    epochs = [one for one in usable_epochs(stage.settings.catalog_url, space) if one.epoch == number]
+    user_id_U = np.sort(dataset.users.id_R)
+    user_id_B = user_id_U[:: max(1, len(user_id_U) // MAP_USERS)]
+    as_of_us = epochs[0].as_of_us
+    summary_BSD, found_B, _ = SummaryReader(epochs).lookup(user_id_B, np.full(len(user_id_B), as_of_us))
+    if found_B.sum() < MIN_MAP_USERS:
+        return None
+    groups = activity(dataset, user_id_B[found_B], as_of_us)
+    attribute = f"events in {ACTIVITY_DAYS} days"
+    return summary_map(summary_BSD[found_B], attribute, groups.labels(), groups.names)

@@ -1,0 +1,152 @@
+"""Stage: summarise all users as of the start of every day k .. n, and publish each as a whole epoch."""
+
+import hashlib
+import logging
+from contextlib import closing
+from functools import lru_cache
+from pathlib import Path
+
+from vista.config import Frozen, RefreshConfig, Settings
+from vista.data.dataset import Dataset
+from vista.delivery.catalog import open_catalog
+from vista.delivery.interfaces import Catalog, Epoch
+from vista.delivery.publish import attempt_directory, commit, export_id
+from vista.model.checkpoint import CheckpointMeta, load
+from vista.model.ranker import Ranker
+from vista.summary.export import ExportedEpoch, export_bucket
+from vista.summary.table import whole_shard
+from vista.train.compute import ray_session, run_tasks
+from vista.train.stage import StageContext
+
+LOG = logging.getLogger(__name__)
+
+
+class PublishedEpoch(Frozen):
+    """One epoch of the table."""
+
+    epoch: int
+    as_of_us: int
+    rows: int
+    location: str
+
+
+class ExportReport(Frozen):
+    """`epochs` by as_of_us; the newest one is delivered."""
+
+    space: str
+    epochs: tuple[PublishedEpoch, ...]
+    newest_epoch: int
+
+
+class BucketExport(Frozen):
+    """One bucket of every epoch: the work of one task. `attempts` are the epochs' directories."""
+
+    dataset: Path
+    checkpoint: Path
+    bucket: int
+    epochs: tuple[ExportedEpoch, ...]
+    attempts: tuple[Path, ...]
+
+
+def export_summaries(config: RefreshConfig, settings: Settings) -> ExportReport:
+    """Export and publish. Run again after a crash, it skips the shards that are whole."""
+    stage = StageContext.open(config, settings)
+    foundation = stage.run.report_of("train_foundation")
+    checkpoint = Path(foundation["checkpoint"])
+    meta = CheckpointMeta.model_validate_json((checkpoint / "model.json").read_bytes())
+    with closing(open_catalog(settings.catalog_url)) as catalog:
+        opened = [
+            _open(catalog, stage, meta, checkpoint, as_of_us) for as_of_us in as_of_times(stage.dataset)
+        ]
+        attempts = [_attempt(settings, config, epoch) for epoch in opened]
+        tasks = [
+            task
+            for bucket in range(stage.dataset.buckets)
+            if (task := _missing(stage, checkpoint, bucket, opened, attempts)).epochs
+        ]
+        if tasks:
+            with ray_session():
+                run_tasks(export_task, tasks, f"buckets of {len(opened)} epochs")
+        published = [commit(catalog, *both) for both in zip(opened, attempts, strict=True)]
+    LOG.info("%s: %d epochs of %d users", meta.space, len(published), published[-1].rows)
+    return ExportReport(
+        space=meta.space,
+        epochs=tuple(
+            PublishedEpoch(epoch=one.epoch, as_of_us=one.as_of_us, rows=one.rows, location=one.location)
+            for one in published
+        ),
+        newest_epoch=published[-1].epoch,
+    )
+
+
+def as_of_times(dataset: Dataset) -> list[int]:
+    """The starts of the days k .. n."""
+    windows = dataset.split()
+    return [dataset.day_start_us(day) for day in range(windows.k, windows.n + 1)]
+
+
+def export_task(task: BucketExport) -> int:
+    """One bucket of some epochs, in a worker; returns how many shards it made."""
+    model, meta, dataset = _loaded(task.checkpoint, task.dataset)
+    for epoch, attempt in zip(task.epochs, task.attempts, strict=True):
+        export_bucket(model, meta.max_uih, dataset, task.bucket, epoch, attempt)
+    return len(task.epochs)
+
+
+@lru_cache(maxsize=1)
+def _loaded(checkpoint: Path, dataset: Path) -> tuple[Ranker, CheckpointMeta, Dataset]:
+    """Once per worker process."""
+    import torch
+
+    torch.set_num_threads(1)
+    model, meta = load(checkpoint)
+    assert isinstance(model, Ranker), "a foundation model is a Ranker"
+    return model, meta, Dataset.open(dataset)
+
+
+def _open(
+    catalog: Catalog, stage: StageContext, meta: CheckpointMeta, checkpoint: Path, as_of_us: int
+) -> Epoch:
+    codec = stage.recipe.delivery.codec
+    return catalog.open_epoch(
+        space=meta.space,
+        export_id=export_id(meta.space, meta.digest, as_of_us, codec),
+        as_of_us=as_of_us,
+        trained_until_us=meta.trained_until_us,
+        checkpoint=str(checkpoint),
+        codec=codec,
+        buckets=stage.dataset.buckets,
+    )
+
+
+def _attempt(settings: Settings, config: RefreshConfig, epoch: Epoch) -> Path:
+    """The same directory when this run is resumed, another one for every other run."""
+    name = hashlib.sha256(f"{config.run_id}/{epoch.export_id}".encode()).hexdigest()[:32]
+    return attempt_directory(settings.warehouse, epoch, name)
+
+
+def _missing(
+    stage: StageContext, checkpoint: Path, bucket: int, opened: list[Epoch], attempts: list[Path]
+) -> BucketExport:
+    """What is not there yet of one bucket."""
+    missing = [
+        (epoch, attempt)
+        for epoch, attempt in zip(opened, attempts, strict=True)
+        if not epoch.published and whole_shard(attempt, bucket) is None
+    ]
+    return BucketExport(
+        dataset=stage.run.data,
+        checkpoint=checkpoint,
+        bucket=bucket,
+        epochs=tuple(
+            ExportedEpoch(
+                space=epoch.space,
+                epoch=epoch.epoch,
+                as_of_us=epoch.as_of_us,
+                codec=epoch.codec,
+                zstd=stage.recipe.delivery.zstd,
+            )
+            for epoch, _ in missing
+        ),
+        attempts=tuple(attempt for _, attempt in missing),
+    )

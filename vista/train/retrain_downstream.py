@@ -1,0 +1,180 @@
+"""Stage: train the downstream model from published summaries, compare it with the baselines, decide."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from vista.config import Frozen, RefreshConfig, Settings
+from vista.data.dataset import Dataset
+from vista.evaluate.bootstrap import PairedDifference, paired_bootstrap
+from vista.evaluate.gate import GateDecision, decide
+from vista.evaluate.refresh_report import ModelFigures
+from vista.evaluate.slices import candidate_slices
+from vista.model.checkpoint import CheckpointMeta, save
+from vista.summary.join import SummaryReader
+from vista.train.baselines import baseline_jobs, train_baseline
+from vista.train.champion import Champion, keep_dictionary, score_champion
+from vista.train.compute import ray_session, run_tasks, train_on_ray
+from vista.train.jobs import DownstreamJob, Training, training_days
+from vista.train.stage import Fitted, Result, StageContext
+from vista.train.state import load_best
+from vista.train.tracking import Tracked
+
+LOG = logging.getLogger(__name__)
+MODEL = "downstream"
+REGISTERED = "vista-downstream"
+REFERENCE = "vista_downstream"
+JOINED_AT_ONCE = 8_192
+
+
+class JoinReport(Frozen):
+    """All rows of the days k .. n joined with summaries, each checked against the future (`LeakError`)."""
+
+    rows: int
+    without_summary: int
+    oldest_summary_s: float
+
+
+class DownstreamReport(Frozen):
+    """`downstream` is a checkpoint directory; `models` by name on the same rows of the test day."""
+
+    downstream: str
+    digest: str
+    space: str
+    mlflow_run_id: str
+    join: JoinReport
+    models: dict[str, ModelFigures]
+    paired: dict[str, PairedDifference]
+    champion: Champion
+    gate: GateDecision
+
+
+def retrain_downstream(config: RefreshConfig, settings: Settings) -> DownstreamReport:
+    """Train, compare, decide. Run again after a crash, it keeps the models that are finished."""
+    stage = StageContext.open(config, settings)
+    job = downstream_job(stage)
+    training = Training(job)
+    training.task()
+    join = check_join(training.dataset, training.reader, job)
+    LOG.info("join: %d rows checked, %d without a summary", join.rows, join.without_summary)
+    tracked = stage.track(MODEL, job.space, stage.params())
+    result = stage.result(MODEL)
+    baselines = [one for one in baseline_jobs(stage) if not one.result.exists()]
+    if baselines or not result.exists():
+        with ray_session():
+            if not result.exists():
+                storage = stage.run.training(MODEL)
+                state = train_on_ray(job, tracked, storage=storage, name=config.run_id)
+                _finish(stage, training, state, result)
+            run_tasks(train_baseline, baselines, "baselines")
+    report = _compare(stage, job, join, tracked)
+    _track_result(result, tracked, report)
+    return report
+
+
+def downstream_job(stage: StageContext) -> DownstreamJob:
+    """The training on days [k, n)."""
+    windows = stage.dataset.split()
+    foundation = stage.run.report_of("train_foundation")
+    return DownstreamJob(
+        dataset=stage.run.data,
+        foundation=Path(foundation["checkpoint"]),
+        catalog_url=stage.settings.catalog_url,
+        space=stage.run.report_of("export_summaries")["space"],
+        train=stage.recipe.downstream,
+        days=training_days(windows.k, windows.n, stage.recipe.windows.valid_days),
+    )
+
+
+def check_join(dataset: Dataset, reader: SummaryReader, job: DownstreamJob) -> JoinReport:
+    """Join every example of the days k .. n, a part at a time. Raises `LeakError` for a row of the future."""
+    examples = dataset.examples(job.days.first, dataset.split().n + 1)
+    rows = missing = 0
+    oldest_us = 0
+    for part in np.array_split(np.arange(len(examples)), len(examples) // JOINED_AT_ONCE + 1):
+        cut_us_B = examples.cut_us_E[part]
+        _, found_B, as_of_us_B = reader.lookup(examples.user_id_E[part], cut_us_B)
+        rows += int(examples.num_candidates_E[part].sum())
+        missing += int(examples.num_candidates_E[part][~found_B].sum())
+        oldest_us = max(oldest_us, int((cut_us_B - as_of_us_B)[found_B].max(initial=0)))
+    return JoinReport(rows=rows, without_summary=missing, oldest_summary_s=oldest_us / 1e6)
+
+
+def _finish(stage: StageContext, training: Training, state: Path, result: Result) -> None:
+    """Score the test day with the best weights and put the model's result in place."""
+    job = training.job
+    assert isinstance(job, DownstreamJob)
+    progress = load_best(state, training.model)
+    test_day = stage.dataset.split().n
+    scores_N = training.predict(test_day, test_day + 1)
+    unfinished = result.begin()
+    foundation = CheckpointMeta.model_validate_json((job.foundation / "model.json").read_bytes())
+    changes = {
+        "kind": "downstream",
+        "trained_until_us": stage.dataset.day_start_us(job.days.end),
+        "max_uih": 0,
+    }
+    save(unfinished.checkpoint, training.model, foundation.model_copy(update=changes))
+    keep_dictionary(unfinished.checkpoint, stage.dataset, foundation.spec)
+    unfinished.write(Fitted.of(REFERENCE, training.trained_on(), progress), scores_N)
+    result.end(unfinished)
+
+
+def model_results(stage: StageContext) -> dict[str, Result]:
+    """The finished models of a run by their names in the report."""
+    named = {"vista_foundation": stage.result("foundation"), REFERENCE: stage.result(MODEL)}
+    return named | {name: stage.result(name) for name in stage.recipe.baselines}
+
+
+def _compare(stage: StageContext, job: DownstreamJob, join: JoinReport, tracked: Tracked) -> DownstreamReport:
+    """All models on the same rows, and the gate's decision."""
+    rows, candidates, gate = stage.test_rows(), stage.dataset.candidates, stage.recipe.gate
+    users_N, labels_N = candidates.user_id_C[rows], candidates.labels_CT[rows, 0]
+    results = model_results(stage)
+    scores = {name: result.scores_N()[rows] for name, result in results.items()}
+    champion, champion_N = score_champion(stage)
+    LOG.info("champion: %s", champion.release if champion.comparable else champion.why)
+    delivered = stage.run.report_of("deliver")
+    coverage = {name: region["coverage"] for name, region in delivered["regions"].items()}
+    decision = decide(
+        gate,
+        users_N,
+        labels_N,
+        scores[REFERENCE],
+        None if champion_N is None else champion_N[rows],
+        candidate_slices(stage.dataset, rows),
+        coverage or dict.fromkeys(stage.settings.region_urls, 0.0),  # not delivered
+        delivered["canaries_equal"],
+        stage.config.seed,
+    )
+    checkpoint = results[REFERENCE].checkpoint
+    return DownstreamReport(
+        downstream=str(checkpoint),
+        digest=CheckpointMeta.model_validate_json((checkpoint / "model.json").read_bytes()).digest,
+        space=job.space,
+        mlflow_run_id=tracked.run_id,
+        join=join,
+        models={name: figures(stage, result) for name, result in results.items()},
+        paired=paired_bootstrap(users_N, labels_N, scores, REFERENCE, gate.resamples, stage.config.seed),
+        champion=champion,
+        gate=decision,
+    )
+
+
+def figures(stage: StageContext, result: Result) -> ModelFigures:
+    """A finished model's metrics on the test day, and what it was trained on."""
+    measured = stage.measure(result.scores_N()).model_dump()
+    return ModelFigures(**measured, trained_on=result.fitted().trained_on)
+
+
+def _track_result(result: Result, tracked: Tracked, report: DownstreamReport) -> None:
+    metrics = {
+        f"test_{metric}/{name}": value
+        for name, one in report.models.items()
+        for metric, value in one.model_dump(exclude={"trained_on"}).items()
+        if value is not None
+    }
+    metrics["gate_promote"] = float(report.gate.promote)
+    tracked.finish(metrics, {"checkpoint": result.checkpoint})
+    tracked.register(REGISTERED, "checkpoint", {"space": report.space, "digest": report.digest})

@@ -16,7 +16,7 @@ from vista.evaluate import figures
 from vista.evaluate.bootstrap import paired_bootstrap
 from vista.evaluate.gate import decide
 from vista.evaluate.metrics import by_slice, calibration_bins, measure
-from vista.evaluate.report import (
+from vista.evaluate.refresh_report import (
     ModelFigures,
     RefreshReport,
     RegionFigures,
@@ -24,11 +24,8 @@ from vista.evaluate.report import (
     Tracking,
     TrainedOn,
     TrainingCurve,
-    print_table,
-    read_report,
-    render,
-    write_report,
 )
+from vista.evaluate.report import print_table, read_report, render, write_report
 from vista.evaluate.summary_map import MAP_USERS, summary_map
 
 MODELS = {

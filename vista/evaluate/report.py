@@ -8,31 +8,10 @@ import jinja2
 from markupsafe import Markup
 
 from vista.evaluate.bootstrap import Interval
-from vista.evaluate.refresh_report import (
-    ModelFigures,
-    RefreshReport,
-    RegionFigures,
-    StageSeconds,
-    SummaryMap,
-    Tracking,
-    TrainedOn,
-    TrainingCurve,
-)
+from vista.evaluate.refresh_report import ModelFigures, RefreshReport, StageSeconds
 from vista.runs import write_whole
 
-__all__ = [
-    "ModelFigures",
-    "RefreshReport",
-    "RegionFigures",
-    "StageSeconds",
-    "SummaryMap",
-    "Tracking",
-    "TrainedOn",
-    "TrainingCurve",
-    "print_table",
-    "read_report",
-    "write_report",
-]
+__all__ = ["RefreshReport", "StageSeconds", "print_table", "read_report", "write_report"]
 
 TEMPLATE = "report.html.jinja"
 

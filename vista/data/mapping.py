@@ -50,7 +50,7 @@ EXAMPLES = {
 }
 
 _EXPRESSION = re.compile(
-    r"""\s*(?:`(?P<quoted>[^`]+)`|(?P<column>[^\s=!<>`'"]+))\s*
+    r"""\s*(?:`(?P<quoted>[^`]+)`|(?P<column>[\w.:-]+))\s*
     (?:(?P<op>==|!=|>=|<=|>|<)\s*
        (?:(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)|(?P<text>'[^']*'|"[^"]*")|(?P<flag>true|false))
     )?\s*""",
@@ -82,7 +82,7 @@ class Expression:
             raise ValueError(
                 f"{text!r} is not an expression: write a column of 0 and 1, or column op constant, where op "
                 "is == != >= <= > < and the constant a number, 'text' in quotes, true or false (a column "
-                "whose name has spaces goes between backticks)"
+                "whose name is not a plain word goes between backticks)"
             )
         column = found["quoted"] or found["column"]
         if found["op"] is None:

@@ -15,6 +15,9 @@ from vista.data.learn import Learned, rows_of_column
 from vista.data.negatives import Positives, sample_negatives
 from vista.data.schema import EVENT_SCHEMA, Events
 
+SOURCE_DATE = "source_date"
+"""YYYYMMDD under which the source's files list a row, where they do: public splits are defined by it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Columns:
@@ -66,7 +69,8 @@ def cut_bucket(
     )
     candidates = rows[cuts.position_C].select(
         "user_id", "item_id", "item_row", "category_row", "event_time_us", *columns.labels(),
-        *columns.context, *columns.truth, pl.col("candidate_only").alias("sampled"),
+        *columns.context, *columns.truth, *({SOURCE_DATE} & set(rows.columns)),
+        pl.col("candidate_only").alias("sampled"),
     )  # fmt: skip
     candidates = candidates.with_columns(
         day=cuts.day_E[spots.example_C].astype(np.int32), cut_us=cuts.cut_us_E[spots.example_C]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vista.config import DataConfig, Frozen
 from vista.data.batches import gather, pack
+from vista.data.bucket import SOURCE_DATE
 from vista.data.dictionary import Dictionary
 from vista.data.files import bucket_file, events_of
 from vista.data.schema import (
@@ -120,6 +121,17 @@ class Dataset:
             context_CK=_matrix(frame, [f"context_{column.name}" for column in self.file.context], np.int32),
             dense_CF=_matrix(frame, [f"dense_{name}" for name in self.file.dense], np.float32),
         )
+
+    @cached_property
+    def source_date_C(self) -> NDArray[np.int32]:
+        """YYYYMMDD under which the source lists each candidate. Raises `InputError` if it names no dates."""
+        try:
+            parts = [
+                self._read("candidates", bucket, ["user_id", SOURCE_DATE]) for bucket in range(self.buckets)
+            ]
+        except pl.exceptions.ColumnNotFoundError as error:
+            raise InputError(f"the source {self.file.data.source} has no dates of public splits") from error
+        return pl.concat(parts).sort("user_id", maintain_order=True)[SOURCE_DATE].to_numpy()
 
     @cached_property
     def events(self) -> Events:

@@ -1,0 +1,222 @@
+"""A prepared data set: whole or not at all, the same bytes twice, the same content in any number of buckets."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from vista.config import DataConfig, GeneratedConfig, WindowConfig
+from vista.data.batches import BatchPlan
+from vista.data.dataset import Dataset
+from vista.data.learn import learn, sorted_rows, windows_of
+from vista.data.partition import partition
+from vista.data.prepare import PrepareReport, prepare_dataset
+from vista.data.schema import Batch, bucket_of, buckets_of
+from vista.errors import InputError
+
+SMALL = GeneratedConfig(users=60, items=128, events_per_user=40, days=6)
+
+
+def data_of(buckets: int = 4, **changes: object) -> DataConfig:
+    return DataConfig.model_validate(
+        {"source": "generated", "buckets": buckets, "generated": SMALL, "max_uih": 30} | changes
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PrepareReport]:
+    path = tmp_path_factory.mktemp("prepared") / "data"
+    return path, prepare_dataset(data_of(), path, WindowConfig())
+
+
+def content(path: Path) -> dict[str, str]:
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return {str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def test_two_runs_write_the_same_bytes(prepared: tuple[Path, PrepareReport], tmp_path: Path) -> None:
+    prepare_dataset(data_of(), tmp_path / "again", WindowConfig())
+    assert content(tmp_path / "again") == content(prepared[0])
+    assert not [name for name in content(prepared[0]) if "scratch" in name]
+
+
+def test_another_seed_gives_another_digest(prepared: tuple[Path, PrepareReport], tmp_path: Path) -> None:
+    other = data_of(generated=SMALL.model_copy(update={"seed": 1}))
+    report = prepare_dataset(other, tmp_path / "other", WindowConfig())
+    assert report.dataset.digest != prepared[1].dataset.digest
+
+
+def bytes_of(batch: Batch) -> list[bytes]:
+    return [getattr(batch, name).tobytes() for name in Batch.__slots__]
+
+
+def sequence(dataset: Dataset) -> list[list[bytes]]:
+    plan = BatchPlan.make(
+        dataset.examples(0, 4), max_tokens=400, max_candidates=200, max_uih=30, seed=1, epoch=0
+    )
+    return [bytes_of(plan.batch(step)) for step in range(plan.steps)]
+
+
+def test_the_number_of_buckets_changes_nothing(prepared: tuple[Path, PrepareReport], tmp_path: Path) -> None:
+    report = prepare_dataset(data_of(buckets=7), tmp_path / "seven", WindowConfig())
+    assert report == prepared[1]
+    four, seven = Dataset.open(prepared[0]), Dataset.open(tmp_path / "seven")
+    assert sequence(four) == sequence(seven)
+    for kind in ("events", "candidates"):
+        a, b = (pl.read_parquet(path / kind) for path in (prepared[0], tmp_path / "seven"))
+        assert Counter(a.rows()) == Counter(b.rows())
+
+
+def test_every_user_is_in_the_bucket_of_the_checksum(prepared: tuple[Path, PrepareReport]) -> None:
+    dataset = Dataset.open(prepared[0])
+    for bucket in range(dataset.buckets):
+        events = pl.read_parquet(prepared[0] / "events" / f"bucket-{bucket:05d}.parquet")
+        assert {bucket_of(user, 4) for user in events["user_id"].unique()} <= {bucket}
+        assert events.sort("user_id", "event_time_us", "seq").equals(events)
+    ids = np.array([0, 1, -1, 2**62, -(2**63), 2**63 - 1])
+    assert buckets_of(ids, 1_000).tolist() == [bucket_of(int(user), 1_000) for user in ids]
+
+
+def test_dictionaries_are_ordered_by_first_appearance(prepared: tuple[Path, PrepareReport]) -> None:
+    dataset = Dataset.open(prepared[0])
+    events = pl.read_parquet(prepared[0] / "events")
+    for name, column in (("items", "item_id"), ("categories", "category_id")):
+        table = pl.read_parquet(prepared[0] / f"{name}.parquet")
+        assert table["row"].to_list() == list(range(1, table.height + 1))
+        assert table.sort("first_seen_us", "id").equals(table)
+        first = events.group_by(column).agg(pl.col("event_time_us").min())
+        joined = table.join(first, left_on="id", right_on=column)
+        assert (joined["first_seen_us"] <= joined["event_time_us"]).all()
+    middle = dataset.day_start_us(-30)
+    spec = dataset.spec(middle)
+    seen = events.filter(pl.col("event_time_us") < middle)
+    assert spec.num_items == 1 + seen["item_id"].n_unique()
+    assert spec.num_users == 1 + seen["user_id"].n_unique()
+    assert seen["item_row"].max() == spec.num_items - 1
+
+
+def test_histories_hold_every_user_and_only_the_past(prepared: tuple[Path, PrepareReport]) -> None:
+    dataset = Dataset.open(prepared[0])
+    as_of_us = dataset.day_start_us(-40)
+    events = pl.read_parquet(prepared[0] / "events")
+    users: list[int] = []
+    for bucket in range(dataset.buckets):
+        for one in dataset.histories(as_of_us, bucket, max_uih=5, max_tokens=23):
+            batch = one.batch
+            assert batch.seq_offsets[-1] <= 23
+            assert (batch.uih_time_us_L < as_of_us).all()
+            for place, user in enumerate(batch.user_id_B.tolist()):
+                past = events.filter((pl.col("user_id") == user) & (pl.col("event_time_us") < as_of_us))
+                rows = slice(batch.seq_offsets[place], batch.seq_offsets[place + 1])
+                assert batch.uih_item_L[rows].tolist() == past["item_row"].tail(5).to_list()
+                newest = past["event_time_us"].max() if past.height else -1
+                assert one.event_time_us_B[place] == newest
+                assert one.seq_B[place] == (past["seq"].max() if past.height else -1)
+            users += batch.user_id_B.tolist()
+    assert sorted(users) == sorted(events["user_id"].unique())
+    nobody = next(dataset.histories(dataset.day_start_us(-1_000), 0, 5, 1_000))
+    assert set(nobody.seq_B.tolist()) == {-1}
+
+
+def test_arrival_order_numbers_events_and_breaks_ties() -> None:
+    table = pa.table({"user_id": [7, 7, 8, 7], "event_time_us": [5, 3, 1, 3], "seq": [-1] * 4})
+    rows = sorted_rows(table)
+    assert rows.select("user_id", "event_time_us", "seq").rows() == [
+        (7, 3, 1),
+        (7, 3, 2),
+        (7, 5, 0),
+        (8, 1, 0),
+    ]
+
+
+def test_partition_keeps_arrival_order_across_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vista.data.partition.RUN_ROWS", 10)
+    users = np.random.default_rng(0).integers(0, 9, 100)
+    table = pa.table({"user_id": users, "arrival": np.arange(100)})
+    parts = partition(table.to_batches(max_chunksize=7), 5, tmp_path / "runs")
+    assert len(parts.runs) > 3
+    found = [parts.bucket(bucket) for bucket in range(5)]
+    for bucket, rows in enumerate(found):
+        assert rows["arrival"].to_pylist() == np.flatnonzero(buckets_of(users, 5) == bucket).tolist()
+
+
+@pytest.mark.parametrize(("last", "fraction", "k"), [(9, 0.6, 5), (2, 0.6, 1), (2, 0.9, 1), (13, 0.6, 8)])
+def test_windows_leave_a_day_for_each_use(last: int, fraction: float, k: int) -> None:
+    windows = windows_of(last, WindowConfig(foundation_fraction=fraction))
+    assert (windows.first_day, windows.k, windows.n) == (0, k, last)
+
+
+def test_an_unknown_task_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="tasks click: source 'generated' has label"):
+        prepare_dataset(data_of(tasks=("click",)), tmp_path / "data", WindowConfig())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_opening_nothing_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="run the stage prepare"):
+        Dataset.open(tmp_path)
+
+
+PREPARE = """
+import sys
+from pathlib import Path
+from tests.unit.test_prepare import data_of
+from vista.config import WindowConfig
+from vista.data.prepare import prepare_dataset
+print("started", flush=True)
+prepare_dataset(data_of(), Path(sys.argv[1]), WindowConfig())
+"""
+
+
+def test_killed_it_leaves_the_old_data_set_and_a_restart_begins_anew(
+    prepared: tuple[Path, PrepareReport], tmp_path: Path
+) -> None:
+    """Killed as soon as its first unfinished file is there."""
+    path = tmp_path / "data"
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", PREPARE, str(path)], cwd=root, stdout=subprocess.PIPE, env=os.environ
+    )
+    while not list(tmp_path.glob(".data.*/scratch")):
+        assert process.poll() is None, "ended before it wrote anything"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not path.exists()
+    prepare_dataset(data_of(), path, WindowConfig())
+    assert content(path) == content(prepared[0])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["data"]
+
+
+def test_learning_refuses_what_cannot_be_learned_from() -> None:
+    from vista.data.learn import Seen
+
+    def seen(days: int, label: int) -> Seen:
+        collected = Seen()
+        rows = pl.DataFrame(
+            {
+                "user_id": np.arange(days),
+                "item_id": np.arange(days),
+                "category_id": np.arange(days),
+                "value": np.zeros(days, np.float32),
+                "event_time_us": np.arange(days) * 86_400_000_000,
+                "label_label": np.full(days, label, np.uint8),
+            }
+        )
+        collected.add(rows, "label_label", 0)
+        return collected
+
+    for days, label, reason in (
+        (5, 1, "is 1 in every row"),
+        (2, 1, "labels on 2 days"),
+        (5, 255, "no row with a label"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            learn(seen(days, label), data_of(), WindowConfig())

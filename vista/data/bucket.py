@@ -10,13 +10,10 @@ from numpy.typing import NDArray
 from vista.config import DataConfig
 from vista.data.examples import Cuts, cut_examples
 from vista.data.features import Asked, ItemsPast, UsersPast, dense_features
-from vista.data.files import events_of
+from vista.data.files import SOURCE_DATE, events_of
 from vista.data.learn import Learned, rows_of_column
 from vista.data.negatives import Positives, sample_negatives
 from vista.data.schema import EVENT_SCHEMA, Events
-
-SOURCE_DATE = "source_date"
-"""YYYYMMDD under which the source's files list a row, where they do: public splits are defined by it."""
 
 
 @dataclass(frozen=True, slots=True)

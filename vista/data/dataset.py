@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from vista.config import DataConfig, Frozen
 from vista.data.batches import gather, pack
-from vista.data.bucket import SOURCE_DATE
 from vista.data.dictionary import Dictionary
-from vista.data.files import bucket_file, events_of
+from vista.data.files import SOURCE_DATE, bucket_file, events_of
 from vista.data.schema import (
     Candidates,
     ContextColumn,

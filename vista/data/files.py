@@ -7,6 +7,12 @@ import polars as pl
 
 from vista.data.schema import Events
 
+SOURCE_DATE = "source_date"
+"""YYYYMMDD under which the source's files list a row, where they do: public splits are defined by it."""
+
+SOURCE_DATE = "source_date"
+"""YYYYMMDD under which the source's files list a row, where they do: public splits are defined by it."""
+
 
 def bucket_file(directory: Path, kind: str, bucket: int) -> Path:
     """`directory`/`kind`/bucket-00017.parquet; kinds are events, examples, candidates."""

@@ -5,7 +5,7 @@ Not promoted is a good end too: the report says why.
 
 from vista.config import Frozen, RefreshConfig, Settings
 from vista.delivery.interfaces import Release
-from vista.delivery.regions import open_backends
+from vista.delivery.regions import Backends, open_backends
 from vista.delivery.release import ReleaseReport, current_release, promote
 from vista.errors import RegionNotReadyError
 from vista.runs import RunDirectory
@@ -23,7 +23,8 @@ class PromoteReport(Frozen):
 def promote_run(config: RefreshConfig, settings: Settings) -> PromoteReport:
     """Promote what the gate lets pass. Raises `RegionNotReadyError` if a region does not take the release."""
     run = RunDirectory.open(settings.runs, config)
-    gate, delivered = run.report_of("retrain_downstream")["gate"], run.report_of("deliver")
+    retrained, delivered = run.report_of("retrain_downstream"), run.report_of("deliver")
+    gate = retrained["gate"]
     refusals = (() if delivered["delivered"] else (delivered["reason"],)) + (
         () if gate["promote"] else tuple(gate["reasons"])
     )
@@ -31,14 +32,26 @@ def promote_run(config: RefreshConfig, settings: Settings) -> PromoteReport:
         if refusals:
             current = current_release(backends.catalog)
             return PromoteReport(promoted=False, reasons=refusals, release=current, before=current)
-    done = promote_models(run, settings, actor=f"run {config.run_id}", reason="; ".join(gate["reasons"]))
+        done = promote_models(
+            backends,
+            run,
+            actor=f"run {config.run_id}",
+            reason="; ".join(gate["reasons"]),
+            instead_of=retrained["champion"]["release"],
+        )
     return PromoteReport(
         promoted=True, reasons=tuple(gate["reasons"]), release=done.release, before=done.before
     )
 
 
 def promote_models(
-    run: RunDirectory, settings: Settings, *, actor: str, reason: str, dry_run: bool = False
+    backends: Backends,
+    run: RunDirectory,
+    *,
+    actor: str,
+    reason: str,
+    instead_of: str | None,
+    dry_run: bool = False,
 ) -> ReleaseReport:
     """Promote a run's models and epoch, whatever its gate said.
 
@@ -46,17 +59,17 @@ def promote_models(
     does not serve the release afterwards.
     """
     delivered = run.report_of("deliver")
-    with open_backends(settings) as backends:
-        done = promote(
-            backends,
-            space=delivered["space"],
-            epoch=delivered["epoch"],
-            foundation=run.report_of("train_foundation")["checkpoint"],
-            downstream=run.report_of("retrain_downstream")["downstream"],
-            actor=actor,
-            reason=reason,
-            dry_run=dry_run,
-        )
+    done = promote(
+        backends,
+        space=delivered["space"],
+        epoch=delivered["epoch"],
+        foundation=run.report_of("train_foundation")["checkpoint"],
+        downstream=run.report_of("retrain_downstream")["downstream"],
+        actor=actor,
+        reason=reason,
+        instead_of=instead_of,
+        dry_run=dry_run,
+    )
     for region, why in done.regions.items():
         raise RegionNotReadyError(
             f"release {done.release.id} is promoted, but region {region} does not serve it: {why}"

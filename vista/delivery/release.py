@@ -14,7 +14,7 @@ from vista.delivery.interfaces import AuditLine, Catalog, Release
 from vista.delivery.readiness import RegionState
 from vista.delivery.regions import Backends
 from vista.delivery.worker import drain
-from vista.errors import BackendError, EpochError, InputError, RegionNotReadyError
+from vista.errors import BackendError, EpochError, InputError, RegionNotReadyError, ReleaseConflictError
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +43,14 @@ def promote(
     downstream: str,
     actor: str,
     reason: str,
+    instead_of: str | None,
     dry_run: bool = False,
 ) -> ReleaseReport:
-    """Make these models and this epoch the release. If they are it already, only the regions are healed.
+    """Make these models and this epoch the release, instead of the release that they were judged against.
 
-    Raises `EpochError`, `RegionNotReadyError` if a region does not hold the whole epoch,
-    `ReleaseConflictError` if somebody else was faster.
+    If they are the release already, only the regions are healed. Raises `EpochError`, `RegionNotReadyError`
+    if a region does not hold the whole epoch, `ReleaseConflictError` if another release than `instead_of`
+    serves.
     """
     published_epoch(backends.catalog, space, epoch)
     before = current_release(backends.catalog)
@@ -62,6 +64,11 @@ def promote(
             before=before,
             changed=False,
             regions={} if dry_run else announce(backends, before),
+        )
+    if (None if before is None else before.id) != instead_of:
+        raise ReleaseConflictError(
+            f"these models were judged against release {instead_of}, now "
+            f"{None if before is None else before.id} serves: start a new run, or promote by hand"
         )
     missing = _regions_without(backends, wanted)
     if missing:

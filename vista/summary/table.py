@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from vista.config import Frozen
-from vista.data.schema import bucket_of
+from vista.data.schema import buckets_of
 from vista.errors import EpochError
 from vista.runs import write_whole
 from vista.summary.record import keys_digest
@@ -165,12 +165,13 @@ def _verify_shard(directory: Path, shard: Shard, buckets: int) -> None:
         raise EpochError(f"{path} is not the file of its manifest: delete both and export again")
     with pq.ParquetFile(path) as file:
         users = file.read(columns=["user_id"]).column(0).to_numpy()
-    for user in users.tolist():
-        if bucket_of(user, buckets) != shard.bucket:
-            raise EpochError(
-                f"user {user} in {path} belongs to bucket {bucket_of(user, buckets)} of {buckets}: "
-                "the export used another bucket count"
-            )
+    bucket_B = buckets_of(users, buckets)
+    if (bucket_B != shard.bucket).any():
+        row = int(np.argmax(bucket_B != shard.bucket))
+        raise EpochError(
+            f"user {users[row]} in {path} belongs to bucket {bucket_B[row]} of {buckets}: "
+            "the export used another bucket count"
+        )
     if len(users) != shard.rows or keys_digest(users.tolist()) != shard.keys_digest:
         raise EpochError(f"{path} holds {len(users)} users, its manifest {shard.rows}: export again")
 

@@ -1,4 +1,4 @@
-"""A prepared data set: whole or not at all, the same bytes twice, the same content in any number of buckets."""
+"""A prepared data set: whole or not at all, the same bytes twice, the same content in any buckets."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ import pytest
 from vista.config import DataConfig, GeneratedConfig, WindowConfig
 from vista.data.batches import BatchPlan
 from vista.data.dataset import Dataset
-from vista.data.learn import learn, sorted_rows, windows_of
+from vista.data.learn import Seen, learn, sorted_rows, windows_of
 from vista.data.partition import partition
 from vista.data.prepare import PrepareReport, prepare_dataset
 from vista.data.schema import Batch, bucket_of, buckets_of
@@ -196,8 +196,6 @@ def test_killed_it_leaves_the_old_data_set_and_a_restart_begins_anew(
 
 
 def test_learning_refuses_what_cannot_be_learned_from() -> None:
-    from vista.data.learn import Seen
-
     def seen(days: int, label: int) -> Seen:
         collected = Seen()
         rows = pl.DataFrame(

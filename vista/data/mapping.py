@@ -198,7 +198,11 @@ class Mapping(Frozen):
         pairs += [(expression.column, key) for key, expression in self.expressions().items()]
         pairs += [(self.value, "value"), (self.category, "category")]
         pairs += [(name, "context") for name in self.context]
-        return {column: key for column, key in reversed(pairs) if column}
+        first: dict[str, str] = {}
+        for column, key in pairs:
+            if column:
+                first.setdefault(column, key)
+        return first
 
 
 POSITIVE = "positive"

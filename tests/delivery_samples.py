@@ -1,18 +1,27 @@
 """Records, epochs and back ends for the tests of summary and delivery."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from vista.config import RefreshConfig, Settings
 from vista.data.schema import bucket_of
+from vista.delivery.backfill import backfill
 from vista.delivery.catalog import open_catalog
 from vista.delivery.control import barrier, release_record, retirement
 from vista.delivery.interfaces import Epoch, Log, Release, Store
+from vista.delivery.log import open_log
 from vista.delivery.publish import attempt_directory, commit, export_id
+from vista.delivery.regions import open_regions
+from vista.delivery.worker import drain
+from vista.runs import RunDirectory, write_whole
 from vista.summary.codec import Codec, encode_summaries, quantise
 from vista.summary.record import Record, decode, encode, space_id
 from vista.summary.table import write_shard
@@ -135,3 +144,44 @@ def golden_records() -> dict[str, Record]:
 def decode_plain(data: bytes) -> Record:
     """A record as it was before encoding: without what encoding adds."""
     return replace(decode(data), crc=0, raw_bytes=0)
+
+
+def settings_of(home: Path, regions: Sequence[str] = ("east", "west")) -> Settings:
+    """An embedded deployment below `home`."""
+    return Settings(
+        runs=home / "runs",
+        home=home,
+        catalog_url=f"sqlite:///{home}/catalog.db",
+        log_url=f"sqlite:///{home}/log.db",
+        region_urls={name: f"sqlite:///{home}/stores/{name}.db" for name in regions},
+        warehouse=str(home / "warehouse"),
+        mlflow_url="",
+    )
+
+
+def deliver_here(home: Path, epoch: Epoch, settings: Settings) -> None:
+    """Bring an epoch to every region, in this process."""
+    with closing(open_log(settings.log_url, BUCKETS)) as log, open_regions(settings, BUCKETS) as stores:
+        backfill(epoch, log, home / f"backfill-{epoch.space}-{epoch.epoch}.json")
+        for name, store in stores.items():
+            drain(name, log, store)
+
+
+def finish_stages(settings: Settings, run_id: str, epoch: Epoch, *, gate: bool = True) -> RunDirectory:
+    """A run whose stages up to the delivery are done: reports and the newest event, at 10,000,000 us."""
+    run = RunDirectory.open(settings.runs, RefreshConfig(recipe="smoke", run_id=run_id))
+    reports: dict[str, dict[str, object]] = {
+        "export_summaries": {"space": epoch.space, "newest_epoch": epoch.epoch},
+        "train_foundation": {"checkpoint": f"{run.path}/train/foundation"},
+        "retrain_downstream": {
+            "downstream": f"{run.path}/train/downstream",
+            "champion": {"release": None},
+            "gate": {"promote": gate, "reasons": ["better"] if gate else ["NE is worse", "coverage"]},
+        },
+    }
+    for name, report in reports.items():
+        write_whole(run.path / "stages" / f"{name}.json", json.dumps({"seconds": 1.0, "report": report}))
+    (run.data / "events").mkdir(parents=True, exist_ok=True)
+    events = pa.table({"event_time_us": pa.array([5, 10_000_000, 7], pa.int64())})
+    pq.write_table(events, run.data / "events" / "bucket-00000.parquet")
+    return run

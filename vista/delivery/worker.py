@@ -105,8 +105,8 @@ def drain(region: str, source: Log, store: Store) -> WorkerReport:
     for bucket in range(source.partitions):
         end = source.bounds(bucket)[1]
         worker.assign([bucket])
-        while worker.offset(bucket) < end:
-            worker.step()
+        while worker.step() and worker.offset(bucket) < end:
+            pass
         worker.revoke([bucket])
     return worker.report
 

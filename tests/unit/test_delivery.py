@@ -1,0 +1,252 @@
+"""Workers, readiness, backfill and the stage: what reaches the regions, and what is said when it does not."""
+
+import json
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from delivery_samples import (
+    BUCKETS,
+    SPACES,
+    content_digest,
+    deliver_here,
+    finish_stages,
+    publish_epoch,
+    record,
+    settings_of,
+    users_of,
+)
+
+from vista.config import RefreshConfig, Settings
+from vista.delivery.backfill import backfill
+from vista.delivery.catalog import open_catalog
+from vista.delivery.control import barrier, release_record, retirement
+from vista.delivery.deliver import check_capacity, check_ready, deliver_epoch
+from vista.delivery.interfaces import AuditLine, Release
+from vista.delivery.log import open_log
+from vista.delivery.readiness import RegionState, canaries_differ
+from vista.delivery.regions import open_regions
+from vista.delivery.sqlite_log import SqliteLog
+from vista.delivery.store import open_store
+from vista.delivery.worker import Worker, drain, serve_region
+from vista.errors import EpochError, InputError, RegionNotReadyError
+from vista.summary.table import shards_of
+
+SPACE = SPACES[0]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return settings_of(tmp_path)
+
+
+def test_the_stage_brings_the_newest_epoch_to_every_region_and_again_does_nothing(
+    tmp_path: Path, settings: Settings
+) -> None:
+    epoch = publish_epoch(tmp_path, users=60, as_of_us=4_000_000)
+    finish_stages(settings, "run-1", epoch)
+    config = RefreshConfig(recipe="smoke", run_id="run-1")
+    report = deliver_epoch(config, settings)
+    assert (report.delivered, report.appended_records, report.canaries_equal) == (True, 60, True)
+    for region in ("east", "west"):
+        figures = report.regions[region]
+        assert (figures.coverage, figures.lag_records, figures.oldest_summary_age_s) == (1.0, 0, 6.0)
+    with open_regions(settings, BUCKETS) as stores:
+        digests = {content_digest(store, range(60), [(SPACE, 1)]) for store in stores.values()}
+        assert len(digests) == 1
+        assert None not in stores["east"].get_many(SPACE, 1, range(60))
+    again = deliver_epoch(config, settings)
+    assert again == report.model_copy(update={"appended_records": 0})
+
+
+def test_an_epoch_older_than_the_release_of_its_space_stays_in_the_table(
+    tmp_path: Path, settings: Settings
+) -> None:
+    old, new = (publish_epoch(tmp_path, as_of_us=as_of_us, variant=as_of_us) for as_of_us in (1_000, 2_000))
+    with closing(open_catalog(settings.catalog_url)) as catalog:
+        release = Release(id="r-1", space=SPACE, epoch=new.epoch, foundation="f", downstream="d")
+        line = AuditLine(time_us=0, actor="a", action="promote", reason="r", before="", after="r-1")
+        catalog.swap_release(None, release, line)
+    finish_stages(settings, "run-1", old)
+    report = deliver_epoch(RefreshConfig(recipe="smoke", run_id="run-1"), settings)
+    assert not report.delivered
+    assert "older epochs stay in the table" in report.reason
+    assert not Path(settings.log_url.removeprefix("sqlite:///")).exists()
+
+
+def test_open_withdrawn_and_unknown_epochs_are_not_delivered(tmp_path: Path, settings: Settings) -> None:
+    epoch = publish_epoch(tmp_path)
+    finish_stages(settings, "run-1", epoch.model_copy(update={"epoch": 9}))
+    finish_stages(settings, "run-2", epoch)
+    with pytest.raises(EpochError, match=r"epoch 9 of sample-c is not published"):
+        deliver_epoch(RefreshConfig(recipe="smoke", run_id="run-1"), settings)
+    with closing(open_catalog(settings.catalog_url)) as catalog:
+        line = AuditLine(time_us=0, actor="a", action="withdraw", reason="bad", before="", after="")
+        catalog.withdraw(SPACE, 1, line)
+    with pytest.raises(EpochError, match="is withdrawn"):
+        deliver_epoch(RefreshConfig(recipe="smoke", run_id="run-2"), settings)
+    with pytest.raises(InputError, match="no report of stage 'export_summaries'"):
+        deliver_epoch(RefreshConfig(recipe="smoke", run_id="run-3"), settings)
+
+
+def test_a_region_without_room_is_refused_with_the_figures(tmp_path: Path, settings: Settings) -> None:
+    epoch = publish_epoch(tmp_path)
+    shards = shards_of(Path(epoch.location), BUCKETS)
+    too_large = tuple(shard.model_copy(update={"value_bytes": 10**17}) for shard in shards)
+    with open_regions(settings, BUCKETS) as stores:
+        check_capacity(epoch, shards, stores)
+        with pytest.raises(
+            RegionNotReadyError, match=r"east has [\d,]+ bytes free, epoch 1 needs 600,000,000"
+        ):
+            check_capacity(epoch, too_large, stores)
+    deliver_here(tmp_path, epoch, settings)
+    with open_regions(settings, BUCKETS) as stores:
+        check_capacity(epoch, too_large, stores)  # it is there already
+
+
+def test_every_gap_has_a_name(tmp_path: Path, settings: Settings) -> None:
+    epoch = publish_epoch(tmp_path, users=40)
+    shards = shards_of(Path(epoch.location), BUCKETS)
+    rows = [shard.rows for shard in shards]
+    with open_regions(settings, BUCKETS) as stores, closing(open_log(settings.log_url, BUCKETS)) as log:
+        east = stores["east"]
+        assert RegionState.of("east", east, BUCKETS).coverage(epoch, shards) == 0.0
+        backfill(epoch, log, tmp_path / "progress.json")
+        for bucket, size in enumerate(rows):
+            wanted = [data for _, data in log.read(bucket, 0, 2**30)]
+            kept = wanted if bucket > 1 else wanted[1:] if bucket == 1 else wanted[:-1]
+            east.apply(bucket, 0, size + 1, kept)
+        state = RegionState.of("east", east, BUCKETS)
+        assert state.gaps(epoch, shards) == [
+            "region east, bucket 0 has not passed the barrier of epoch 1",
+            f"region east, bucket 1 holds {rows[1] - 1} users, and not the {rows[1]} users of the manifest",
+        ]
+        assert state.coverage(epoch, shards) == pytest.approx((40 - 2) / 40)
+        assert not state.complete(SPACE, 1)
+        with pytest.raises(RegionNotReadyError, match=r"bucket 0 has not passed .* \(2 of 4 buckets"):
+            check_ready("east", east, epoch, shards)
+        assert RegionState.of("west", stores["west"], BUCKETS).gaps(epoch, shards)[0] == (
+            "region west, bucket 0 holds nothing of epoch 1"
+        )
+
+
+def test_a_canary_that_differs_is_found_and_a_newer_one_is_none(tmp_path: Path, settings: Settings) -> None:
+    epoch = publish_epoch(tmp_path, users=40)
+    shards = shards_of(Path(epoch.location), BUCKETS)
+    deliver_here(tmp_path, epoch, settings)
+    first = min(user for user in users_of(2, 3) if user >= 0)
+    with open_regions(settings, BUCKETS) as stores:
+        for name, seq in (("east", first), ("west", first + 1)):
+            state = stores[name].state(2)
+            other = [record(first, seq, variant=variant) for variant in range(1, 9)]
+            stores[name].apply(2, state.offset, state.offset + 1, other)
+        assert canaries_differ(epoch, stores["west"]) == []
+        check_ready("west", stores["west"], epoch, shards)
+
+
+def test_damage_behind_an_equal_key_set_is_found_by_the_canaries(tmp_path: Path, settings: Settings) -> None:
+    epoch = publish_epoch(tmp_path, users=40)
+    shards = shards_of(Path(epoch.location), BUCKETS)
+    with open_regions(settings, BUCKETS) as stores:
+        east = stores["east"]
+        for bucket in range(BUCKETS):
+            mine = [user for user in users_of(bucket, 40) if 0 <= user < 40]
+            older = [record(user, -1) for user in mine]
+            east.apply(bucket, 0, 9, [*older, barrier(SPACE, 1)])
+        assert RegionState.of("east", east, BUCKETS).gaps(epoch, shards) == []
+        with pytest.raises(RegionNotReadyError, match="another summary of user"):
+            check_ready("east", east, epoch, shards)
+
+
+def test_a_backfill_goes_on_where_it_was_and_starts_again_on_a_new_log(
+    tmp_path: Path, settings: Settings
+) -> None:
+    epoch = publish_epoch(tmp_path, users=40)
+    progress = tmp_path / "progress.json"
+    with closing(open_log(settings.log_url, BUCKETS)) as log:
+        assert backfill(epoch, log, progress) == 40
+        ends = [log.bounds(bucket) for bucket in range(BUCKETS)]
+        assert backfill(epoch, log, progress) == 0
+        kept = json.loads(progress.read_text())
+        progress.write_text(json.dumps({key: kept[key] for key in ("0", "1")}))
+        again = backfill(epoch, log, progress)
+        assert again == sum(log.bounds(b)[1] - ends[b][1] - 1 for b in (2, 3)) > 0
+        assert [log.bounds(bucket) for bucket in (0, 1)] == ends[:2]
+    with closing(open_log(f"sqlite:///{tmp_path}/other.db", BUCKETS)) as log:
+        assert backfill(epoch, log, progress) == 40
+
+
+def test_a_log_that_was_replaced_or_trimmed_is_told_from_one_that_is_merely_behind(
+    tmp_path: Path, settings: Settings
+) -> None:
+    log = SqliteLog(settings.log_url, BUCKETS)
+    store = open_store(settings.region_urls["east"], BUCKETS)
+    log.append(0, [record(user) for user in users_of(0, 5)])
+    drain("east", log, store)
+    empty = SqliteLog(f"sqlite:///{tmp_path}/new.db", BUCKETS)
+    with pytest.raises(RegionNotReadyError, match="is at offset 5, the log ends at 0: the log was replaced"):
+        drain("east", empty, store)
+    with log._database.write() as connection:  # what retention does to a log of another back end
+        connection.execute("UPDATE partitions SET first = 3 WHERE partition = 0")
+    drain("east", log, store)
+    wiped = open_store(f"sqlite:///{tmp_path}/wiped.db", BUCKETS)
+    with pytest.raises(RegionNotReadyError, match="needs offset 0, the log starts at 3: it needs a backfill"):
+        drain("east", log, wiped)
+
+
+def test_a_worker_moves_over_what_compaction_left_out(settings: Settings) -> None:
+    (user,) = users_of(0, 1)
+    log = SqliteLog(settings.log_url, BUCKETS)
+    log.append(0, [record(user, epoch=epoch) for epoch in (1, 2, 3)])
+    log.append(0, [retirement(SPACE, 2)])
+    with log._database.write() as connection:
+        connection.execute("DELETE FROM records WHERE offset = 3")  # a gap at the very end
+    store = open_store(settings.region_urls["east"], BUCKETS)
+    assert drain("east", log, store).written == 1
+    assert store.state(0).offset == 4
+    assert store.get_many(SPACE, 3, [user]) == [record(user, epoch=3)]
+
+
+def test_a_retirement_in_the_log_deletes_in_the_store(settings: Settings) -> None:
+    (user,) = users_of(0, 1)
+    with closing(open_log(settings.log_url, BUCKETS)) as log, open_regions(settings, BUCKETS) as stores:
+        log.append(0, [record(user, epoch=1), record(user, epoch=2)])
+        drain("east", log, stores["east"])
+        log.append(0, [retirement(SPACE, 1)])
+        drain("east", log, stores["east"])
+        drain("west", log, stores["west"])
+        for store in stores.values():
+            assert store.retire(SPACE, 1) == 0, "the worker has deleted it"
+            assert store.get_many(SPACE, 1, [user]) == [None]
+            assert store.get_many(SPACE, 2, [user]) == [record(user, epoch=2)]
+
+
+def test_an_endless_worker_follows_the_log_until_it_is_told_to_stop(settings: Settings) -> None:
+    release = Release(id="r-1", space=SPACE, epoch=1, foundation="f", downstream="d")
+    with closing(open_log(settings.log_url, BUCKETS)) as log, open_regions(settings, BUCKETS) as stores:
+        stop, done = threading.Event(), []
+        thread = threading.Thread(target=lambda: done.append(serve_region("east", log, stores["east"], stop)))
+        thread.start()
+        log.append(1, [record(user) for user in users_of(1, 20)])
+        log.append(1, [b"garbage", release_record(release)])
+        while stores["east"].state(1).release != release:
+            assert thread.is_alive()
+        stop.set()
+        thread.join(timeout=20)
+        assert not thread.is_alive()
+        assert (done[0].written, done[0].dead_letters) == (20, 1)
+
+
+def test_a_refused_worker_goes_on_from_the_stored_offset(settings: Settings) -> None:
+    with closing(open_log(settings.log_url, BUCKETS)) as log, open_regions(settings, BUCKETS) as stores:
+        zombie = Worker("east", log, stores["east"])
+        zombie.assign([0])
+        log.append(0, [record(user) for user in users_of(0, 5)])
+        drain("east", log, stores["east"])
+        assert zombie.step()
+        assert (zombie.report.refused, zombie.report.written, zombie.offset(0)) == (1, 0, 5)
+        assert not zombie.step()
+        zombie.revoke([0])
+        log.append(0, [record(users_of(0, 6)[5])])
+        assert not zombie.step()

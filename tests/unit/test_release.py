@@ -1,0 +1,254 @@
+"""Releases: who may become one, what a rollback takes, what is audited, and how a crash heals."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from delivery_samples import BUCKETS, SPACES, deliver_here, finish_stages, publish_epoch, settings_of
+
+from vista.config import RefreshConfig, Settings
+from vista.delivery.interfaces import AuditLine, Epoch, Release
+from vista.delivery.promote import promote_run
+from vista.delivery.readiness import RegionState
+from vista.delivery.regions import Backends, open_backends
+from vista.delivery.release import announce, current_release, promote, retire, rollback
+from vista.errors import EpochError, InputError, RegionNotReadyError, ReleaseConflictError
+from vista.runs import write_whole
+
+SPACE = SPACES[0]
+
+
+@pytest.fixture(scope="module")
+def delivered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Epoch]]:
+    """Three delivered epochs; tests work on copies, the files of the table are shared."""
+    home = tmp_path_factory.mktemp("delivered")
+    found = [publish_epoch(home, as_of_us=1_000 * number, variant=number) for number in (1, 2, 3)]
+    for epoch in found:
+        deliver_here(home, epoch, settings_of(home))
+    return home, found
+
+
+@pytest.fixture
+def epochs(tmp_path: Path, delivered: tuple[Path, list[Epoch]]) -> list[Epoch]:
+    home, found = delivered
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("warehouse"))
+    return found
+
+
+@pytest.fixture
+def settings(tmp_path: Path, epochs: list[Epoch]) -> Settings:
+    return settings_of(tmp_path)
+
+
+@pytest.fixture
+def backends(settings: Settings, epochs: list[Epoch]) -> Iterator[Backends]:
+    with open_backends(settings) as opened:
+        yield opened
+
+
+def promoted(backends: Backends, epoch: int, **more: Any) -> Release:
+    current = current_release(backends.catalog)
+    values: dict[str, Any] = {
+        "space": SPACE, "epoch": epoch, "foundation": "f", "downstream": f"d{epoch}", "actor": "me",
+        "reason": "better", "instead_of": None if current is None else current.id,
+    } | more  # fmt: skip
+    done = promote(backends, **values)
+    assert done.regions == {}
+    return done.release
+
+
+def served(backends: Backends) -> set[str | None]:
+    """The releases that the buckets of all regions have passed last."""
+    return {
+        None if bucket.release is None else bucket.release.id
+        for name, store in backends.stores.items()
+        for bucket in RegionState.of(name, store, BUCKETS).buckets
+    }
+
+
+def test_promote_reaches_every_bucket_of_every_region(backends: Backends) -> None:
+    first = promoted(backends, 1)
+    assert served(backends) == {first.id}
+    second = promoted(backends, 2)
+    assert (second.previous, second.epoch, served(backends)) == (first.id, 2, {second.id})
+    assert backends.catalog.releases() == [first, second]
+    lines = backends.catalog.audit()
+    assert [(line.action, line.before, line.after) for line in lines] == [
+        ("promote", "", first.id),
+        ("promote", first.id, second.id),
+    ]
+    assert (lines[0].actor, lines[0].reason) == ("me", "better")
+    assert lines[0].time_us > 1_600_000_000_000_000
+
+
+def test_promoting_the_same_again_changes_nothing_but_heals(backends: Backends) -> None:
+    release = promoted(backends, 1)
+    ends = [backends.log.bounds(bucket) for bucket in range(BUCKETS)]
+    assert promoted(backends, 1, instead_of="r-long-ago") == release
+    assert [backends.log.bounds(bucket) for bucket in range(BUCKETS)] == ends
+    assert len(backends.catalog.audit()) == 1
+
+
+def test_a_crash_between_swap_and_control_records_heals_with_the_next_call(backends: Backends) -> None:
+    first = promoted(backends, 1)
+    line = AuditLine(time_us=1, actor="me", action="promote", reason="", before=first.id, after="r-2")
+    second = first.model_copy(update={"id": "r-2", "epoch": 2, "downstream": "d2", "previous": first.id})
+    backends.catalog.swap_release(first.id, second, line)
+    assert served(backends) == {first.id}, "the crash was here"
+    assert promoted(backends, 2).id == "r-2"
+    assert served(backends) == {"r-2"}
+
+
+def test_a_release_that_reached_some_partitions_only_is_completed(backends: Backends) -> None:
+    from vista.delivery.control import release_record
+    from vista.delivery.worker import drain
+
+    first = promoted(backends, 1)
+    other = first.model_copy(update={"id": "r-2"})
+    backends.log.append(2, [release_record(other)])
+    for name, store in backends.stores.items():
+        drain(name, backends.log, store)
+    assert served(backends) == {first.id, "r-2"}
+    before = [backends.log.bounds(bucket)[1] for bucket in range(BUCKETS)]
+    assert announce(backends, other) == {}
+    assert served(backends) == {"r-2"}
+    assert [backends.log.bounds(b)[1] - before[b] for b in range(BUCKETS)] == [1, 1, 0, 1]
+
+
+def test_a_dry_run_shows_and_changes_nothing(backends: Backends) -> None:
+    first = promoted(backends, 1)
+    values: dict[str, Any] = {"actor": "me", "reason": "", "dry_run": True}
+    done = promote(
+        backends, space=SPACE, epoch=2, foundation="f", downstream="d", instead_of=first.id, **values
+    )
+    assert (done.changed, done.before, done.release.epoch) == (False, first, 2)
+    second = promoted(backends, 2)
+    back = rollback(backends, to=None, **values)
+    assert (back.changed, back.release.epoch, back.before) == (False, 1, second)
+    assert [one.id for one in backends.catalog.releases()] == [first.id, second.id]
+    assert served(backends) == {second.id}
+
+
+def test_promote_needs_a_published_epoch_in_every_region(
+    backends: Backends, tmp_path: Path, settings: Settings
+) -> None:
+    with pytest.raises(EpochError, match="epoch 9 of sample-c is not published"):
+        promoted(backends, 9)
+    fourth = publish_epoch(tmp_path, as_of_us=4_000, variant=4)
+    with pytest.raises(RegionNotReadyError, match="not complete in east, west: deliver it first"):
+        promoted(backends, fourth.epoch)
+    line = AuditLine(time_us=0, actor="a", action="withdraw", reason="bad", before="", after="")
+    backends.catalog.withdraw(SPACE, 2, line)
+    with pytest.raises(EpochError, match="is withdrawn"):
+        promoted(backends, 2)
+    assert backends.catalog.releases() == []
+
+
+def test_promote_refuses_when_another_release_serves_than_it_was_judged_against(backends: Backends) -> None:
+    first = promoted(backends, 1)
+    for judged in (None, "r-other"):
+        with pytest.raises(ReleaseConflictError, match=f"now {first.id} serves"):
+            promoted(backends, 2, instead_of=judged)
+    assert served(backends) == {first.id}
+
+
+def test_rollback_goes_back_step_by_step_and_never_forth(backends: Backends) -> None:
+    for number in (1, 2, 3):
+        promoted(backends, number)
+    values: dict[str, Any] = {"to": None, "actor": "me", "reason": "worse"}
+    for wanted in (2, 1):
+        done = rollback(backends, **values)
+        assert (done.changed, done.release.epoch, done.regions) == (True, wanted, {})
+        assert served(backends) == {done.release.id}
+    with pytest.raises(InputError, match="nothing was released before"):
+        rollback(backends, **values)
+    assert [one.epoch for one in backends.catalog.releases()] == [1, 2, 3, 2, 1]
+    assert backends.catalog.audit()[-1].action == "rollback"
+    forth = rollback(backends, to=backends.catalog.releases()[2].id, actor="me", reason="it was not that")
+    assert forth.release.epoch == 3
+
+
+def test_rollback_errors(backends: Backends) -> None:
+    with pytest.raises(InputError, match="there is no release yet"):
+        rollback(backends, to=None, actor="me", reason="")
+    first = promoted(backends, 1)
+    with pytest.raises(InputError, match="'r-none' does not exist"):
+        rollback(backends, to="r-none", actor="me", reason="")
+    promoted(backends, 2)
+    promoted(backends, 3)
+    retire(backends, space=SPACE, epoch=1, actor="me", reason="old")
+    with pytest.raises(RegionNotReadyError, match="no region holds epoch 1"):
+        rollback(backends, to=first.id, actor="me", reason="")
+    line = AuditLine(time_us=0, actor="a", action="withdraw", reason="bad", before="", after="")
+    backends.catalog.withdraw(SPACE, 2, line)
+    with pytest.raises(EpochError, match="is withdrawn"):
+        rollback(backends, to=None, actor="me", reason="")
+
+
+def test_what_a_rollback_would_need_is_not_retired(backends: Backends) -> None:
+    for number in (1, 2, 3):
+        promoted(backends, number)
+    for number in (2, 3):
+        with pytest.raises(EpochError, match="is needed by release"):
+            retire(backends, space=SPACE, epoch=number, actor="me", reason="")
+    retire(backends, space=SPACE, epoch=1, actor="me", reason="old")
+    for name, store in backends.stores.items():
+        state = RegionState.of(name, store, BUCKETS)
+        assert not state.complete(SPACE, 1)
+        assert state.complete(SPACE, 2)
+        assert store.get_many(SPACE, 1, range(40)) == [None] * 40
+    assert backends.catalog.audit()[-1].before == "sample-c/1"
+    retire(backends, space="sample-unknown", epoch=5, actor="me", reason="another space")
+
+
+def test_a_broken_region_stops_no_rollback_and_catches_up_later(
+    backends: Backends, settings: Settings, tmp_path: Path
+) -> None:
+    promoted(backends, 1)
+    promoted(backends, 2)
+    backends.stores["west"].close()
+    west = tmp_path / "stores" / "west.db"
+    west.rename(tmp_path / "west.away")
+    for log in west.parent.glob("west.db-*"):
+        log.rename(tmp_path / (log.name.replace("west.db", "west.away")))
+    west.write_bytes(b"not a database" * 1_000)
+    done = rollback(backends, to=None, actor="me", reason="worse")
+    assert set(done.regions) == {"west"}
+    assert "NOTADB" in done.regions["west"]
+    assert RegionState.of("east", backends.stores["east"], BUCKETS).serves(done.release.id)
+    with pytest.raises(RegionNotReadyError, match="not complete in west"):
+        promoted(backends, 3)
+    west.unlink()
+    with open_backends(settings) as healed:  # an emptied store refills from the log
+        assert announce(healed, done.release) == {}
+        assert served(healed) == {done.release.id}
+        assert RegionState.of("west", healed.stores["west"], BUCKETS).complete(SPACE, 3)
+
+
+def test_the_stage_promotes_what_the_gate_lets_pass(
+    tmp_path: Path, settings: Settings, epochs: list[Epoch]
+) -> None:
+    config = RefreshConfig(recipe="smoke", run_id="run-1")
+    run = finish_stages(settings, "run-1", epochs[0])
+    delivered = '{"space": "sample-c", "epoch": 1, "delivered": true, "reason": ""}'
+    write_whole(run.path / "stages" / "deliver.json", f'{{"seconds": 1, "report": {delivered}}}')
+    report = promote_run(config, settings)
+    assert (report.promoted, report.reasons, report.before) == (True, ("better",), None)
+    assert report.release is not None
+    assert report.release.downstream == f"{run.path}/train/downstream"
+    assert promote_run(config, settings).release == report.release, "a rerun finds its own release"
+    with open_backends(settings) as backends:
+        assert [line.actor for line in backends.catalog.audit()] == ["run run-1"]
+
+
+def test_a_run_that_the_gate_refuses_is_a_good_end_with_its_reasons(
+    settings: Settings, epochs: list[Epoch]
+) -> None:
+    run = finish_stages(settings, "run-2", epochs[1], gate=False)
+    delivered = '{"space": "sample-c", "epoch": 2, "delivered": false, "reason": "older"}'
+    write_whole(run.path / "stages" / "deliver.json", f'{{"seconds": 1, "report": {delivered}}}')
+    report = promote_run(RefreshConfig(recipe="smoke", run_id="run-2"), settings)
+    assert (report.promoted, report.release) == (False, None)
+    assert report.reasons == ("older", "NE is worse", "coverage")

@@ -1,0 +1,177 @@
+"""The training loop: deterministic, resumed exactly, independent of the number of workers, honest on noise."""
+
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from training_data import DAYS, prepare_small, small_job
+
+from vista.config import TrainConfig
+from vista.errors import InputError
+from vista.evaluate.metrics import auc
+from vista.train.adam import FlatAdam
+from vista.train.jobs import Days, RankerJob, Training
+from vista.train.loop import Snapshot, World, fit
+from vista.train.state import Progress, load_best
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare_small(tmp_path_factory.mktemp("data") / "set")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def trained(job: RankerJob) -> tuple[Progress, dict[str, Tensor]]:
+    training = Training(job)
+    return fit(training.task()), training.model.state_dict()
+
+
+def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float = 0.0) -> None:
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0.0, atol=tolerance, msg=name)
+
+
+def test_a_seed_decides_everything(dataset: Path) -> None:
+    first, weights = trained(small_job(dataset))
+    again, same = trained(small_job(dataset))
+    assert first == again
+    assert_equal(weights, same)
+    other, _ = trained(small_job(dataset, seed=1))
+    assert other.curve != first.curve
+
+
+def test_resuming_from_any_snapshot_changes_nothing(dataset: Path, tmp_path: Path) -> None:
+    """Mid-epoch, at the end of an epoch, and after the last one."""
+    kept: list[Path] = []
+
+    def keep(snapshot: Snapshot) -> None:
+        kept.append(tmp_path / str(len(kept)))
+        snapshot.write(kept[-1])
+
+    whole = Training(small_job(dataset))
+    undisturbed = fit(whole.task(), keep=keep)
+    positions = [Progress.model_validate_json((path / "progress.json").read_text()) for path in kept]
+    assert any(position.step for position in positions), "no snapshot is in mid-epoch"
+    assert [position.done for position in positions] == [False] * (len(kept) - 1) + [True]
+    for path in kept:
+        resumed = Training(small_job(dataset))
+        assert fit(resumed.task(), resume=path) == undisturbed
+        assert_equal(resumed.model.state_dict(), whole.model.state_dict())
+
+
+def test_the_best_weights_stay_and_patience_ends_it(dataset: Path, tmp_path: Path) -> None:
+    job = small_job(dataset, epochs=12, patience=2, learning_rate=0.05)
+    training = Training(job)
+    progress = fit(training.task(), keep=lambda snapshot: snapshot.write(tmp_path))
+    areas = [point.values["valid_auc"] for point in progress.curve if "valid_auc" in point.values]
+    assert progress.best_epoch == int(np.argmax(areas))
+    assert len(areas) == progress.best_epoch + 1 + job.train.patience < job.train.epochs
+    scores_N, labels_N = training.predict(3, 4), training.labels_N()
+    rows = ~np.isnan(scores_N)
+    assert auc(labels_N[rows], scores_N[rows]) == progress.best_auc == max(areas)
+    reloaded = Training(job)
+    assert load_best(tmp_path, reloaded.model) == progress
+    assert_equal(reloaded.model.state_dict(), training.model.state_dict())
+
+
+def test_without_validation_days_the_last_weights_stay(dataset: Path) -> None:
+    job = small_job(dataset).model_copy(update={"days": Days(first=0, valid=4, end=4)})
+    progress, _ = trained(job)
+    assert (progress.best_auc, progress.best_epoch, progress.epoch) == (None, 1, 2)
+
+
+def test_days_without_candidates_are_named(dataset: Path) -> None:
+    job = small_job(dataset).model_copy(update={"days": Days(first=40, valid=41, end=41)})
+    with pytest.raises(InputError, match=r"days 40 \.\. 40 .* give more days"):
+        Training(job).task()
+
+
+def _worker(rank: int, size: int, port: int, job: RankerJob, result: str) -> None:
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
+    training = Training(job)
+    progress = fit(training.task(), World(rank, size))
+    if rank == 0:
+        torch.save((progress.model_dump_json(), training.model.state_dict()), result)
+    torch.distributed.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.mark.parametrize("max_candidates", [128, 1])
+def test_two_workers_train_what_one_trains(dataset: Path, tmp_path: Path, max_candidates: int) -> None:
+    """With one example per step one of the workers has nothing to do, and takes part."""
+    job = small_job(dataset, epochs=1, max_candidates_per_batch=max_candidates)
+    job = job.model_copy(
+        update={
+            "model": job.model.model_copy(update={"dropout": 0.0, "id_dropout": 0.0}),
+            "days": Days(first=0, valid=1, end=2),
+        }
+    )
+    alone, weights = trained(job)
+    torch.multiprocessing.spawn(_worker, (2, free_port(), job, str(tmp_path / "result")), nprocs=2)
+    text, shared = torch.load(tmp_path / "result", weights_only=True)
+    together = Progress.model_validate_json(text)
+    assert len(together.curve) == len(alone.curve) > 1
+    for one, other in zip(alone.curve, together.curve, strict=True):
+        assert one.values == pytest.approx(other.values, abs=1e-5), one.step
+    assert_equal(weights, shared, tolerance=1e-4)  # Adam divides by roots of squares near rounding
+
+
+def test_permuted_labels_give_half(tmp_path: Path) -> None:
+    """Nothing but the label itself can predict a permuted label; 3 standard errors of an AUC of noise."""
+    path = prepare_small(tmp_path / "set", users=150)
+    job = small_job(path, epochs=3, learning_rate=3e-3, patience=3)
+    training = Training(job)
+    candidates = training.dataset.candidates
+    shuffled_CT = np.random.default_rng(0).permutation(candidates.labels_CT)
+    training.dataset.__dict__["candidates"] = replace(candidates, labels_CT=shuffled_CT)
+    fit(training.task())
+    scores_N = training.predict(DAYS - 1, DAYS)
+    rows = ~np.isnan(scores_N)
+    labels = shuffled_CT[rows, 0]
+    ones, zeros = int(labels.sum()), int((1 - labels).sum())
+    error = np.sqrt((ones + zeros + 1) / (12 * ones * zeros))
+    assert abs(auc(labels, scores_N[rows]) - 0.5) < 3 * error
+
+
+def test_flat_adam_is_adam() -> None:
+    torch.default_generator.manual_seed(0)
+    ours = torch.nn.Sequential(torch.nn.Embedding(7, 4), torch.nn.Linear(4, 2))
+    theirs = torch.nn.Sequential(torch.nn.Embedding(7, 4), torch.nn.Linear(4, 2))
+    theirs.load_state_dict(ours.state_dict())
+    flat = FlatAdam(ours, embedding_l2=0.1)
+    groups = [
+        {"params": theirs[0].parameters(), "weight_decay": 0.1},
+        {"params": theirs[1].parameters(), "weight_decay": 0.0},
+    ]
+    reference = torch.optim.Adam(groups, lr=0.01)
+    for number in range(1, 30):
+        rows = torch.randint(0, 7, (5,))
+        for model in (ours, theirs):
+            model(rows).square().sum().backward()
+        flat.step(0.01, number)
+        reference.step()
+        reference.zero_grad()
+    assert_equal(ours.state_dict(), theirs.state_dict(), tolerance=1e-6)
+
+
+def test_the_rate_falls_linearly_to_its_fraction() -> None:
+    from vista.train.loop import learning_rate
+
+    config = TrainConfig(learning_rate=1.0, final_learning_rate_fraction=0.05)
+    assert [learning_rate(config, done) for done in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.525, 0.05])

@@ -30,7 +30,7 @@ GOOD = "user: u\nitem: i\ntime: t\ntime_unit: s\nlabel: l\n"
 )
 def test_expressions(text: str, values: list[object], expected: list[int | None]) -> None:
     frame = pl.DataFrame({"l": values})
-    assert frame.select(Expression.parse(text).truth()).to_series().to_list() == expected
+    assert frame.select(Expression.parse(text).truth(frame.schema)).to_series().to_list() == expected
 
 
 @pytest.mark.parametrize(

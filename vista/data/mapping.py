@@ -49,6 +49,9 @@ EXAMPLES = {
     "label": "label: clicked   (or: label: rating >= 4)",
 }
 
+YES = ("1", "true", "True", "TRUE", "1.0")
+NO = ("0", "false", "False", "FALSE", "0.0")
+
 _EXPRESSION = re.compile(
     r"""\s*(?:`(?P<quoted>[^`]+)`|(?P<column>[\w.:-]+))\s*
     (?:(?P<op>==|!=|>=|<=|>|<)\s*
@@ -91,10 +94,10 @@ class Expression:
             raise ValueError(f"{text!r}: only numbers can be compared with {found['op']}; use == or !=")
         return cls(column, found["op"], _constant(found))
 
-    def truth(self) -> pl.Expr:
+    def truth(self, schema: pl.Schema) -> pl.Expr:
         """1 or 0 per row (int8); null where the value is empty or of another kind than the constant."""
         if isinstance(self.constant, bool):
-            truth = _flag(self.column)
+            truth = _flag(self.column, schema[self.column])
             return truth if (self.op != "!=") == self.constant else 1 - truth
         value: pl.Expr = pl.col(self.column)
         value = value.cast(pl.String if isinstance(self.constant, str) else pl.Float64, strict=False)
@@ -119,11 +122,14 @@ def _constant(found: re.Match[str]) -> float | str | bool:
     return found["flag"] == "true" if found["flag"] is not None else str(found["text"][1:-1])
 
 
-def _flag(column: str) -> pl.Expr:
-    text = pl.col(column).cast(pl.String, strict=False).str.to_lowercase()
-    return text.replace_strict(
-        {"1": 1, "true": 1, "1.0": 1, "0": 0, "false": 0, "0.0": 0}, default=None, return_dtype=pl.Int8
-    )
+def _flag(column: str, kind: pl.DataType) -> pl.Expr:
+    if kind.is_numeric():
+        number = pl.col(column)
+        truth = pl.when(number == 1).then(1).when(number == 0).then(0)
+    else:
+        text = pl.col(column).cast(pl.String, strict=False)
+        truth = pl.when(text.is_in(YES)).then(1).when(text.is_in(NO)).then(0)
+    return truth.otherwise(None).cast(pl.Int8)
 
 
 class Mapping(Frozen):

@@ -126,7 +126,7 @@ class _Draft:
         return [
             column
             for column in free
-            if self.rows.select(Expression(column).truth()).to_series().is_not_null().all()
+            if self.rows.select(Expression(column).truth(self.rows.schema)).to_series().is_not_null().all()
         ]
 
     def _label(self) -> str:

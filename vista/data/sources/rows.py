@@ -152,8 +152,11 @@ class Seen:
     def without_copies(self, frame: pl.DataFrame, columns: Sequence[str], rejects: Rejects) -> pl.DataFrame:
         """The rows without those that equal an earlier one in all of `columns`; counts the copies."""
         keys = frame.select(columns).hash_rows(seed=0)
-        fresh = keys.is_first_distinct()
-        ordered = np.sort(keys.filter(fresh).to_numpy())
+        ordered = np.sort(keys.to_numpy())
+        fresh = pl.repeat(True, len(keys), eager=True)
+        if (ordered[1:] == ordered[:-1]).any():
+            fresh = keys.is_first_distinct()
+            ordered = np.unique(ordered)
         known = [
             run[np.minimum(np.searchsorted(run, ordered), len(run) - 1)] == ordered for run in self._runs
         ]

@@ -165,10 +165,10 @@ class _Reader:
             self._id(frame[mapping.user], "user").alias(USER),
             self._id(frame[mapping.item], "item").alias(ITEM),
             _time_us(frame[mapping.time], mapping.time_unit).alias(TIME),
-            self.expressions["label"].truth().cast(pl.Int16).alias(LABEL),
-            (candidate.truth() == 1 if candidate else pl.lit(True)).alias(CANDIDATE),
+            self.expressions["label"].truth(frame.schema).cast(pl.Int16).alias(LABEL),
+            (candidate.truth(frame.schema) == 1 if candidate else pl.lit(True)).alias(CANDIDATE),
             *(
-                expression.truth().alias(f"vista:{key}")
+                expression.truth(frame.schema).alias(f"vista:{key}")
                 for key, expression in self.expressions.items()
                 if key.startswith("actions")
             ),

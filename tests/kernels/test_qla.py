@@ -1,0 +1,135 @@
+"""The reference op against a loop over users, finite differences and the gradients of kernels/README.md."""
+
+import itertools
+from collections.abc import Callable
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import PHI, Phi, qla, qla_read, qla_state
+
+PHIS: tuple[Phi, ...] = get_args(Phi)
+
+# (sources, candidates) per user
+RAGGED = [(3, 2), (1, 0), (0, 2), (0, 0), (2, 1), (1, 1)]
+ACROSS_CHUNKS = [(31, 1), (33, 3), (0, 40), (70, 0), (32, 0)]
+NO_CANDIDATES = [(2, 0), (4, 0)]
+
+
+def _inputs(users: list[tuple[int, int]], *, seed: int = 0) -> tuple[Tensor, ...]:
+    """q, k, v in float64 that want gradients, offsets and candidate counts; 2 heads, D 3, E 2."""
+    draw = torch.Generator().manual_seed(seed)
+    sizes = torch.tensor([sources + candidates for sources, candidates in users])
+    rows = int(sizes.sum())
+    q, k, v = (
+        torch.randn(rows, 2, width, generator=draw, dtype=torch.float64, requires_grad=True)
+        for width in (3, 3, 2)
+    )
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+    return q, k, v, offsets, torch.tensor([candidates for _, candidates in users])
+
+
+def _one_user_at_a_time(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, num_candidates: Tensor, phi: Phi, phi_out: Phi
+) -> Tensor:
+    """Section 3.2.2 written down: a loop over users and heads, and over candidates."""
+    out = torch.zeros(q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype)
+    f = PHI[phi]
+    for user, head in itertools.product(range(offsets.numel() - 1), range(q.shape[1])):
+        rows = slice(int(offsets[user]), int(offsets[user + 1]))
+        sources = slice(rows.start, rows.stop - int(num_candidates[user]))
+        n = max(1, sources.stop - sources.start)
+        z = sum(
+            (torch.outer(f(k[i, head]), v[i, head]) for i in range(sources.start, sources.stop)),
+            torch.zeros(q.shape[2], v.shape[2], dtype=q.dtype),
+        )
+        out[rows, head] = f(q[rows, head]) @ PHI[phi_out](z / n)
+        for i in range(sources.stop, rows.stop):
+            out[i, head] += f(q[i, head]).dot(f(k[i, head])) / n * v[i, head]
+    return out
+
+
+@pytest.mark.parametrize("users", [RAGGED, ACROSS_CHUNKS, NO_CANDIDATES])
+@pytest.mark.parametrize("phi", PHIS)
+def test_equals_a_loop_over_users_with_its_gradients(users: list[tuple[int, int]], phi: Phi) -> None:
+    q, k, v, offsets, candidates = _inputs(users)
+    out = qla(q, k, v, offsets, candidates, phi=phi, phi_out="silu")
+    expected = _one_user_at_a_time(q, k, v, offsets, candidates, phi, "silu")
+    weights = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
+    gradients = torch.autograd.grad((out * weights).sum(), (q, k, v))
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), (q, k, v))
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)  # fp64, another order of summation
+    for found, wanted in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("phi", "phi_out"), [*itertools.product(PHIS, ["silu"]), ("silu", "identity")])
+@pytest.mark.parametrize("users", [RAGGED, NO_CANDIDATES, [(1, 0)], [(0, 3)]])
+def test_gradcheck(users: list[tuple[int, int]], phi: Phi, phi_out: Phi) -> None:
+    q, k, v, offsets, candidates = _inputs(users)
+
+    def op(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return qla(q, k, v, offsets, candidates, phi=phi, phi_out=phi_out)
+
+    assert torch.autograd.gradcheck(op, (q, k, v))
+
+
+def _slope(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(f(x).sum(), x)
+    return slope
+
+
+@pytest.mark.parametrize("phi", PHIS)
+def test_the_readme_derives_the_right_gradients(phi: Phi) -> None:
+    q, k, v, offsets, candidates = _inputs([(4, 3)])
+    out = qla(q, k, v, offsets, candidates, phi=phi, phi_out="silu")
+    d_out = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
+    wanted = torch.autograd.grad(out, (q, k, v), d_out)
+    f, f_out, n = PHI[phi], PHI["silu"], 4
+    for head in range(2):
+        Q, K, V, dO = (x.detach()[:, head] for x in (q, k, v, d_out))
+        Z = f(K[:n]).T @ V[:n] / n
+        G = (f(Q).T @ dO) * _slope(f_out, Z) / n
+        x = (dO[n:] * V[n:]).sum(-1, keepdim=True) / n
+        y = (f(Q[n:]) * f(K[n:])).sum(-1, keepdim=True) / n
+        own = torch.cat([torch.zeros_like(K[:n]), x * f(K[n:])])
+        dQ = _slope(f, Q) * (dO @ f_out(Z).T + own)
+        dK = torch.cat([_slope(f, K[:n]) * (V[:n] @ G.T), x * f(Q[n:]) * _slope(f, K[n:])])
+        dV = torch.cat([f(K[:n]) @ G, y * dO[n:]])
+        for found, expected in zip((dQ, dK, dV), wanted, strict=True):
+            torch.testing.assert_close(found, expected[:, head], rtol=1e-12, atol=1e-12)
+
+
+def test_its_halves_make_the_sources_rows() -> None:
+    q, k, v, offsets, candidates = _inputs([(3, 1), (3, 0)])
+    whole = qla(q, k, v, offsets, candidates, phi="silu", phi_out="silu")
+    state = qla_state(k, v, offsets, candidates, phi="silu")
+    rows = torch.tensor([[0, 1, 2], [4, 5, 6]])
+    assert torch.allclose(qla_read(q[rows], state, phi="silu", phi_out="silu"), whole[rows], atol=1e-14)
+
+
+def test_no_candidate_moves_another_row() -> None:
+    q, k, v, offsets, candidates = _inputs([(5, 3)])
+    out = qla(q, k, v, offsets, candidates, phi="silu", phi_out="silu")
+    for row in (0, 4, 5, 7):
+        gradients = torch.autograd.grad(out[row].sum(), (q, k, v), retain_graph=True)
+        assert all(bool((gradient[6] == 0).all()) for gradient in gradients)
+
+
+def test_a_user_does_not_depend_on_its_batch() -> None:
+    q, k, v, offsets, candidates = _inputs([(40, 2), (3, 1), (100, 0)])
+    together = qla(q, k, v, offsets, candidates, phi="silu", phi_out="silu")[42:46]
+    alone = qla(
+        q[42:46], k[42:46], v[42:46], torch.tensor([0, 4]), torch.tensor([1]), phi="silu", phi_out="silu"
+    )
+    torch.testing.assert_close(alone, together, rtol=0, atol=1e-15)
+
+
+def test_without_sources_the_state_is_zero() -> None:
+    _, k, v, offsets, candidates = _inputs([(0, 2), (2, 0)])
+    state = qla_state(k, v, offsets, candidates, phi="silu")
+    assert bool((state[0] == 0).all())
+    assert bool((state[1] != 0).any())

@@ -1,0 +1,122 @@
+"""The downstream model and checkpoints."""
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from model_batches import CONFIG, SPEC, make_batch
+
+from vista.errors import CheckpointError
+from vista.model.checkpoint import CheckpointMeta, load, save
+from vista.model.downstream import Downstream
+from vista.model.inputs import tensors
+from vista.model.ranker import Ranker, SlotName
+
+
+def _foundation() -> Ranker:
+    torch.manual_seed(0)
+    return Ranker(CONFIG, SPEC, "vista").eval()
+
+
+def _meta(kind: SlotName | str) -> CheckpointMeta:
+    return CheckpointMeta.model_validate(
+        {"kind": kind, "config": CONFIG, "spec": SPEC, "space": "s", "trained_until_us": 5, "max_uih": 50}
+    )
+
+
+def test_from_summaries_it_scores_like_the_foundation() -> None:
+    foundation = _foundation()
+    downstream = Downstream.from_foundation(foundation).eval()
+    batch = tensors(make_batch([9, 0, 40], [3, 2, 4]), "cpu")
+    with torch.no_grad():
+        found = downstream(batch, foundation.summarise(batch)).logits_CT
+        assert torch.equal(found, foundation(batch).logits_CT)
+
+
+def test_it_does_not_read_the_raw_history() -> None:
+    downstream = Downstream.from_foundation(_foundation()).eval()
+    summary = torch.randn(2, CONFIG.seeds, CONFIG.width)
+    batches = [make_batch([9, 4], [3, 2]), make_batch([0, 0], [3, 2])]
+    for name in ("user_row_B", "candidate_item_C", "candidate_category_C", "candidate_context_CK"):
+        getattr(batches[1], name)[:] = getattr(batches[0], name)
+    batches[1].candidate_dense_CF[:] = batches[0].candidate_dense_CF
+    first, second = (downstream(tensors(batch, "cpu"), summary).logits_CT for batch in batches)
+    assert torch.equal(first, second)
+
+
+def test_its_weights_are_a_copy() -> None:
+    foundation = _foundation()
+    downstream = Downstream.from_foundation(foundation)
+    with torch.no_grad():
+        downstream.scorer.items.item.table.weight.add_(1)
+    assert not torch.equal(
+        downstream.scorer.items.item.table.weight, foundation.scorer.items.item.table.weight
+    )
+
+
+def test_the_fallback_is_the_summary_of_no_events() -> None:
+    foundation = _foundation().train()
+    downstream = Downstream.from_foundation(foundation)
+    assert foundation.training
+    summary = foundation.eval().summarise(tensors(make_batch([0, 7], [0, 0]), "cpu"))
+    torch.testing.assert_close(downstream.fallback_summary_SD, summary[0])
+    mended = downstream.with_fallback(summary + 1, torch.tensor([False, True]))
+    torch.testing.assert_close(mended, torch.stack([summary[0], summary[1] + 1]))
+
+
+@pytest.mark.parametrize("kind", [*get_args(SlotName), "downstream"])
+def test_a_checkpoint_brings_the_same_model_back(tmp_path: Path, kind: SlotName) -> None:
+    torch.manual_seed(0)
+    model = Downstream(CONFIG, SPEC) if kind == "downstream" else Ranker(CONFIG, SPEC, kind)
+    kept = save(tmp_path, model, _meta(kind))
+    random_state = torch.get_rng_state()
+    loaded, meta = load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert meta == kept
+    assert not loaded.training
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, weights in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weights)
+
+
+def test_equal_weights_have_equal_digests(tmp_path: Path) -> None:
+    digests = [save(tmp_path / name, _foundation(), _meta("vista")).digest for name in ("a", "b")]
+    other = save(tmp_path / "c", Ranker(CONFIG, SPEC, "vista"), _meta("vista")).digest
+    assert digests[0] == digests[1] != other
+
+
+def test_a_changed_file_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, _foundation(), _meta("vista"))
+    weights = bytearray((tmp_path / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors has sha256"):
+        load(tmp_path)
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, _foundation(), _meta("vista"))
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[:-100])
+    with pytest.raises(CheckpointError, match="incomplete"):
+        load(tmp_path)
+
+
+def test_a_configuration_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, _foundation(), _meta("vista"))
+    meta = json.loads((tmp_path / "model.json").read_text())
+    meta["config"]["seeds"] += 1
+    (tmp_path / "model.json").write_text(json.dumps(meta))
+    with pytest.raises(CheckpointError, match="does not fit the weights"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["model.json", "model.safetensors"])
+def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
+    save(tmp_path, _foundation(), _meta("vista"))
+    (tmp_path / missing).unlink()
+    with pytest.raises(CheckpointError, match=missing.replace(".", r"\.")):
+        load(tmp_path)

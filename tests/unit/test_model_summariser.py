@@ -1,0 +1,119 @@
+"""Stage 1: what a summary depends on, and what it must not."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from model_batches import CONFIG, SPEC, make_batch
+from torch import Tensor
+
+from vista.config import ModelConfig
+from vista.data.schema import Batch
+from vista.model.inputs import tensors
+from vista.model.ranker import Ranker
+from vista.model.summariser import GAP_BUCKETS, Block, gap_buckets, reverse_positions
+
+UIH = ("uih_item_L", "uih_category_L", "uih_action_L", "uih_value_L", "uih_time_us_L")
+
+
+def _vista(config: ModelConfig = CONFIG) -> Ranker:
+    torch.manual_seed(0)
+    return Ranker(config, SPEC, "vista").eval()
+
+
+def _summary(model: Ranker, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        return model.summarise(tensors(batch, "cpu"))
+
+
+def _only(batch: Batch, user: int) -> Batch:
+    """The batch of one user of `batch`, without candidates."""
+    rows = slice(int(batch.seq_offsets[user]), int(batch.seq_offsets[user + 1]))
+    one = make_batch([rows.stop - rows.start], [0])
+    return dataclasses.replace(one, **{name: getattr(batch, name)[rows] for name in UIH})
+
+
+def test_it_does_not_depend_on_who_shares_the_batch() -> None:
+    model = _vista()
+    batch = make_batch([7, 100_000, 0, 33], [0, 0, 0, 0])
+    together = _summary(model, batch)
+    for user in (0, 2, 3):
+        alone = _summary(model, _only(batch, user))[0]
+        torch.testing.assert_close(alone, together[user], rtol=0, atol=1e-6)  # model.md must-hold 3
+
+
+def _without_order(model: Ranker) -> Ranker:
+    """Positions and gaps set to zero."""
+    order = model.history.summariser.order  # type: ignore[union-attr]
+    with torch.no_grad():
+        order.position.weight.zero_()
+        order.gap.weight.zero_()
+    return model
+
+
+def _permuted(batch: Batch) -> Batch:
+    order = np.random.default_rng(3).permutation(len(batch.uih_item_L))
+    return dataclasses.replace(batch, **{name: getattr(batch, name)[order] for name in UIH[:-1]})
+
+
+def test_without_positions_order_does_not_matter() -> None:
+    batch = make_batch([60], [0])
+    model = _without_order(_vista())
+    difference = (_summary(model, batch) - _summary(model, _permuted(batch))).abs().max()
+    assert difference < 1e-5  # model.md must-hold 4
+
+
+def test_with_positions_order_matters() -> None:
+    batch = make_batch([60], [0])
+    model = _vista()
+    assert (_summary(model, batch) - _summary(model, _permuted(batch))).abs().max() > 1e-3
+
+
+def test_an_empty_history_has_a_summary() -> None:
+    summary = _summary(_vista(), make_batch([0, 5], [0, 0]))
+    assert summary.shape == (2, CONFIG.seeds, CONFIG.width)
+    assert bool(summary.isfinite().all())
+    assert bool((summary[0] != summary[1]).any())
+
+
+def test_a_summary_is_normalised() -> None:
+    summary = _summary(_vista(), make_batch([3, 500], [0, 0]))
+    torch.testing.assert_close(summary.square().mean(-1), torch.ones(2, CONFIG.seeds), rtol=1e-4, atol=0)
+
+
+def test_the_history_s_length_reaches_the_summary() -> None:
+    """The state is a mean: without the length features, the same event 5 or 500 times would look alike."""
+    model = _without_order(_vista())
+    few, many = make_batch([5], [0]), make_batch([500], [0])
+    same = {name: np.ones(500, np.int64) for name in UIH}
+    few = dataclasses.replace(few, **{name: array[:5] for name, array in same.items()})
+    many = dataclasses.replace(many, **same)
+    assert (_summary(model, few) - _summary(model, many)).abs().max() > 1e-2
+
+
+def test_the_last_layer_s_shortcut_is_the_whole_layer() -> None:
+    torch.manual_seed(0)
+    block = Block(CONFIG)
+    x_MD = torch.randn(12, CONFIG.width)
+    seed_rows_BS, offsets = torch.tensor([[3, 4], [10, 11]]), torch.tensor([0, 5, 12])
+    whole = block(x_MD, offsets)
+    torch.testing.assert_close(block.last(x_MD, seed_rows_BS, offsets), whole[seed_rows_BS])
+
+
+def test_positions_count_back_from_the_newest_event() -> None:
+    user_L = torch.tensor([0, 0, 0, 0, 2, 2])
+    assert reverse_positions(torch.tensor([0, 4, 4, 6]), user_L, 3).tolist() == [2, 2, 1, 0, 1, 0]
+
+
+def test_gaps_are_measured_to_the_user_s_previous_event() -> None:
+    times = torch.tensor([5_000_000, 5_000_000, 6_000_000, 9_000_000, 2**62, 7, 8])
+    users = torch.tensor([0, 0, 0, 0, 0, 1, 1])
+    # first event, 0 s, 1 s, 3 s, a gap beyond the last bucket; then another user
+    assert gap_buckets(times, users).tolist() == [0, 1, 2, 3, GAP_BUCKETS - 1, 0, 1]
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_every_layer_count_runs(layers: int) -> None:
+    model = _vista(CONFIG.model_copy(update={"layers": layers}))
+    assert bool(_summary(model, make_batch([4], [0])).isfinite().all())

@@ -9,9 +9,8 @@ import pyarrow as pa
 import pytest
 
 from vista.config import DataConfig
-from vista.data.clocks import DAY_US
 from vista.data.rejects import Rejects
-from vista.data.schema import EVENT_SCHEMA
+from vista.data.schema import DAY_US, EVENT_SCHEMA
 from vista.data.sources import SOURCES
 from vista.data.sources.kuairand import ACTIONS, INFO
 from vista.errors import InputError, RejectedDataError

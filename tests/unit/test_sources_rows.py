@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vista.data.clocks import DAY_US, VIRTUAL_DAYS, VIRTUAL_START_US, user_fraction
+from vista.data.clocks import VIRTUAL_DAYS, VIRTUAL_START_US, user_fraction
 from vista.data.rejects import Rejects
+from vista.data.schema import DAY_US
 from vista.data.sources.rows import Seen, epoch_us, iso8601_us, time_check, usable, whole_number
 from vista.data.sources.tables import LINE
 
@@ -114,3 +115,20 @@ def test_user_fraction_keeps_every_users_order(rows: list[tuple[int, int]]) -> N
             VIRTUAL_START_US + rank * VIRTUAL_DAYS * DAY_US // after.height for rank in range(after.height)
         ]
         assert after["event_time_us"].to_list() == steps
+
+
+def test_user_fraction_leaves_sampled_candidates_with_their_event() -> None:
+    rows = [
+        (1, 10, False),
+        (1, 20, True),
+        (1, 20, True),
+        (1, 20, False),
+        (2, 5, False),
+        (1, 30, True),
+        (3, 1, True),
+    ]
+    events = pl.DataFrame(rows, schema=["user_id", "event_time_us", "candidate_only"], orient="row")
+    half = VIRTUAL_DAYS * DAY_US // 2
+    times = user_fraction(events)["event_time_us"] - VIRTUAL_START_US
+    assert times.to_list() == [0, half, half, half, 0, 2 * half, 0]
+    assert user_fraction(user_fraction(events)).equals(user_fraction(events))

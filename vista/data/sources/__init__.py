@@ -58,7 +58,8 @@ class Source:
 
 def _on_virtual_time(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     table = pa.Table.from_batches(list(batches))
-    times = user_fraction(pl.DataFrame(table.select(["user_id", "event_time_us"])))
+    used = [name for name in ("user_id", "event_time_us", "candidate_only") if name in table.column_names]
+    times = user_fraction(pl.DataFrame(table.select(used)))
     column = times["event_time_us"].to_arrow()
     place = table.schema.get_field_index("event_time_us")
     yield from table.set_column(place, table.schema.field(place), column).to_batches()

@@ -12,11 +12,11 @@ import polars as pl
 import pyarrow as pa
 
 from vista.config import DataConfig
-from vista.data.clocks import DAY_US, VIRTUAL_START_US
+from vista.data.clocks import VIRTUAL_START_US
 from vista.data.rejects import Rejects
+from vista.data.schema import DAY_US, NO_LABEL
 from vista.data.sources import SourceInfo
 from vista.data.sources.rows import (
-    HISTORY_ONLY,
     Check,
     Seen,
     event_batch,
@@ -142,5 +142,5 @@ def _listed(rows: pl.DataFrame) -> pl.DataFrame:
     return (
         lists.explode("item_id", "category_id", "position")
         .join(positives, on=["user_id", "position"], how="anti", maintain_order="left")
-        .select(*LISTED, pl.lit(HISTORY_ONLY, pl.Int64).alias("label_label"))
+        .select(*LISTED, pl.lit(NO_LABEL, pl.Int64).alias("label_label"))
     )

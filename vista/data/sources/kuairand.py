@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from vista.config import DataConfig
 from vista.data.rejects import Rejects
-from vista.data.schema import ContextColumn
+from vista.data.schema import NO_LABEL, ContextColumn
 from vista.data.sources import SourceInfo
 from vista.data.sources.rows import (
-    HISTORY_ONLY,
     Check,
     Seen,
     bit_mask,
@@ -248,7 +247,7 @@ def _unrolled(users: pl.DataFrame) -> pl.DataFrame:
         }
     )
     contexts = [pl.lit(0).alias(f"context_{name}") for name in ("tab", "hour", "duration")]
-    labels = [pl.lit(HISTORY_ONLY).alias(f"label_{task}") for task in TASKS]
+    labels = [pl.lit(NO_LABEL).alias(f"label_{task}") for task in TASKS]
     return events.with_columns(*contexts, *labels, pl.lit(0).alias("source_date"))
 
 

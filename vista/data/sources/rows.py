@@ -29,8 +29,6 @@ OPTIONAL = (
     pa.field("source_date", pa.int32(), nullable=False),
 )
 ISO8601 = ("%Y-%m-%dT%H:%M:%S%.f%:z", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d")
-HISTORY_ONLY = 255
-"""Label of a row that is not a candidate."""
 
 
 @dataclass(frozen=True, slots=True)

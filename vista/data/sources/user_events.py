@@ -13,10 +13,9 @@ import pyarrow as pa
 from vista.config import DataConfig
 from vista.data.mapping import POSITIVE, IdName, Mapping, StringIds, load_mapping
 from vista.data.rejects import Rejects
-from vista.data.schema import ContextColumn
+from vista.data.schema import NO_LABEL, ContextColumn
 from vista.data.sources import SourceInfo
 from vista.data.sources.rows import (
-    HISTORY_ONLY,
     Check,
     Seen,
     bit_mask,
@@ -113,7 +112,7 @@ class _Labels:
 
     def check(self, name: str, mapping: Mapping, positives_only: bool) -> None:
         """Raises `InputError` for a label that is the same in every row."""
-        there = {label: count for label, count in self.counts.items() if label != HISTORY_ONLY}
+        there = {label: count for label, count in self.counts.items() if label != NO_LABEL}
         if len(there) > 1 or (positives_only and 1 in there):
             return
         if not there:
@@ -174,7 +173,7 @@ class _Reader:
             ),
             *([pl.col(mapping.value).cast(pl.Float32, strict=False).alias(VALUE)] if mapping.value else []),
             *([self._id(frame[mapping.category], "category").alias(CATEGORY)] if mapping.category else []),
-        ).with_columns(pl.when(CANDIDATE).then(LABEL).otherwise(HISTORY_ONLY).alias(LABEL))
+        ).with_columns(pl.when(CANDIDATE).then(LABEL).otherwise(NO_LABEL).alias(LABEL))
 
     def _id(self, values: pl.Series, name: IdName) -> pl.Series:
         return values.cast(pl.String, strict=False) if name in self.ids else whole_number(values)

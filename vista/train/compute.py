@@ -109,7 +109,7 @@ def _train_worker(sent: dict[str, Any]) -> None:
     import ray.train
     from ray.train import Checkpoint
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    _log_like_the_driver()
     torch.set_num_threads(1)
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
@@ -131,6 +131,16 @@ def _train_worker(sent: dict[str, Any]) -> None:
     else:
         with checkpoint.as_directory() as directory:
             fit(task, world, resume=Path(directory), keep=keep)
+
+
+def _log_like_the_driver() -> None:
+    """Lines with time and name: Ray Train's own handlers, which a worker starts with, write neither."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
+    ours = logging.getLogger("vista")
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    ours.handlers = [handler]
 
 
 @contextmanager

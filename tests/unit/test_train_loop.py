@@ -1,6 +1,5 @@
-"""The training loop: deterministic, resumed exactly, independent of the number of workers, honest on noise."""
+"""The training loop: deterministic, resumed exactly, the same for any number of workers, honest on noise."""
 
-import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from training_data import DAYS, prepare_small, small_job
+from training_data import DAYS, prepare_small, small_job, two_workers
 
 from vista.config import TrainConfig
 from vista.errors import InputError
 from vista.evaluate.metrics import auc
 from vista.train.adam import FlatAdam
 from vista.train.jobs import Days, RankerJob, Training
-from vista.train.loop import Snapshot, World, fit
+from vista.train.loop import Snapshot, fit, learning_rate
 from vista.train.state import Progress, load_best
 
 
@@ -95,23 +94,6 @@ def test_days_without_candidates_are_named(dataset: Path) -> None:
         Training(job).task()
 
 
-def _worker(rank: int, size: int, port: int, job: RankerJob, result: str) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
-    training = Training(job)
-    progress = fit(training.task(), World(rank, size))
-    if rank == 0:
-        torch.save((progress.model_dump_json(), training.model.state_dict()), result)
-    torch.distributed.destroy_process_group()
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 @pytest.mark.parametrize("max_candidates", [128, 1])
 def test_two_workers_train_what_one_trains(dataset: Path, tmp_path: Path, max_candidates: int) -> None:
     """With one example per step one of the workers has nothing to do, and takes part."""
@@ -123,9 +105,7 @@ def test_two_workers_train_what_one_trains(dataset: Path, tmp_path: Path, max_ca
         }
     )
     alone, weights = trained(job)
-    torch.multiprocessing.spawn(_worker, (2, free_port(), job, str(tmp_path / "result")), nprocs=2)
-    text, shared = torch.load(tmp_path / "result", weights_only=True)
-    together = Progress.model_validate_json(text)
+    together, shared = two_workers(job, tmp_path / "result")
     assert len(together.curve) == len(alone.curve) > 1
     for one, other in zip(alone.curve, together.curve, strict=True):
         assert one.values == pytest.approx(other.values, abs=1e-5), one.step
@@ -171,7 +151,5 @@ def test_flat_adam_is_adam() -> None:
 
 
 def test_the_rate_falls_linearly_to_its_fraction() -> None:
-    from vista.train.loop import learning_rate
-
     config = TrainConfig(learning_rate=1.0, final_learning_rate_fraction=0.05)
     assert [learning_rate(config, done) for done in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.525, 0.05])

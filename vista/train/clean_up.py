@@ -1,7 +1,6 @@
 """Stage: retire the epochs that nobody needs any more, write the report, point `runs/latest` at it."""
 
 import logging
-import uuid
 from pathlib import Path
 
 from vista.config import Frozen, RefreshConfig, Settings
@@ -33,7 +32,7 @@ def clean_up(config: RefreshConfig, settings: Settings) -> CleanUpReport:
     with open_backends(settings) as backends:
         retired = retire_old(backends, stage)
     write_report(stage.run.path, compose(stage))
-    point_latest(stage.run)
+    stage.run.make_latest()
     return CleanUpReport(
         retired=tuple(f"{space}/{epoch}" for space, epoch in retired),
         report=str(stage.run.path / "report.html"),
@@ -81,10 +80,3 @@ def finished_epochs(backends: Backends, runs: Path) -> set[SpaceEpoch]:
             delivered = run.report_of("deliver")
             epochs.add((delivered["space"], delivered["epoch"]))
     return epochs
-
-
-def point_latest(run: RunDirectory) -> None:
-    """Make `latest` beside the run a link to it, in one step."""
-    unfinished = run.path.parent / f".latest-{uuid.uuid4().hex}"
-    unfinished.symlink_to(run.path.name)
-    unfinished.replace(run.path.parent / "latest")

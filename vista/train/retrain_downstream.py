@@ -56,7 +56,7 @@ def retrain_downstream(config: RefreshConfig, settings: Settings) -> DownstreamR
     job = downstream_job(stage)
     training = Training(job)
     training.task()
-    join = check_join(training.dataset, training.reader, job)
+    join = check_join(training.dataset, training.reader, job.days.first)
     LOG.info("join: %d rows checked, %d without a summary", join.rows, join.without_summary)
     tracked = stage.track(MODEL, job.space, stage.params())
     result = stage.result(MODEL)
@@ -87,9 +87,9 @@ def downstream_job(stage: StageContext) -> DownstreamJob:
     )
 
 
-def check_join(dataset: Dataset, reader: SummaryReader, job: DownstreamJob) -> JoinReport:
+def check_join(dataset: Dataset, reader: SummaryReader, first_day: int) -> JoinReport:
     """Join every example of the days k .. n, a part at a time. Raises `LeakError` for a row of the future."""
-    examples = dataset.examples(job.days.first, dataset.split().n + 1)
+    examples = dataset.examples(first_day, dataset.split().n + 1)
     rows = missing = 0
     oldest_us = 0
     for part in np.array_split(np.arange(len(examples)), len(examples) // JOINED_AT_ONCE + 1):

@@ -1,0 +1,231 @@
+"""The stages around a training: the join that must not leak, the champion, MLflow, results, clean-up."""
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_data import export_again, foundation_in_place, settings_of
+
+from vista.config import RefreshConfig, Settings
+from vista.data.schema import buckets_of
+from vista.delivery.catalog import open_catalog
+from vista.delivery.interfaces import AuditLine, Epoch, Release
+from vista.delivery.publish import commit
+from vista.errors import LeakError
+from vista.evaluate.refresh_report import TrainedOn
+from vista.model.checkpoint import load, save
+from vista.model.ranker import Ranker
+from vista.summary.codec import codec_of, encode_summaries
+from vista.summary.record import space_id
+from vista.summary.table import write_shard
+from vista.train.champion import dictionary_digest, keep_dictionary, score_champion
+from vista.train.export_summaries import as_of_times
+from vista.train.jobs import DownstreamJob, Training, training_days
+from vista.train.loop import fit
+from vista.train.retrain_downstream import check_join, downstream_job
+from vista.train.stage import Fitted, Result, StageContext
+from vista.train.state import Point
+from vista.train.tracking import CurveLog, track
+
+CONFIG = RefreshConfig(recipe="smoke", run_id="unit")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return settings_of(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def stage(settings: Settings) -> StageContext:
+    torch.set_num_threads(1)
+    return foundation_in_place(CONFIG, settings)
+
+
+def opened(stage: StageContext, as_of_us: int, space: str, **changes: object) -> Epoch:
+    foundation = stage.run.report_of("train_foundation")
+    values: dict[str, object] = {
+        "space": space,
+        "export_id": f"{space}/{as_of_us}",
+        "as_of_us": as_of_us,
+        "trained_until_us": foundation["trained_until_us"],
+        "checkpoint": foundation["checkpoint"],
+        "codec": "int8",
+        "buckets": stage.dataset.buckets,
+    }
+    with closing(open_catalog(stage.settings.catalog_url)) as catalog:
+        return catalog.open_epoch(**(values | changes))  # type: ignore[arg-type]
+
+
+def published(stage: StageContext, epoch: Epoch) -> None:
+    attempt = Path(stage.settings.warehouse, epoch.space, str(epoch.epoch))
+    export_again(stage, epoch, attempt)
+    with closing(open_catalog(stage.settings.catalog_url)) as catalog:
+        commit(catalog, epoch, attempt)
+
+
+def job_on(stage: StageContext, space: str) -> DownstreamJob:
+    windows = stage.dataset.split()
+    return DownstreamJob(
+        dataset=stage.run.data,
+        foundation=Path(stage.run.report_of("train_foundation")["checkpoint"]),
+        catalog_url=stage.settings.catalog_url,
+        space=space,
+        train=stage.recipe.downstream.model_copy(update={"workers": 1}),
+        days=training_days(windows.k, windows.n, 1),
+    )
+
+
+@pytest.fixture(scope="module")
+def good(stage: StageContext) -> Training:
+    """A trained downstream model on honest epochs of every day."""
+    for as_of_us in as_of_times(stage.dataset):
+        published(stage, opened(stage, as_of_us, "good"))
+    training = Training(job_on(stage, "good"))
+    fit(training.task())
+    return training
+
+
+def test_every_row_is_joined_and_checked(stage: StageContext, good: Training) -> None:
+    windows = stage.dataset.split()
+    join = check_join(good.dataset, good.reader, good.job.days.first)
+    rows = good.dataset.examples(windows.k, windows.n + 1).num_candidates_E.sum()
+    assert (join.rows, join.without_summary) == (rows, 0)
+    assert 0 < join.oldest_summary_s <= 86_400
+    scores_N = good.predict(windows.n, windows.n + 1)
+    assert np.isfinite(scores_N[stage.test_rows()]).all()
+
+
+def test_a_summary_that_has_seen_its_day_is_a_leak(stage: StageContext) -> None:
+    """Its record says so: the newest event is not before the epoch's time."""
+    first, *_ = as_of_times(stage.dataset)
+    epoch = opened(stage, first, "seen")
+    attempt = Path(stage.settings.warehouse, "seen")
+    for bucket in range(stage.dataset.buckets):
+        users = [
+            user for user in stage.dataset.users.id_R.tolist() if bucket_of(user, epoch.buckets) == bucket
+        ]
+        user_id_B = np.array(users, np.int64)
+        seq_B, time_B = np.zeros(users, np.int64), np.full(users, first)
+        config = stage.recipe.model
+        records = encode_summaries(
+            np.ones((users, config.seeds, config.width), np.float32), space_id=space_id("seen"),
+            epoch=epoch.epoch, as_of_us=first, user_id_B=user_id_B, seq_B=seq_B, event_time_us_B=time_B,
+            codec=codec_of("int8"), zstd=False,
+        )  # fmt: skip
+        write_shard(attempt, bucket, user_id_B, seq_B, time_B, records)
+    with closing(open_catalog(stage.settings.catalog_url)) as catalog:
+        commit(catalog, epoch, attempt)
+    training = Training(job_on(stage, "seen"))
+    with pytest.raises(LeakError, match="withdraw the epoch"):
+        check_join(training.dataset, training.reader, training.job.days.first)
+    with pytest.raises(LeakError, match="withdraw the epoch"):
+        fit(training.task())
+
+
+def test_a_model_of_the_future_is_a_leak(stage: StageContext) -> None:
+    first, second, *_ = as_of_times(stage.dataset)
+    published(stage, opened(stage, first, "future", trained_until_us=second))
+    with pytest.raises(LeakError, match="could not exist then"):
+        Training(job_on(stage, "future"))
+
+
+def test_the_champion_is_scored_where_it_can_be(stage: StageContext, good: Training, tmp_path: Path) -> None:
+    champion, scores_N = score_champion(stage)
+    assert (champion.release, champion.comparable, scores_N) == (None, False, None)
+
+    foundation, meta = load(good.job.foundation)
+    assert isinstance(foundation, Ranker)
+    checkpoint = tmp_path / "champion"
+    save(checkpoint, good.model, meta.model_copy(update={"kind": "downstream"}))
+    keep_dictionary(checkpoint, stage.dataset, meta.spec)
+    release(stage, "good", str(checkpoint))
+    champion, scores_N = score_champion(stage)
+    assert champion.comparable, champion.why
+    assert scores_N is not None
+    n = stage.dataset.split().n
+    np.testing.assert_array_equal(scores_N, good.predict(n, n + 1))
+
+    (checkpoint / "dictionary.json").write_text('{"digest": "of other ids"}')
+    champion, _ = score_champion(stage)
+    assert "another dictionary" in champion.why
+    release(stage, "good", str(tmp_path / "gone"))
+    champion, _ = score_champion(stage)
+    assert "cannot be read" in champion.why
+
+
+def release(stage: StageContext, space: str, downstream: str) -> None:
+    with closing(open_catalog(stage.settings.catalog_url)) as catalog:
+        before = catalog.releases()
+        expected = before[-1].id if before else None
+        new = Release(
+            id=f"r-{len(before)}",
+            space=space,
+            epoch=1,
+            foundation="",
+            downstream=downstream,
+            previous=expected,
+        )
+        line = AuditLine(time_us=0, actor="test", action="promote", reason="", before="", after=new.id)
+        catalog.swap_release(expected, new, line)
+
+
+def test_a_dictionary_may_grow_but_not_change(stage: StageContext) -> None:
+    spec = stage.dataset.spec(stage.dataset.day_start_us(3))
+    smaller = spec.model_copy(update={"num_items": spec.num_items - 1})
+    assert dictionary_digest(stage.dataset, spec) == dictionary_digest(stage.dataset, spec)
+    assert dictionary_digest(stage.dataset, spec) != dictionary_digest(stage.dataset, smaller)
+
+
+def test_the_downstream_job_follows_the_windows(stage: StageContext) -> None:
+    from vista.train.export_summaries import ExportReport
+
+    report = ExportReport(space="good", epochs=(), newest_epoch=1)
+    stage.run.keep_stage_report("export_summaries", report, seconds=0.0)
+    job, windows = downstream_job(stage), stage.dataset.split()
+    assert (job.space, job.days.first, job.days.valid, job.days.end) == (
+        "good", windows.k, windows.n - 1, windows.n,
+    )  # fmt: skip
+
+
+def test_a_result_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    result = Result(tmp_path / "model" / "result")
+    fitted = Fitted(model="m", trained_on=TrainedOn(first_day=0, end_day=1, rows=2))
+    unfinished, late = result.begin(), result.begin()
+    unfinished.write(fitted, np.array([0.5, np.nan], np.float32))
+    assert not result.exists()
+    result.end(unfinished)
+    late.write(fitted, np.zeros(2, np.float32))
+    result.end(late)
+    assert result.fitted() == fitted
+    np.testing.assert_array_equal(result.scores_N(), np.array([0.5, np.nan], np.float32))
+    assert list((tmp_path / "model").iterdir()) == [result.path]
+
+
+def test_mlflow_finds_a_run_again_and_logs_each_step_once(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    settings = settings_of(tmp_path)
+    curve = [Point(step=step, values={"loss": 1 / step}) for step in range(1, 6)]
+    tracked = track(settings, "unit", "run/model", {"recipe": "smoke"}, {"vista.space": "s-1"})
+    log = CurveLog(tracked)
+    log.add(curve[:2])
+    log.add(curve[:3])
+    again = track(settings, "unit", "run/model", {"recipe": "smoke"}, {"vista.space": "s-1"})
+    assert again == tracked
+    CurveLog(again).add(curve)  # a driver that has started anew
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("w")
+    for _ in range(2):
+        again.finish({"test_auc": 0.7}, {"checkpoint": tmp_path / "model"})
+        again.register("vista-foundation", "checkpoint", {"space": "s-1"})
+    client = MlflowClient(tracked.url)
+    history = client.get_metric_history(tracked.run_id, "loss")
+    assert sorted((one.step, one.value) for one in history) == [(step, 1 / step) for step in range(1, 6)]
+    run = client.get_run(tracked.run_id)
+    assert (run.data.params, run.info.status) == ({"recipe": "smoke"}, "FINISHED")
+    assert len(client.get_metric_history(tracked.run_id, "test_auc")) == 1
+    version = client.get_model_version_by_alias("vista-foundation", "candidate")
+    assert (version.version, version.tags) == (1, {"space": "s-1"})
+    assert Path(version.source.removeprefix("file://"), "weights").read_text() == "w"

@@ -13,9 +13,9 @@ def user_fraction(rows: pl.DataFrame) -> pl.DataFrame:
     """`rows` with `event_time_us` := the event's rank within its user / the user's number of events, over 30
     virtual days from 2000-01-01.
 
-    A user's order is by (event_time_us, row order). A row that is `candidate_only` (if there are such
-    rows) gets the time of the event that follows it; after the last one, the end of the 30 days. Rows keep their
-    order. Applying it twice changes nothing. For sources where users live within one sitting (66% of
+    A user's order is by (event_time_us, row order). A row that is `candidate_only` (if there are such rows)
+    gets the time of the event that follows it; after the last one, the end of the 30 days. Rows keep their
+    order, and applying it twice changes nothing. For sources where users live within one sitting (66% of
     MovieLens-1M's users within 24 h).
     """
     only = pl.col("candidate_only") if "candidate_only" in rows.columns else pl.lit(False)

@@ -10,7 +10,8 @@ PYTHON_VERSIONS := >=3.11,<3.13
 # A make variable set on the command line (SEEDS=16) becomes KEY=VALUE of the launcher; nothing else does.
 RUN_VARIABLES := $(MAKEOVERRIDES)
 PYTEST := OMP_NUM_THREADS=1 $(COMPUTE)/bin/python -m pytest
-AIRFLOW_PYTEST := AIRFLOW_HOME=$(CURDIR)/build/airflow-tests AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python -m pytest
+AIRFLOW_PYTEST := AIRFLOW_HOME=$(CURDIR)/build/airflow-tests AIRFLOW__CORE__DAGS_FOLDER=$(CURDIR)/dags \
+  AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python -m pytest
 
 .PHONY: help install run ui test test-airflow test-compute test-faults check fmt golden lock clean
 

@@ -112,7 +112,7 @@ def _resumed(runs: Path, given: Mapping[str, str]) -> RefreshConfig:
 
 def launch(given: Launch) -> None:
     """Run the DAG to its end and print what it found. Raises `StageError` with the stage, why, what to do."""
-    _point_latest_at(given)
+    given.run.make_latest()  # RESUME=1 finds it from now on
     print(f"run {given.config.run_id} of recipe {given.config.recipe}; all output: {given.log}", flush=True)
     started_s = time.monotonic()
     with only_run(given.home) as lock:
@@ -214,13 +214,6 @@ def install_s() -> float | None:
     if not all(path.exists() for path in kept):
         return None
     return round(sum(float(path.read_text()) for path in kept), 1)
-
-
-def _point_latest_at(given: Launch) -> None:
-    link = given.runs / f".latest-{given.config.run_id}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(given.config.run_id)
-    link.replace(given.runs / "latest")
 
 
 def _git_revision() -> str:

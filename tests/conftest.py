@@ -2,8 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from refreshes import Places
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +20,20 @@ def data_dir() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return path
+
+
+@pytest.fixture(scope="session")
+def smoke_refresh(tmp_path_factory: pytest.TempPathFactory) -> "Places":
+    """One uninterrupted `make run DATASET=smoke`, shared by all tests that look at its results."""
+    from refreshes import Places  # not in Airflow's environment, which uses this file too
+
+    places = Places(tmp_path_factory.mktemp("smoke"))
+    places.run("DATASET=smoke")
+    return places
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n 2 --dist loadgroup`: tests that start Ray or kill processes share one worker, in order."""
+    for item in items:
+        if item.path.parent.name in ("end_to_end", "faults"):
+            item.add_marker(pytest.mark.xdist_group("processes"))

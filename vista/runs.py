@@ -88,3 +88,9 @@ class RunDirectory:
         """Mark a stage as done."""
         content = {"seconds": round(seconds, 3), "report": report.model_dump(mode="json")}
         write_whole(self.path / "stages" / f"{name}.json", json.dumps(content, indent=2))
+
+    def make_latest(self) -> None:
+        """Make `latest` beside the run a link to it, in one step."""
+        unfinished = self.path.parent / f".latest-{uuid.uuid4().hex}"
+        unfinished.symlink_to(self.path.name)
+        unfinished.replace(self.path.parent / "latest")

@@ -63,13 +63,13 @@ class Progress:
 class Indented(logging.Handler):
     """Shows the platform's own lines among the job's; the log file has all: Ray's, reports, tracebacks."""
 
-    def __init__(self, screen: TextIO) -> None:
+    def __init__(self, progress: Progress) -> None:
         super().__init__(logging.INFO)
-        self._screen = screen
+        self._progress = progress
 
     def emit(self, record: logging.LogRecord) -> None:
         if own := OWN_LINE.fullmatch(record.getMessage()):
-            print(f"          {own['logger']}: {own['text']}", file=self._screen, flush=True)
+            self._progress.say(f"    {own['logger']}: {own['text']}")
 
 
 def run_dag(dag: "DAG", conf: dict[str, Any], screen: TextIO) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def run_dag(dag: "DAG", conf: dict[str, Any], screen: TextIO) -> dict[str, Any]:
         task.on_failure_callback = [progress.failed]
     trigger_log = logging.getLogger("vista.orchestration.trigger")
     trigger_log.setLevel(logging.INFO)
-    trigger_log.addHandler(Indented(screen))
+    trigger_log.addHandler(Indented(progress))
     run = dag.test(run_conf=conf)
     return {"state": str(run.state.value), "stages": progress.stages, "failure": progress.failure}
 

@@ -1,0 +1,94 @@
+"""Rules that every DAG file keeps."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from airflow.sdk import DAG
+from airflow.sdk.exceptions import ParamValidationError
+
+from dags.production_refresh import dag
+from vista.config import RefreshConfig
+from vista.jobs import STAGES
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(path for path in (ROOT / "dags").glob("*.py") if path.name != "__init__.py")
+GRAPH = ROOT / "tests" / "golden" / "dags" / "production_refresh.json"
+
+
+def test_airflow_environment_is_light() -> None:
+    assert [name for name in ("ray", "torch", "mlflow", "triton") if importlib.util.find_spec(name)] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_dag_is_wiring(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 60
+
+
+def test_dags_import_in_a_second_after_airflow(tmp_path: Path) -> None:
+    code = (
+        "import time, warnings\nwarnings.simplefilter('ignore')\n"
+        "from airflow.sdk import DAG, BaseHook, BaseOperator, Param\n"
+        "from airflow.sdk.bases.operator import chain\nimport aiohttp\n"
+        "from airflow.triggers.base import BaseTrigger\n"
+        "started = time.process_time()\nimport dags.production_refresh\n"
+        "print(time.process_time() - started)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "AIRFLOW_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert float(done.stdout.splitlines()[-1]) < 1.0  # CPU seconds: another process cannot spoil it
+
+
+def test_every_task_says_how_it_fails() -> None:
+    assert dag.doc_md is not None
+    assert "Do |" in dag.doc_md
+    for task in dag.tasks:
+        assert task.owner == "vista"
+        assert task.doc_md
+        assert task.retries >= 1
+        assert task.execution_timeout is not None
+        assert task.execution_timeout.total_seconds() > task.deadline_s
+
+
+def test_graph_is_the_golden_one() -> None:
+    graph = {task.task_id: sorted(task.downstream_task_ids) for task in dag.topological_sort()}
+    assert list(graph) == list(STAGES)
+    text = json.dumps(graph, indent=2) + "\n"
+    if os.environ.get("VISTA_GOLDEN") == "write":
+        GRAPH.parent.mkdir(parents=True, exist_ok=True)
+        GRAPH.write_text(text)
+    assert GRAPH.read_text() == text
+
+
+def test_form_has_every_field_and_its_default() -> None:
+    assert dag.params.dump() == RefreshConfig().model_dump()
+    assert len(dag.params) <= 15
+    for name, field in RefreshConfig.model_fields.items():
+        assert dag.params.get_param(name).description == field.description
+
+
+@pytest.mark.parametrize(("name", "value"), [("seeds", 0), ("seeds", "x"), ("codec", "zip"), ("epochs", 0)])
+def test_form_refuses_what_the_configuration_refuses(name: str, value: object) -> None:
+    with pytest.raises(ParamValidationError):
+        dag.params.get_param(name).resolve(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("seeds", 4), ("seeds", None), ("codec", "bf16"), ("codec", None)]
+)
+def test_form_takes_what_the_configuration_takes(name: str, value: object) -> None:
+    assert dag.params.get_param(name).resolve(value) == value
+
+
+def test_dag_survives_serialisation() -> None:
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    assert isinstance(dag, DAG)
+    again = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
+    assert set(again.task_dict) == set(STAGES)

@@ -1,0 +1,95 @@
+"""The whole DAG on the smoke recipe, through `make run`'s launcher: real Ray, real Airflow, real MLflow."""
+
+import json
+import signal
+import sqlite3
+from pathlib import Path
+
+import pytest
+from refreshes import Places
+
+from vista.evaluate.report import read_report
+from vista.jobs import STAGES
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+KEYS = {
+    "dataset", "rows", "models", "paired", "regions", "space", "epoch", "release", "mlflow", "install_s",
+    "stages",
+}  # fmt: skip
+MODELS = {"vista_foundation", "vista_downstream", "din", "mean_pool", "no_history", "lightgbm"}
+
+
+def test_report_has_what_was_promised(smoke_refresh: Places) -> None:
+    report = json.loads((smoke_refresh.latest / "report.json").read_text())
+    assert report.keys() >= KEYS
+    assert report["models"].keys() >= MODELS
+    for figures in report["models"].values():
+        assert figures.keys() >= {"auc", "ne", "gauc", "trained_on"}
+        assert 0.3 < figures["auc"] < 1.0
+    assert report["regions"].keys() == {"east", "west"}
+    for region in report["regions"].values():
+        assert (region["coverage"], region["lag_records"]) == (1.0, 0)
+    assert [stage["name"] for stage in report["stages"]] == list(STAGES)
+    assert all(stage["seconds"] > 0 for stage in report["stages"])
+    page = (smoke_refresh.latest / "report.html").read_text()
+    assert "retrain_downstream" in page
+
+
+def test_screen_shows_progress_and_figures(smoke_refresh: Places) -> None:
+    shown = (smoke_refresh.path / "screen.txt").read_text()
+    for stage in STAGES:
+        assert f"{stage}: started" in shown
+        assert f"{stage}: finished in" in shown
+    report = read_report(smoke_refresh.latest)
+    for name, figures in report.models.items():
+        assert name in shown
+        assert f"{figures.auc:.4f}" in shown
+    for words in ("east", "west", "coverage", report.release or "not promoted", "report.html", "make ui"):
+        assert words in shown
+    assert "Traceback" not in shown
+
+
+def test_values_reach_mlflow(smoke_refresh: Places) -> None:
+    with sqlite3.connect(smoke_refresh.path / "home" / "mlflow.db") as store:
+        values = {value for (value,) in store.execute("select value from params")}
+        models = {name for (name,) in store.execute("select name from registered_models")}
+    assert "smoke" in values
+    assert {"vista-foundation", "vista-downstream"} <= models
+
+
+def test_no_secret_is_written(smoke_refresh: Places) -> None:
+    for path in smoke_refresh.path.rglob("*"):
+        if path.is_file() and path.suffix in (".log", ".txt", ".json"):
+            text = path.read_text(errors="replace")
+            assert "RAY_AUTH_TOKEN" not in text, path
+            assert "Bearer " not in text, path
+
+
+def test_a_failed_stage_is_named_with_its_reason_and_remedy(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    places = Places(tmp_path / "places")
+    launched = places.start(["DATASET=kuairand", f"DATA_DIR={empty}"])
+    try:
+        assert launched.process.wait(300) == 1
+    finally:
+        launched.end()
+    last = launched.shown().strip().splitlines()[-5:]
+    assert "error: stage prepare failed: " in "\n".join(last)
+    assert str(empty) in "\n".join(last)
+    assert last[-1].strip() == "to go on with this run after mending it: make run RESUME=1"
+    assert "trying again" not in launched.shown()
+
+
+def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    places = Places(tmp_path / "places")
+    launched = places.start(["DATASET=smoke"])
+    try:
+        launched.wait_for("prepare: started", 240)
+        launched.process.send_signal(signal.SIGINT)
+        assert launched.process.wait(60) == 130
+        assert launched.leaves_nothing(5)
+    finally:
+        launched.end()
+    assert "make run RESUME=1" in launched.shown()

@@ -64,18 +64,6 @@ def test_labels_of_the_test_day_are_not_used(dataset: Dataset) -> None:
     np.testing.assert_array_equal(fit_lightgbm(dataset, train, valid, blind, seed=0)[0], expected)
 
 
-def test_permuted_training_labels_leave_nothing_to_learn(dataset: Dataset) -> None:
-    """AUC .5 within 3 standard errors: sqrt(1 / 12 (1 / positives + 1 / negatives))."""
-    train, valid, test = parts(dataset)
-    permuted = np.random.default_rng(0).permuted(train.candidates.labels_CT, axis=0)
-    candidates = replace(train.candidates, labels_CT=permuted)
-    blind = [replace(part, candidates=candidates) for part in (train, valid)]
-    probability, _ = fit_lightgbm(dataset, blind[0], blind[1], test, seed=0)
-    labels = labels_of(test)
-    error = np.sqrt((1 / labels.sum() + 1 / (1 - labels).sum()) / 12)
-    assert abs(auc(labels, probability) - 0.5) < 3 * error
-
-
 def test_without_validation_days_the_number_of_trees_is_fixed(dataset: Dataset) -> None:
     train, _, test = parts(dataset)
     _, fit = fit_lightgbm(dataset, train, dataset.examples(5, 5), test, seed=0)

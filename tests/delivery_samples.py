@@ -168,7 +168,7 @@ def deliver_here(home: Path, epoch: Epoch, settings: Settings) -> None:
 
 
 def finish_stages(settings: Settings, run_id: str, epoch: Epoch, *, gate: bool = True) -> RunDirectory:
-    """A run whose stages up to the delivery are done: reports and the newest event, at 10,000,000 us."""
+    """A run whose other stages are done; if it has no data, its newest event is at 10,000,000 us."""
     run = RunDirectory.open(settings.runs, RefreshConfig(recipe="smoke", run_id=run_id))
     reports: dict[str, dict[str, object]] = {
         "export_summaries": {"space": epoch.space, "newest_epoch": epoch.epoch},
@@ -181,7 +181,8 @@ def finish_stages(settings: Settings, run_id: str, epoch: Epoch, *, gate: bool =
     }
     for name, report in reports.items():
         write_whole(run.path / "stages" / f"{name}.json", json.dumps({"seconds": 1.0, "report": report}))
-    (run.data / "events").mkdir(parents=True, exist_ok=True)
-    events = pa.table({"event_time_us": pa.array([5, 10_000_000, 7], pa.int64())})
-    pq.write_table(events, run.data / "events" / "bucket-00000.parquet")
+    if not run.data.exists():
+        (run.data / "events").mkdir(parents=True)
+        events = pa.table({"event_time_us": pa.array([5, 10_000_000, 7], pa.int64())})
+        pq.write_table(events, run.data / "events" / "bucket-00000.parquet")
     return run

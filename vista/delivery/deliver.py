@@ -109,7 +109,7 @@ def check_ready(name: str, store: Store, epoch: Epoch, shards: tuple[Shard, ...]
 def newest_event_us(data: Path) -> int:
     """The clock of a run: the time of its newest event, so that ages mean something on old data."""
     files = sorted((data / "events").glob("*.parquet"))
-    columns = [pq.read_table(file, columns=["event_time_us"])["event_time_us"] for file in files]
+    columns = [pq.ParquetFile(file).read(columns=["event_time_us"])["event_time_us"] for file in files]
     return max(int(column.to_numpy().max()) for column in columns if len(column))
 
 

@@ -178,12 +178,13 @@ def _ids(data: Path, name: str, texts: Sequence[str]) -> list[int]:
     path = data / f"ids-{name}.parquet"
     if path.exists():
         return [int(row) for row in StringIds(path).rows(pl.Series(list(texts), dtype=pl.String))]
+    return [_number(name, text) for text in texts]
+
+
+def _number(name: str, text: str) -> int:
     try:
-        ids = [int(text) for text in texts]
-    except ValueError as error:
+        return int(np.int64(int(text)))
+    except (ValueError, OverflowError) as error:
         raise InputError(
-            f"{name} {error.args[0].split(': ')[-1]}: ids of this data set are numbers"
+            f"{name} id {text!r}: write a whole number of 64 bits (text ids need a mapping with string_ids)"
         ) from error
-    if any(not -(2**63) <= one < 2**63 for one in ids):
-        raise InputError(f"{name} ids must fit 64 bits")
-    return ids

@@ -1,16 +1,17 @@
 """Generated events with a planted long-range signal. Nothing is read; everything follows from the seed.
 
-Every item belongs to one of CLUSTERS clusters (its category), and an event's value is a watch time. A user is
-interested in INTERESTS clusters and shows it in the OLD half of the history only: there every other event is
-of an interest, all equally often, and is watched LONG; all other events, old and new, are of any cluster and
-watched SHORT. A candidate's label is 1 with probability CLICK_IF_INTERESTED or CLICK_IF_NOT.
+Every item belongs to one of 2^TRAITS clusters (its category): a combination of TRAITS traits that it has or
+has not. A user cares for one trait, wants it or wants it absent, and shows it in the OLD half of the history
+only: there, every other event is of a wanted cluster and is watched LONG; the others are watched SHORT, and
+are more often of unwanted clusters than of wanted ones (AVOIDED). All events of the newer half are of any
+cluster and watched SHORT. A candidate's label is 1 with probability CLICK_IF_WANTED or CLICK_IF_NOT.
 
-How often a cluster occurs tells a part of the interests, which a mean of embeddings can hold; which events
-were watched long tells them all.
+How often clusters occur tells a part of what the user wants, and a mean of embeddings can hold that; which of
+them were watched long tells it all, and needs both together.
 
 What keeps it honest:
-- candidates come in pairs, one of an interest and one of another cluster, so that all users have one base
-  rate; interests are dealt like cards, so that clusters have one too: neither ids nor counts help;
+- candidates come in pairs, one wanted and one not, so that all users have one base rate; users are dealt
+  evenly over what can be wanted, so that clusters have one too: neither ids nor counts help;
 - candidates are not events (`candidate_only`): their outcomes, which would repeat the signal in the newest
   part of the history, are nowhere in it. The label comes from another system, as conversions of
   advertisements do; so label rates of the past, as dense features, are blind here.
@@ -28,9 +29,11 @@ from vista.data.rejects import Rejects
 from vista.data.schema import DAY_US, NO_LABEL
 from vista.data.sources import SourceInfo
 
-CLUSTERS = 16
-INTERESTS = 4
-CLICK_IF_INTERESTED = 0.9
+TRAITS = 3
+CLUSTERS = 2**TRAITS
+WANTED = CLUSTERS // 2
+AVOIDED = 0.5
+CLICK_IF_WANTED = 0.9
 CLICK_IF_NOT = 0.1
 PAIRS_PER_DAY = 8
 MINUTE_US = 60_000_000
@@ -77,7 +80,7 @@ def _before_day_0(config: GeneratedConfig) -> int:
 def _block(config: GeneratedConfig, user_U: NDArray[np.int64]) -> pl.DataFrame:
     """Rows of some users, each user's in time order."""
     random = np.random.default_rng([config.seed, 0, int(user_U[0])])
-    cluster_UG = _clusters(config.seed, user_U)
+    cluster_UG = _clusters(user_U)
     return (
         pl.concat(
             [_past(config, user_U, cluster_UG, random), _candidates(config, user_U, cluster_UG, random)]
@@ -91,17 +94,14 @@ def _block(config: GeneratedConfig, user_U: NDArray[np.int64]) -> pl.DataFrame:
     )
 
 
-def _clusters(seed: int, user_U: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[U, CLUSTERS] each user's clusters, the interests first.
-
-    A shuffled deck of all clusters is dealt to CLUSTERS / INTERESTS users: every cluster is one's interest.
-    """
-    hands = CLUSTERS // INTERESTS
-    decks = {
-        deck: np.random.default_rng([seed, 1, deck]).permutation(CLUSTERS)
-        for deck in np.unique(user_U // hands).tolist()
-    }
-    return np.stack([np.roll(decks[user // hands], -INTERESTS * (user % hands)) for user in user_U.tolist()])
+def _clusters(user_U: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[U, CLUSTERS] each user's clusters, the wanted half first. What is wanted goes round by user id."""
+    cluster_G = np.arange(CLUSTERS)
+    unwanted = [
+        (cluster_G >> trait & 1) != present for trait in range(TRAITS) for present in (0, 1)
+    ]  # one of 2 * TRAITS tastes each
+    order = np.stack([np.argsort(one, kind="stable") for one in unwanted])
+    return order[user_U % len(order)]
 
 
 def _items(
@@ -120,9 +120,12 @@ def _past(
     """History only: likes and views of the old half, views of the newer one."""
     number, before = config.events_per_user, _before_day_0(config)
     place_N = np.arange(number)
-    long_N = (place_N % 2 == 0) & (place_N < number // 2)
+    old_N = place_N < number // 2
+    long_N = old_N & (place_N % 2 == 0)
     pick_UN = random.integers(0, CLUSTERS, (len(user_U), number))
-    pick_UN[:, long_N] = (place_N[long_N] // 2) % INTERESTS
+    avoided_UN = random.random(pick_UN.shape) < np.where(old_N, AVOIDED, 0.0)
+    pick_UN = np.where(avoided_UN, pick_UN % WANTED + WANTED, pick_UN)
+    pick_UN[:, long_N] %= WANTED
     item_UN = _items(np.take_along_axis(cluster_UG, pick_UN, axis=1), config, random)
     early_UN = random.integers(-OLD_DAYS * DAY_US, 0, (len(user_U), before))
     late_UN = random.integers(0, config.days * DAY_US, (len(user_U), number - before))
@@ -150,11 +153,9 @@ def _candidates(
     """Candidates: pairs of an interesting and another one, in random order, one session a day."""
     size = (len(user_U), config.days, 2 * PAIRS_PER_DAY)
     wanted_UDP = random.permuted(np.broadcast_to(np.arange(size[2]) % 2 == 0, size).copy(), axis=2)
-    pick_UDP = np.where(
-        wanted_UDP, random.integers(0, INTERESTS, size), random.integers(INTERESTS, CLUSTERS, size)
-    )
+    pick_UDP = np.where(wanted_UDP, random.integers(0, WANTED, size), random.integers(WANTED, CLUSTERS, size))
     cluster_UN = np.take_along_axis(cluster_UG, pick_UDP.reshape(len(user_U), -1), axis=1)
-    probability_N = np.where(wanted_UDP.ravel(), CLICK_IF_INTERESTED, CLICK_IF_NOT)
+    probability_N = np.where(wanted_UDP.ravel(), CLICK_IF_WANTED, CLICK_IF_NOT)
     clicked_N = random.random(probability_N.shape) < probability_N
     start_UD = random.integers(0, DAY_US - size[2] * MINUTE_US, size[:2]) + DAY_US * np.arange(config.days)
     time_UDP = START_US + start_UD[:, :, None] + MINUTE_US * np.arange(size[2])

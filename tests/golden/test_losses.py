@@ -51,5 +51,5 @@ def golden() -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("slot", SLOTS)
 def test_losses_are_as_ever(golden: dict[str, list[float]], slot: SlotName) -> None:
-    """1e-4: processors sum in other orders, and six steps of Adam amplify that; a real change is far larger."""
+    """1e-4: processors sum in other orders and Adam amplifies that; a real change is far larger."""
     assert _losses(slot) == pytest.approx(golden[slot], rel=1e-4)

@@ -95,6 +95,8 @@ def summary_map(points: SummaryMap) -> str:
         figure, (panel,) = _panels(1, columns=1, width=6.4, height=4.2)
         for place, group in enumerate(points.groups):
             inside = [one == group for one in points.group]
+            if not any(inside):
+                continue
             panel.scatter(
                 [x for x, here in zip(points.x, inside, strict=True) if here],
                 [y for y, here in zip(points.y, inside, strict=True) if here],

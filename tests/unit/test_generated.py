@@ -1,4 +1,4 @@
-"""The planted signal is where the generated source says it is, and nowhere else: matching counts, no training.
+"""The planted signal is where the generated source says it is, and nowhere else: counts, no training.
 
 One user with a long history flows through with bounded memory.
 """

@@ -101,7 +101,8 @@ def _clusters(user_U: NDArray[np.int64]) -> NDArray[np.int64]:
         (cluster_G >> trait & 1) != present for trait in range(TRAITS) for present in (0, 1)
     ]  # one of 2 * TRAITS tastes each
     order = np.stack([np.argsort(one, kind="stable") for one in unwanted])
-    return order[user_U % len(order)]
+    cluster_UG: NDArray[np.int64] = order[user_U % len(order)]
+    return cluster_UG
 
 
 def _items(

@@ -269,7 +269,9 @@ def _problem(error: Any) -> str:
     if error["type"] == "missing":
         return f"the key {key!r} is missing: add a line such as `{EXAMPLES[key]}`"
     place = ": ".join(str(part) for part in error["loc"] if not str(part).startswith(("tuple", "int")))
-    return f"{place}: {error['msg'].removeprefix('Value error, ')} (it is {str(error['input'])[:80]!r})"
+    if error["type"] == "value_error":
+        return f"{place}: {error['msg'].removeprefix('Value error, ')}"
+    return f"{place}: {error['msg']} (it is {str(error['input'])[:80]!r})"
 
 
 class StringIds:

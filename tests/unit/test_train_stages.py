@@ -103,10 +103,9 @@ def test_a_summary_that_has_seen_its_day_is_a_leak(stage: StageContext) -> None:
     epoch = opened(stage, first, "seen")
     attempt = Path(stage.settings.warehouse, "seen")
     for bucket in range(stage.dataset.buckets):
-        users = [
-            user for user in stage.dataset.users.id_R.tolist() if bucket_of(user, epoch.buckets) == bucket
-        ]
-        user_id_B = np.array(users, np.int64)
+        known_U = stage.dataset.users.id_R
+        user_id_B = known_U[buckets_of(known_U, epoch.buckets) == bucket]
+        users = len(user_id_B)
         seq_B, time_B = np.zeros(users, np.int64), np.full(users, first)
         config = stage.recipe.model
         records = encode_summaries(

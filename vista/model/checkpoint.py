@@ -68,10 +68,11 @@ def load(directory: Path) -> tuple[Model, CheckpointMeta]:
             f"{directory}/model.safetensors has sha256 {digest}, model.json says {meta.digest}: "
             "the file was changed or is incomplete; restore it or train again"
         )
-    with torch.device("meta"):
+    # not on the meta device: its random numbers import torch._dynamo, 4 s of CPU
+    with torch.random.fork_rng(devices=[]):
         model = _build(meta)
     try:
-        model.load_state_dict(load_weights(weights), assign=True)
+        model.load_state_dict(load_weights(weights))
     except RuntimeError as error:
         raise CheckpointError(f"{directory}: model.json does not fit the weights: {error}") from error
     return model.eval(), meta

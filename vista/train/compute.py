@@ -41,14 +41,15 @@ def local_ray_settings() -> dict[str, str]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": "300",  # as above; 30 s by default
     }
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
+def ray_session(workers: int = 1) -> Iterator[None]:
     """Connect to the head of `RAY_ADDRESS` (set inside Ray jobs), else run a local one until the end.
 
-    A local head asks for a token, because Ray listens beyond loopback.
+    A local head has room for `workers` and asks for a token, because Ray listens beyond loopback.
     """
     local = "RAY_ADDRESS" not in os.environ
     for name, value in (RAY_SETTINGS | (local_ray_settings() if local else {})).items():
@@ -57,6 +58,7 @@ def ray_session() -> Iterator[None]:
 
     if local:
         ray.init(
+            num_cpus=max(workers, os.cpu_count() or 1),
             include_dashboard=False,
             _node_ip_address="127.0.0.1",
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,

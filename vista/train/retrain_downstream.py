@@ -62,7 +62,7 @@ def retrain_downstream(config: RefreshConfig, settings: Settings) -> DownstreamR
     result = stage.result(MODEL)
     baselines = [one for one in baseline_jobs(stage) if not one.result.exists()]
     if baselines or not result.exists():
-        with ray_session():
+        with ray_session(job.train.workers):
             if not result.exists():
                 storage = stage.run.training(MODEL)
                 state = train_on_ray(job, tracked, storage=storage, name=config.run_id)

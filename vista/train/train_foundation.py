@@ -40,7 +40,7 @@ def train_foundation(config: RefreshConfig, settings: Settings) -> FoundationRep
     tracked = stage.track(MODEL, space, stage.params())
     result = stage.result(MODEL)
     if not result.exists():
-        with ray_session():
+        with ray_session(job.train.workers):
             state = train_on_ray(job, tracked, storage=stage.run.training(MODEL), name=config.run_id)
         _finish(stage, training, space, state, result)
     meta = CheckpointMeta.model_validate_json((result.checkpoint / "model.json").read_bytes())

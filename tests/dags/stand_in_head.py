@@ -36,6 +36,7 @@ class Head:
     jobs: dict[str, Job] = field(default_factory=dict)
     packages: dict[str, bytes] = field(default_factory=dict)
     uploads: int = 0
+    starting: int = 0  # submissions that fail until the head's agent is there
 
     def stage_is(self, script: str) -> None:
         """What every stage does from now on: a shell script; $3 is the stage's name."""
@@ -57,6 +58,9 @@ class Head:
         return web.Response()
 
     async def submit(self, request: web.Request) -> web.Response:
+        if self.starting:
+            self.starting -= 1
+            return web.Response(status=500, text="No available agent to submit job, please try again later.")
         asked = await request.json()
         name = asked["submission_id"]
         if name in self.jobs:

@@ -1,6 +1,7 @@
 """The operator and its trigger against a stand-in head: submissions, log lines, failures, retries."""
 
 import asyncio
+import importlib
 import io
 import json
 import logging
@@ -13,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk import DAG
 from stand_in_head import TOKEN, Head
 
-from dags.production_refresh import dag
+import dags.production_refresh
 from vista.config import RefreshConfig
 from vista.errors import BackendError
 from vista.jobs import STAGES
+from vista.orchestration import ray_jobs
 from vista.orchestration import trigger as trigger_module
 from vista.orchestration.embedded import run_dag
 from vista.orchestration.operator import entrypoint, submission_id
@@ -32,8 +35,15 @@ pytestmark = pytest.mark.usefixtures("metadata_database")
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trigger_module, "POLL_S", 0.05)
+    monkeypatch.setattr(ray_jobs, "ASK_AGAIN_S", 0.05)
+
+
+def fresh_dag() -> DAG:
+    """Airflow keeps the conf of a `dag.test` in the DAG's params, so every run gets its own."""
+    dag: DAG = importlib.reload(dags.production_refresh).dag
     for task in dag.tasks:
-        monkeypatch.setattr(task, "retry_delay", timedelta(seconds=0))
+        task.retry_delay = timedelta(seconds=0)
+    return dag
 
 
 def run(conf: dict[str, Any] | None = None) -> tuple[dict[str, Any], str]:
@@ -42,7 +52,7 @@ def run(conf: dict[str, Any] | None = None) -> tuple[dict[str, Any], str]:
     logger = logging.getLogger("vista.orchestration.trigger")
     before = list(logger.handlers)
     try:
-        return run_dag(dag, conf or {"recipe": "smoke", "run_id": "r"}, screen), screen.getvalue()
+        return run_dag(fresh_dag(), conf or {"recipe": "smoke", "run_id": "r"}, screen), screen.getvalue()
     finally:
         logger.handlers = before
 
@@ -131,6 +141,14 @@ def test_a_killed_stage_is_retried_and_the_run_goes_on(head: Head) -> None:
     assert "stage deliver failed: its process was killed by signal 9; trying again" in screen
 
 
+def test_a_head_that_is_still_starting_is_waited_for(head: Head) -> None:
+    head.starting = 3
+    result, screen = run()
+    assert result["state"] == "success"
+    assert len(head.jobs) == len(STAGES)
+    assert "trying again" not in screen
+
+
 def test_names_are_deterministic_and_distinct() -> None:
     names = {
         submission_id(*parts)
@@ -145,7 +163,7 @@ def test_names_are_deterministic_and_distinct() -> None:
 
 def test_operator_attaches_to_what_it_submitted_before(head: Head) -> None:
     head.stage_is("sleep 0.3")
-    operator = dag.get_task("prepare")
+    operator = fresh_dag().get_task("prepare")
     names = ["first", "second"]
     config = RefreshConfig(recipe="smoke", run_id="r")
     asyncio.run(operator._submit(names[:1], config, "run"))

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from vista.config import RefreshConfig
 from vista.orchestration.packaging import package
+from vista.orchestration.ray_jobs import patiently
 from vista.orchestration.trigger import RayJobTrigger, connect, stop_and_wait
 
 if TYPE_CHECKING:
@@ -90,10 +91,14 @@ class RayJobOperator(BaseOperator):
         metadata = {"dag": self.dag_id, "dag_run": dag_run_id, "task": self.task_id, "run": config.run_id}
         metadata["config"] = config.model_dump_json()
         async with await connect(self.connection_id) as jobs:
-            for old in earlier:
-                await stop_and_wait(jobs, old)
-            if await jobs.find(name) is None:
-                await jobs.submit(name, entrypoint(self.task_id, config), package(), metadata)
+
+            async def attach_or_start() -> None:
+                for old in earlier:
+                    await stop_and_wait(jobs, old)
+                if await jobs.find(name) is None:
+                    await jobs.submit(name, entrypoint(self.task_id, config), package(), metadata)
+
+            await patiently(attach_or_start)
 
     def finish(self, context: "Context", event: dict[str, Any]) -> str:
         """Called when the trigger has fired. Returns the submission's status for XCom."""

@@ -3,19 +3,44 @@
 Source: Ray 2.60, `python/ray/dashboard/modules/job/job_head.py` and its OpenAPI page.
 """
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiohttp
 
 from vista.errors import BackendError
 from vista.orchestration.packaging import Package
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 FINISHED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 REQUEST_TIMEOUT_S = 60.0
+HEAD_MAY_BE_AWAY_S = 60.0
+ASK_AGAIN_S = 0.5
+
+
+class HeadAwayError(BackendError):
+    """The head does not answer, or its agent has not started yet: asking again may help."""
+
+
+async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """The answer of `ask`, which may be repeated; a head that is away is waited for, for a minute."""
+    give_up_s = time.monotonic() + HEAD_MAY_BE_AWAY_S
+    while True:
+        try:
+            return await ask()
+        except HeadAwayError as error:
+            if time.monotonic() > give_up_s:
+                raise
+            log.warning("%s; asking again", error)
+            await asyncio.sleep(ASK_AGAIN_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +132,12 @@ class RayJobs:
             raise self._unreachable(error) from error
         if status >= 400 and not (missing_is_fine and status == 404):
             last_line = (text.strip().splitlines() or [response.reason or ""])[-1]
-            raise BackendError(
-                f"Ray at {self._address} answered {status} to {method} {path}: {last_line}; "
-                "check the Airflow connection's host and token"
-            )
+            answer = f"Ray at {self._address} answered {status} to {method} {path}: {last_line}"
+            if status >= 500:
+                raise HeadAwayError(f"{answer}; see the head's dashboard.log")
+            raise BackendError(f"{answer}; check the Airflow connection's host and token")
         return status, text
 
-    def _unreachable(self, error: BaseException) -> BackendError:
+    def _unreachable(self, error: BaseException) -> HeadAwayError:
         reason = str(error) or type(error).__name__
-        return BackendError(f"Ray at {self._address} cannot be reached ({reason}): is the head running?")
+        return HeadAwayError(f"Ray at {self._address} cannot be reached ({reason}): is the head running?")

@@ -11,12 +11,11 @@ from airflow.sdk import BaseHook
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from vista.errors import BackendError
-from vista.orchestration.ray_jobs import JobState, RayJobs
+from vista.orchestration.ray_jobs import JobState, RayJobs, patiently
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
-HEAD_MAY_BE_AWAY_S = 60.0
 STOP_S = 20.0
 
 
@@ -66,7 +65,7 @@ class RayJobTrigger(BaseTrigger):
 
     async def _end(self, jobs: RayJobs) -> JobState:
         while time.time() < self.deadline_s:
-            state = await find_patiently(jobs, self.submission_id)
+            state = await _state(jobs, self.submission_id)
             if state.finished:
                 return state
             await asyncio.sleep(POLL_S)
@@ -94,7 +93,7 @@ class LogLines:
 
     async def finish(self, jobs: RayJobs, submission_id: str) -> None:
         """Log what the tail had not brought yet when the job finished."""
-        text = await jobs.log(submission_id)
+        text = await patiently(lambda: jobs.log(submission_id))
         self._take(text[self._seen :])
         self._take("\n" if self._partial else "")
 
@@ -107,21 +106,9 @@ class LogLines:
             log.info("%s", line)
 
 
-async def find_patiently(jobs: RayJobs, submission_id: str) -> JobState:
-    """The job's state; a head that does not answer is asked again for a minute. Raises `BackendError`."""
-    give_up_s = time.monotonic() + HEAD_MAY_BE_AWAY_S
-    while True:
-        try:
-            state = await jobs.find(submission_id)
-        except BackendError as error:
-            if time.monotonic() > give_up_s:
-                raise
-            log.warning("%s; trying again", error)
-            await asyncio.sleep(POLL_S)
-            continue
-        if state is None:
-            return JobState("FAILED", "Ray does not know this job any more: its head was restarted", None)
-        return state
+async def _state(jobs: RayJobs, submission_id: str) -> JobState:
+    state = await patiently(lambda: jobs.find(submission_id))
+    return state or JobState("FAILED", "Ray does not know this job any more: its head was restarted", None)
 
 
 async def stop_and_wait(jobs: RayJobs, submission_id: str) -> None:

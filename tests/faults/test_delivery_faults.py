@@ -6,6 +6,8 @@ Processes are real and killed for real; back ends are the embedded ones.
 import multiprocessing
 import random
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
@@ -32,7 +34,7 @@ from vista.delivery.interfaces import Log, Store
 from vista.delivery.log import open_log
 from vista.delivery.regions import open_regions
 from vista.delivery.store import open_store
-from vista.delivery.worker import Worker, drain, serve_region
+from vista.delivery.worker import Worker, WorkerReport, drain, serve_region
 from vista.summary.record import inspect
 from vista.summary.table import shards_of
 
@@ -184,6 +186,28 @@ def wait_for_offsets(log: Log, store: Store, thread: threading.Thread) -> None:
     while [store.state(bucket).offset for bucket in range(BUCKETS)] != ends:
         assert thread.is_alive()
         thread.join(timeout=0.05)
+
+
+def test_a_region_worker_ends_well_when_it_is_told_to(tmp_path: Path) -> None:
+    """SIGTERM: the batch in hand is finished, the report printed, exit code 0."""
+    settings, batches = settings_of(tmp_path), stream(6)
+    with closing(open_log(settings.log_url, BUCKETS)) as log, open_regions(settings, BUCKETS) as stores:
+        fill(log, batches)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vista", "deliver-region", "--region", "east"],
+            env={"VISTA_HOME": str(tmp_path)}, cwd=Path(__file__).parents[2], text=True,
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+        while stores["east"].state(BUCKETS - 1).offset == 0:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.terminate()
+        printed, _ = process.communicate(timeout=30)
+        assert process.returncode == 0
+        report = WorkerReport.model_validate_json(printed)
+        assert report.written > 0
+        drain("east", log, stores["east"])
+        assert_right(stores["east"], batches)
 
 
 def test_shuffled_and_repeated_streams_give_every_region_the_same(tmp_path: Path, settings: Settings) -> None:

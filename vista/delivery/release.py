@@ -65,11 +65,7 @@ def promote(
             changed=False,
             regions={} if dry_run else announce(backends, before),
         )
-    if (None if before is None else before.id) != instead_of:
-        raise ReleaseConflictError(
-            f"these models were judged against release {instead_of}, now "
-            f"{None if before is None else before.id} serves: start a new run, or promote by hand"
-        )
+    _check_judged(before, instead_of)
     missing = _regions_without(backends, wanted)
     if missing:
         raise RegionNotReadyError(
@@ -136,6 +132,15 @@ def announce(backends: Backends, release: Release) -> dict[str, str]:
         if not state.serves(release.id)
     }
     return unreachable | behind
+
+
+def _check_judged(current: Release | None, instead_of: str | None) -> None:
+    serves = None if current is None else current.id
+    if serves != instead_of:
+        raise ReleaseConflictError(
+            f"these models were judged against release {instead_of}, now {serves} serves: start a new run, "
+            "or promote by hand"
+        )
 
 
 def _swap(

@@ -100,7 +100,7 @@ def _clusters(user_U: NDArray[np.int64]) -> NDArray[np.int64]:
     unwanted = [
         (cluster_G >> trait & 1) != present for trait in range(TRAITS) for present in (0, 1)
     ]  # one of 2 * TRAITS tastes each
-    order = np.stack([np.argsort(one, kind="stable") for one in unwanted])
+    order: NDArray[np.int64] = np.stack([np.argsort(one, kind="stable") for one in unwanted])
     cluster_UG: NDArray[np.int64] = order[user_U % len(order)]
     return cluster_UG
 
@@ -128,14 +128,16 @@ def _past(
     pick_UN = np.where(avoided_UN, pick_UN % WANTED + WANTED, pick_UN)
     pick_UN[:, long_N] %= WANTED
     item_UN = _items(np.take_along_axis(cluster_UG, pick_UN, axis=1), config, random)
-    early_UN = random.integers(-OLD_DAYS * DAY_US, 0, (len(user_U), before))
-    late_UN = random.integers(0, config.days * DAY_US, (len(user_U), number - before))
-    time_UN = START_US + np.concatenate([np.sort(early_UN, axis=1), np.sort(late_UN, axis=1)], axis=1)
+    time_us_N = START_US + np.append(
+        np.linspace(-OLD_DAYS * DAY_US, 0, before, endpoint=False, dtype=np.int64),
+        np.linspace(0, config.days * DAY_US, number - before, endpoint=False, dtype=np.int64),
+    )
+    delay_us_U = random.integers(0, MINUTE_US, len(user_U))  # even gaps: when a user comes says nothing
     return pl.DataFrame(
         {
             "user_id": np.repeat(user_U, number),
             "item_id": item_UN.ravel(),
-            "event_time_us": time_UN.ravel(),
+            "event_time_us": (time_us_N + delay_us_U[:, None]).ravel(),
             "action_mask": np.ones(item_UN.size, np.uint32),
             "value": np.tile(np.where(long_N, LONG_S, SHORT_S).astype(np.float32), len(user_U)),
             "label_label": np.full(item_UN.size, NO_LABEL, np.uint8),

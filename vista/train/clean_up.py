@@ -29,8 +29,10 @@ class CleanUpReport(Frozen):
 def clean_up(config: RefreshConfig, settings: Settings) -> CleanUpReport:
     """Retire, report, link. Repeating it changes nothing."""
     stage = StageContext.open(config, settings)
+    delivered = stage.run.report_of("deliver")
+    newest = (delivered["space"], delivered["epoch"])
     with open_backends(settings) as backends:
-        retired = retire_old(backends, stage)
+        retired = retire_old(backends, settings.runs, newest, stage.recipe.delivery.epochs_kept)
     write_report(stage.run.path, compose(stage))
     stage.run.make_latest()
     return CleanUpReport(
@@ -39,22 +41,20 @@ def clean_up(config: RefreshConfig, settings: Settings) -> CleanUpReport:
     )
 
 
-def retire_old(backends: Backends, stage: StageContext) -> list[SpaceEpoch]:
-    """Retire from the stores what is neither of the newest `epochs_kept` nor needed for a rollback."""
-    kept, retired = kept_epochs(backends, stage), []
-    held = {
-        key
-        for name, store in backends.stores.items()
-        for bucket in RegionState.of(name, store, backends.log.partitions).buckets
-        for key in bucket.epochs
-    }
-    for space, epoch in sorted(finished_epochs(backends, stage.settings.runs) - set(kept)):
+def retire_old(backends: Backends, runs: Path, newest: SpaceEpoch, epochs_kept: int) -> list[SpaceEpoch]:
+    """Retire from the stores what is neither of the newest `epochs_kept` nor needed for a rollback.
+
+    `newest` is the epoch of this run, which may still be promoted by hand.
+    """
+    kept, held = kept_epochs(backends, newest, epochs_kept), held_epochs(backends)
+    retired = []
+    for space, epoch in sorted(finished_epochs(backends, runs) - set(kept)):
         newer_than_kept = any(one == space and number < epoch for one, number in kept)
         if (space_id(space), epoch) not in held or newer_than_kept:
             continue
         try:
-            reason = f"older than the newest {stage.recipe.delivery.epochs_kept}"
-            retire(backends, space=space, epoch=epoch, actor=f"run {stage.config.run_id}", reason=reason)
+            reason = f"not of the newest {epochs_kept}"
+            retire(backends, space=space, epoch=epoch, actor="clean_up", reason=reason)
         except EpochError as needed:
             LOG.info("kept: %s", needed)
         else:
@@ -62,13 +62,20 @@ def retire_old(backends: Backends, stage: StageContext) -> list[SpaceEpoch]:
     return retired
 
 
-def kept_epochs(backends: Backends, stage: StageContext) -> list[SpaceEpoch]:
-    """This run's epoch (it may still be promoted by hand) and those of the newest releases."""
-    delivered = stage.run.report_of("deliver")
-    newest_first = [(delivered["space"], delivered["epoch"])] + [
-        (release.space, release.epoch) for release in reversed(backends.catalog.releases())
-    ]
-    return list(dict.fromkeys(newest_first))[: stage.recipe.delivery.epochs_kept]
+def kept_epochs(backends: Backends, newest: SpaceEpoch, epochs_kept: int) -> list[SpaceEpoch]:
+    """`newest` and those of the newest releases, `epochs_kept` in all."""
+    released = [(release.space, release.epoch) for release in reversed(backends.catalog.releases())]
+    return list(dict.fromkeys([newest, *released]))[:epochs_kept]
+
+
+def held_epochs(backends: Backends) -> set[tuple[int, int]]:
+    """(space_id, epoch) of which any region holds anything."""
+    return {
+        key
+        for name, store in backends.stores.items()
+        for bucket in RegionState.of(name, store, backends.log.partitions).buckets
+        for key in bucket.epochs
+    }
 
 
 def finished_epochs(backends: Backends, runs: Path) -> set[SpaceEpoch]:

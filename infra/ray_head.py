@@ -40,7 +40,7 @@ class RayHead:
 def start_ray_head(environment: Mapping[str, str], log: IO[bytes], lock: int) -> RayHead:
     """Start a head whose jobs see `environment`; call `wait_for` before using it."""
     token = secrets.token_urlsafe(32)
-    first = _free_block(WORKER_PORTS + 10)
+    first = free_block(WORKER_PORTS + 10)
     scratch = Path(tempfile.mkdtemp(prefix="vista-ray-"))  # Ray's sockets need a short path
     scratch.chmod(0o700)
     names = (
@@ -87,19 +87,19 @@ def _answers(head: RayHead) -> bool:
         return False
 
 
-def _free_block(size: int) -> int:
+def free_block(size: int) -> int:
     """The first of `size` neighbouring ports that are free. Raises `BackendError` if there are none."""
     generator = random.Random(os.urandom(8))
     for _ in range(100):
         first = generator.randrange(FIRST_PORT, LAST_PORT - size)
-        if all(_free(port) for port in range(first, first + size)):
+        if all(is_free(port) for port in range(first, first + size)):
             return first
     raise BackendError(
         f"no {size} free neighbouring ports between {FIRST_PORT} and {LAST_PORT}: stop a server"
     )
 
 
-def _free(port: int) -> bool:
+def is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

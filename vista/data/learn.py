@@ -52,9 +52,9 @@ class Seen:
         first = time.min().alias("first_seen_us")
         self.users.append(rows.group_by(pl.col("user_id").alias("id")).agg(first))
         self.items.append(
-            rows.sort("event_time_us", "category_id", nulls_last=True)
-            .group_by(pl.col("item_id").alias("id"), maintain_order=True)
-            .agg(first, pl.col("category_id").first())
+            rows.filter(time == time.min().over("item_id"))
+            .group_by(pl.col("item_id").alias("id"))
+            .agg(first, pl.col("category_id").min())
         )
         self.categories.append(rows.group_by(pl.col("category_id").alias("id")).agg(first))
         local_day = ((time + day_offset_s * 1_000_000) // DAY_US).alias("local_day")

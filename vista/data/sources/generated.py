@@ -109,7 +109,8 @@ def _items(
     cluster: NDArray[np.int64], config: GeneratedConfig, random: np.random.Generator
 ) -> NDArray[np.int64]:
     """A random item of each cluster; an item's cluster is its id modulo CLUSTERS."""
-    return cluster + CLUSTERS * random.integers(0, config.items // CLUSTERS, cluster.shape)
+    item: NDArray[np.int64] = cluster + CLUSTERS * random.integers(0, config.items // CLUSTERS, cluster.shape)
+    return item
 
 
 def _past(

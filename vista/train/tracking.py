@@ -5,6 +5,7 @@ it holds is what need not be logged again.
 """
 
 import fcntl
+import logging
 import os
 import subprocess
 import time
@@ -144,6 +145,7 @@ def _last_step(client: Any, run_id: str, name: str) -> int:
 
 def _client(url: str) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # a line per migration of a new store
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=url, registry_uri=url)

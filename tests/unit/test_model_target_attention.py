@@ -31,7 +31,7 @@ def test_equals_a_masked_transformer_per_candidate() -> None:
     readable = torch.ones(seeds + 1, seeds + 1, dtype=torch.bool)
     readable[:seeds, seeds] = False  # summaries do not read the candidate
     for candidate in range(5):
-        own = model.project(candidates_CI[candidate : candidate + 1])
+        own = model.entry(model.project(candidates_CI[candidate : candidate + 1]))
         x_ND = torch.cat([summary_BSD[user_C[candidate]], own])
         for block in model.blocks:
             x_ND = _block_on_sequence(block, x_ND, readable)

@@ -35,19 +35,23 @@ def gap_buckets(time_us_L: Tensor, user_L: Tensor) -> Tensor:
 
 
 class OrderEmbedding(nn.Module):
-    """Adds the reverse position and the gap to tokens: full attention is otherwise blind to order."""
+    """Normal tokens plus the reverse position and the gap: full attention is otherwise blind to order.
+
+    The norm lets 1e-4 embeddings speak from the first step: without it training stays on a plateau.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.position = nn.Embedding(config.max_positions, config.width)
         self.gap = nn.Embedding(GAP_BUCKETS, config.width)
+        self.norm = SRMSNorm()
         for table in (self.position, self.gap):
             nn.init.normal_(table.weight, std=config.embedding_init)
 
     def forward(self, uih: Uih) -> Tensor:
         positions_L = reverse_positions(uih.seq_offsets, uih.user_L, self.position.num_embeddings)
         gaps_L = gap_buckets(uih.time_us_L, uih.user_L)
-        ordered_LD: Tensor = uih.tokens_LD + self.position(positions_L) + self.gap(gaps_L)
+        ordered_LD: Tensor = self.norm(uih.tokens_LD) + self.position(positions_L) + self.gap(gaps_L)
         return ordered_LD
 
 

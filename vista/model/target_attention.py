@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vista.config import ModelConfig
+from vista.model.blocks import SRMSNorm
 
 
 class TargetBlock(nn.Module):
@@ -63,17 +64,22 @@ class TargetBlock(nn.Module):
 
 
 class TargetAttention(nn.Module):
-    """The blocks of stage 2 and a final norm: a candidate's view of its user's summary."""
+    """The blocks of stage 2 and a final norm: a candidate's view of its user's summary.
+
+    The candidate enters normalised, without bias: beside its 1e-4 embedding anything else would drown it, and
+    training would stay on a plateau.
+    """
 
     def __init__(self, config: ModelConfig, item_width: int) -> None:
         super().__init__()
-        self.project = nn.Linear(item_width, config.width)
+        self.project = nn.Linear(item_width, config.width, bias=False)
+        self.entry = SRMSNorm()
         self.blocks = nn.ModuleList(TargetBlock(config) for _ in range(config.target_layers))
         self.norm = nn.RMSNorm(config.width)
 
     def forward(self, candidates_CI: Tensor, summary_BSD: Tensor, user_C: Tensor) -> Tensor:
         """candidates_CI, summary_BSD, the candidates' users -> history_CD."""
-        candidates_CD = self.project(candidates_CI)
+        candidates_CD = self.entry(self.project(candidates_CI))
         below: TargetBlock | None = None
         for block in self.blocks:
             assert isinstance(block, TargetBlock)

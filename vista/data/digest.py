@@ -40,10 +40,11 @@ def digest(sums: Iterable[NDArray[np.uint64]], names: Sequence[str]) -> str:
 
 def _words(column: pl.Series) -> NDArray[np.uint64]:
     """A column's bits as unsigned integers; a null is a word that no narrower type has."""
-    missing = column.is_null().to_numpy()
-    if column.dtype == pl.Boolean:
-        column = column.cast(pl.UInt8)
-    bits = np.ascontiguousarray(column.fill_null(0).to_numpy())
-    words = bits.view(_WIDTHS[bits.dtype.itemsize]).astype(np.uint64)
-    words[missing] = np.uint64(0xFFFF_FFFF_FFFF_FFF7)
+    missing = column.is_null().to_numpy() if column.has_nulls() else None
+    if missing is not None:
+        column = column.fill_null(0)
+    bits = column.cast(pl.UInt8).to_numpy() if column.dtype == pl.Boolean else column.to_numpy()
+    words = np.ascontiguousarray(bits).view(_WIDTHS[bits.dtype.itemsize]).astype(np.uint64)
+    if missing is not None:
+        words[missing] = np.uint64(0xFFFF_FFFF_FFFF_FFF7)
     return words

@@ -8,10 +8,12 @@ buckets at once.
 import logging
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -36,6 +38,11 @@ from vista.recipes import recipe_of
 from vista.runs import RunDirectory, write_whole
 
 log = logging.getLogger(__name__)
+
+BUCKETS_AT_ONCE = 2
+"""Limits memory, not cores: polars uses all of them within a bucket."""
+
+Result = TypeVar("Result")
 
 
 class PrepareReport(Frozen):
@@ -85,23 +92,11 @@ def _clear(path: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _ItemColumns:
-    """Collected bucket by bucket: what the past of items is made of."""
+class _Cut:
+    """What is kept in memory of one bucket after its files are written."""
 
-    item_row: list[NDArray[np.int32]]
-    time_us: list[NDArray[np.int64]]
-    labels: list[NDArray[np.uint8]]
-
-    def add(self, rows: pl.DataFrame, labels: list[str]) -> None:
-        events = rows.filter(~pl.col("candidate_only"))
-        self.item_row.append(events["item_row"].to_numpy())
-        self.time_us.append(events["event_time_us"].to_numpy())
-        self.labels.append(np.stack([events[label].to_numpy() for label in labels], axis=1))
-
-    def past(self) -> ItemsPast:
-        return ItemsPast(
-            np.concatenate(self.item_row), np.concatenate(self.time_us), np.concatenate(self.labels)
-        )
+    sums: NDArray[np.uint64]  # [3, 3] row sums of events, candidates, examples
+    candidates: pl.DataFrame  # what validation looks at
 
 
 class _Preparation:
@@ -143,44 +138,57 @@ class _Preparation:
         batches: Iterator[pa.RecordBatch] = SOURCES[self.data.source].read(self.data, self.rejects)
         parts = partition(batches, self.data.buckets, self.scratch / "runs")
         seen = Seen()
-        for bucket in range(self.data.buckets):
+
+        def sort(bucket: int) -> tuple[str, ...]:
             rows = sorted_rows(parts.bucket(bucket))
             rows.write_ipc(rows_file(self.scratch, bucket, "sorted"))
             seen.add(rows, f"label_{self.data.tasks[0]}", self.data.day_offset_s)
-        truth = ("true_probability",) if "true_probability" in rows.columns else ()
+            return tuple(name for name in rows.columns if name == "true_probability")
+
+        truth = self._over_buckets(sort)[0]
         log.info("read %d rows, %d rejected", self.rejects.rows, self.rejects.rejected)
         return seen, truth
 
+    def _over_buckets(self, function: Callable[[int], Result]) -> list[Result]:
+        """Results in bucket order, some buckets at a time."""
+        with ThreadPoolExecutor(BUCKETS_AT_ONCE) as pool:
+            return list(pool.map(function, range(self.data.buckets)))
+
     def _write(self, learned: Learned, columns: Columns) -> PrepareReport:
         items_past = self._write_events(learned, columns)
-        sums = np.zeros((3, 3), np.uint64)
-        days: list[pl.DataFrame] = []
-        for bucket in range(self.data.buckets):
+
+        def cut(bucket: int) -> _Cut:
             rows = pl.read_ipc(rows_file(self.scratch, bucket, "mapped"))
             examples, candidates = cut_bucket(rows, items_past, learned, self.data, columns)
             examples.write_parquet(bucket_file(self.path, "examples", bucket), compression="lz4")
             candidates.write_parquet(bucket_file(self.path, "candidates", bucket), compression="lz4")
             events = rows.filter(~pl.col("candidate_only")).drop("candidate_only")
-            sums[0] += row_sums(events)
-            sums[1] += row_sums(candidates)
-            sums[2] += row_sums(examples.drop("history_start", "candidate_start"))
-            days.append(_day_columns(candidates, learned, columns))
+            placed = examples.drop("history_start", "candidate_start")
+            sums = np.stack([row_sums(frame) for frame in (events, candidates, placed)])
+            return _Cut(sums, _day_columns(candidates, learned, columns))
+
+        parts = self._over_buckets(cut)
+        sums = np.stack([part.sums for part in parts]).sum(axis=0, dtype=np.uint64)
         log.info("cut %d examples, %d candidates", sums[2][0], sums[1][0])
-        return self._finish(learned, columns, sums, pl.concat(days))
+        return self._finish(learned, columns, sums, pl.concat([part.candidates for part in parts]))
 
     def _write_events(self, learned: Learned, columns: Columns) -> ItemsPast:
         learned.users.write(self.path / "users.parquet")
         learned.items.write(self.path / "items.parquet", category_row=learned.item_category_R)
         learned.categories.write(self.path / "categories.parquet")
-        collected = _ItemColumns([], [], [])
-        for bucket in range(self.data.buckets):
+        kept = ["item_row", "event_time_us", *columns.labels()]
+
+        def write(bucket: int) -> pl.DataFrame:
             file = rows_file(self.scratch, bucket, "sorted")
             rows = with_rows(pl.read_ipc(file), learned)
             write_events(rows, bucket_file(self.path, "events", bucket), columns)
             rows.write_ipc(rows_file(self.scratch, bucket, "mapped"))
             file.unlink()
-            collected.add(rows, columns.labels())
-        return collected.past()
+            return rows.filter(~pl.col("candidate_only")).select(kept)
+
+        events = pl.concat(self._over_buckets(write))
+        labels_NT = np.stack([events[label].to_numpy() for label in columns.labels()], axis=1)
+        return ItemsPast(events["item_row"].to_numpy(), events["event_time_us"].to_numpy(), labels_NT)
 
     def _finish(
         self, learned: Learned, columns: Columns, sums: NDArray[np.uint64], candidates: pl.DataFrame

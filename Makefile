@@ -28,7 +28,7 @@ $(AIRFLOW)/installed: requirements/airflow.txt | $(UV)
 
 build/uv/bin/uv:
 	@echo "uv is not installed: installing it into build/uv"
-	@python3 -m pip install --quiet --disable-pip-version-check --target build/uv uv
+	@python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --target build/uv uv
 
 run: install  ## one production refresh: make run [DATASET=generated] [DATA_DIR=...] [RESUME=1] [SEEDS=16 ...]
 	@$(COMPUTE)/bin/python -m infra.run $(RUN_VARIABLES)

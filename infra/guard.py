@@ -1,5 +1,7 @@
 """Runs one command; when it ends, when this process is stopped, or when the launcher dies, nothing of the
-command stays: `python -m infra.guard --parent PID [--scratch DIRECTORY] -- COMMAND ...`
+command stays: `python -m infra.guard --parent PID [--scratch DIRECTORY --logs DIRECTORY] -- COMMAND ...`
+
+The scratch directory is deleted at the end; the logs of a Ray session in it are kept first.
 """
 
 import argparse
@@ -9,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import FrameType
 
 from infra.processes import adopt_orphans, descendants, die_with, wait_until
@@ -21,7 +24,8 @@ def main() -> int:
     """The command's exit code; 143 if this process was told to stop."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parent", type=int, required=True)
-    parser.add_argument("--scratch")
+    parser.add_argument("--scratch", type=Path)
+    parser.add_argument("--logs", type=Path)
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _told_to_stop)
@@ -35,11 +39,17 @@ def main() -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _stop(child)
         if arguments.scratch:
+            _keep_logs(arguments.scratch, arguments.logs)
             shutil.rmtree(arguments.scratch, ignore_errors=True)
 
 
 def _told_to_stop(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
+
+
+def _keep_logs(scratch: Path, logs: Path) -> None:
+    for found in scratch.glob("session_2*/logs"):
+        shutil.copytree(found, logs, ignore=shutil.ignore_patterns("*.sock"), dirs_exist_ok=True)
 
 
 def _stop(child: "subprocess.Popen[bytes]") -> None:

@@ -61,13 +61,17 @@ def guarded(
     *,
     log: IO[bytes] | None = None,
     scratch: Path | None = None,
+    logs: Path | None = None,
     lock: int | None = None,
 ) -> "subprocess.Popen[bytes]":
     """Start `command` below `infra.guard`, which stops all of it when it ends, is stopped, or we die.
 
-    Until then the file descriptor `lock` stays open; then `scratch` is deleted. Output goes to `log`.
+    Until then the file descriptor `lock` stays open; then `scratch` is deleted, after the logs of the Ray
+    session in it were copied to `logs`. Output goes to `log`.
     """
-    options = ["--parent", str(os.getpid()), *(["--scratch", str(scratch)] if scratch else [])]
+    options = ["--parent", str(os.getpid())]
+    if scratch:
+        options += ["--scratch", str(scratch), "--logs", str(logs)]
     return subprocess.Popen(
         [sys.executable, "-m", "infra.guard", *options, "--", *command],
         cwd=Path(__file__).resolve().parents[1],

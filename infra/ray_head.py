@@ -18,6 +18,7 @@ from infra.processes import guarded, stop, wait_until
 from vista.errors import BackendError
 
 START_S = 180.0  # 8 s on two idle cores, a minute on a busy machine
+HEALTH = "/api/local_raylet_healthz"
 CPUS = 2
 OBJECT_STORE_BYTES = 512 * 2**20
 WORKER_PORTS = 300
@@ -26,9 +27,13 @@ FIRST_PORT, LAST_PORT = 20_000, 32_000  # below the range that Linux gives to ou
 
 @dataclass(frozen=True, slots=True)
 class RayHead:
-    """A started head. `token` is a secret: it may be in environments, never in arguments or logs."""
+    """A started head. `token` is a secret: it may be in environments, never in arguments or logs.
+
+    `url` is the dashboard's, for the Jobs API; `agent_url` is that of the agent which starts the jobs.
+    """
 
     url: str
+    agent_url: str
     token: str
     guard: "subprocess.Popen[bytes]"
 
@@ -37,8 +42,11 @@ class RayHead:
         stop(self.guard)
 
 
-def start_ray_head(environment: Mapping[str, str], log: IO[bytes], lock: int) -> RayHead:
-    """Start a head whose jobs see `environment`; call `wait_for` before using it."""
+def start_ray_head(environment: Mapping[str, str], log: IO[bytes], logs: Path, lock: int) -> RayHead:
+    """Start a head whose jobs see `environment`; call `wait_for` before using it.
+
+    `log` gets its screen output; `logs` is the directory that gets Ray's own logs when it has ended.
+    """
     token = secrets.token_urlsafe(32)
     first = free_block(WORKER_PORTS + 10)
     scratch = Path(tempfile.mkdtemp(prefix="vista-ray-"))  # Ray's sockets need a short path
@@ -62,22 +70,28 @@ def start_ray_head(environment: Mapping[str, str], log: IO[bytes], lock: int) ->
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_raylet_start_wait_time_s": f"{START_S:.0f}",
     }
-    guard = guarded(command, {**environment, **own}, log=log, scratch=scratch, lock=lock)
-    return RayHead(f"http://127.0.0.1:{ports['dashboard-port']}", token, guard)
+    guard = guarded(command, {**environment, **own}, log=log, scratch=scratch, logs=logs, lock=lock)
+    return RayHead(
+        f"http://127.0.0.1:{ports['dashboard-port']}",
+        f"http://127.0.0.1:{ports['dashboard-agent-listen-port']}",
+        token,
+        guard,
+    )
 
 
-def wait_for(head: RayHead, log: Path) -> None:
-    """Return when the head answers with its token. Raises `BackendError` if it ends or takes too long."""
+def wait_for(head: RayHead, logs: Path) -> None:
+    """Return when the head takes jobs. Raises `BackendError` if it ends or takes too long."""
 
     def settled() -> bool:
-        return head.guard.poll() is not None or _answers(head)
+        ended = head.guard.poll() is not None
+        return ended or (_answers(head, head.url, "/api/version") and _answers(head, head.agent_url, HEALTH))
 
     if not wait_until(settled, START_S, every_s=0.25) or head.guard.poll() is not None:
-        raise BackendError(f"the local Ray head did not start within {START_S:.0f} s: see {log}")
+        raise BackendError(f"the local Ray head did not start within {START_S:.0f} s: see {logs}")
 
 
-def _answers(head: RayHead) -> bool:
-    request = urllib.request.Request(f"{head.url}/api/version")
+def _answers(head: RayHead, url: str, path: str) -> bool:
+    request = urllib.request.Request(url + path)
     request.add_header("Authorization", f"Bearer {head.token}")
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

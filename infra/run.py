@@ -48,6 +48,10 @@ class Launch:
     def log(self) -> Path:
         return self.run.path / "run.log"
 
+    @property
+    def ray_logs(self) -> Path:
+        return self.run.path / "ray-logs"
+
     def environment(self) -> dict[str, str]:
         """What the jobs see on Ray's node, Airflow's process too: back ends and places, no secret."""
         return {
@@ -138,21 +142,21 @@ def _run_dag(given: Launch, lock: int) -> dict[str, Any]:
     result.unlink(missing_ok=True)
     environment = given.environment()
     with given.log.open("ab") as log, contextlib.ExitStack() as stack:
-        head = start_ray_head(environment, log, lock)
+        head = start_ray_head(environment, log, given.ray_logs, lock)
         stack.callback(head.stop)
         airflow = _start_airflow(given, _airflow_environment(given, environment, head.url, head.token), lock)
         stack.callback(stop, airflow)
         stack.callback(_stopping)
         started_s = time.monotonic()
         print("starting a local Ray head and Airflow", flush=True)
-        wait_for(head, given.log)
+        wait_for(head, given.ray_logs)
         print(f"Ray head ready after {time.monotonic() - started_s:.0f} s", flush=True)
         assert airflow.stdin is not None
         airflow.stdin.write(b"go\n")
         airflow.stdin.flush()
         while airflow.poll() is None:
             if head.guard.poll() is not None:
-                raise BackendError(f"the local Ray head ended in the middle of the run: see {given.log}")
+                raise BackendError(f"the local Ray head ended in the middle of the run: see {given.ray_logs}")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 airflow.wait(1.0)
         if not result.exists():

@@ -66,12 +66,11 @@ def kill(launched: Launched, point: Point, uninterrupted_s: float) -> bool:
     appeared = wait_until(
         lambda: launched.stage_process(point.stage) is not None or launched.process.poll() is not None,
         RUN_S,
-        0.02,
     )
     pid = launched.stage_process(point.stage)
     assert appeared, f"stage {point.stage} did not start within {RUN_S} s: {launched.shown()}"
     assert pid is not None, launched.shown()
-    if wait_until(lambda: launched.stage_process(point.stage) is None, point.share * uninterrupted_s, 0.02):
+    if wait_until(lambda: launched.stage_process(point.stage) is None, point.share * uninterrupted_s):
         return False
     os.kill(pid, signal.SIGKILL)
     if point.launcher_too:

@@ -48,17 +48,19 @@ def pids(log: Path) -> list[int]:
 
 def test_stop_ends_what_ignores_sigterm_and_orphans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("infra.processes.STOP_S", 60.0)
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
+    scratch, logs = tmp_path / "scratch", tmp_path / "logs"
+    (scratch / "session_2026" / "logs").mkdir(parents=True)
+    (scratch / "session_2026" / "logs" / "raylet.out").write_text("why")
     log = tmp_path / "log"
     with log.open("wb") as file:
-        guard = guarded([sys.executable, "-c", STUBBORN], {}, log=file, scratch=scratch)
+        guard = guarded([sys.executable, "-c", STUBBORN], {}, log=file, scratch=scratch, logs=logs)
     started = pids(log)
     assert all(alive(pid) for pid in started)
     stop(guard)
     assert not any(alive(pid) for pid in started)
     assert guard.returncode == 128 + signal.SIGTERM
     assert not scratch.exists()
+    assert (logs / "raylet.out").read_text() == "why"
 
 
 def test_orphans_of_a_command_that_ended_are_ended(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 FINISHED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 REQUEST_TIMEOUT_S = 60.0
-HEAD_MAY_BE_AWAY_S = 60.0
+HEAD_MAY_BE_AWAY_S = 120.0
 ASK_AGAIN_S = 0.5
 
 
@@ -31,7 +31,7 @@ class HeadAwayError(BackendError):
 
 
 async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
-    """The answer of `ask`, which may be repeated; a head that is away is waited for, for a minute."""
+    """The answer of `ask`, which may be repeated; a head that is away is waited for, two minutes long."""
     give_up_s = time.monotonic() + HEAD_MAY_BE_AWAY_S
     while True:
         try:

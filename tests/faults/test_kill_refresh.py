@@ -43,7 +43,7 @@ TWO_POINTS = [
 
 
 def points(count: int) -> list[list[Point]]:
-    """`count` points in runs of at most four. Within a run the stages ascend; seven points hit every stage."""
+    """`count` points in runs of at most four. Stages ascend within a run; seven points hit every stage."""
     generator, order, runs = random.Random(SEED), list(STAGES), list[list[Point]]()
     while count:
         shuffled = generator.sample(order, min(count, len(order)))

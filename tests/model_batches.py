@@ -14,7 +14,7 @@ SPEC = FeatureSpec(
     num_value_buckets=5,
     actions=("click", "like"),
     context=(ContextColumn(name="tab", cardinality=4),),
-    dense=("log_item_count", "item_rate"),
+    dense=("item_log_count", "item_rate_click"),
     tasks=("click", "like"),
 )
 

@@ -10,6 +10,7 @@ from model_batches import CONFIG, SPEC, make_batch
 from torch import Tensor
 
 from vista.data.schema import Batch
+from vista.model.embeddings import DenseFeatures
 from vista.model.inputs import TensorBatch, length_features, tensors
 from vista.model.ranker import Ranker, SlotName, loss
 
@@ -181,3 +182,10 @@ def _trained(slot: SlotName) -> list[Tensor]:
 @pytest.mark.parametrize("slot", SLOTS)
 def test_training_is_deterministic_under_a_seed(slot: SlotName) -> None:
     assert all(torch.equal(a, b) for a, b in zip(_trained(slot), _trained(slot), strict=True))
+
+
+def test_dense_features_have_unit_scale_and_rates_are_log_odds() -> None:
+    dense = DenseFeatures(("item_log_count", "item_rate_click", "user_share_like"))
+    found = dense(torch.tensor([[8.0, 0.5, 0.0], [0.0, 0.02, 1.0]]))
+    expected = torch.tensor([[2.0, 0.0, -3.4534], [0.0, -1.9459, 3.4534]])  # 0 and 1 count as .001 and .999
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

@@ -58,7 +58,12 @@ class ItemTables(nn.Module):
 
 
 class UihTokens(nn.Module):
-    """One token per event: item, category, action bits and value bucket, projected to the width."""
+    """One token per event: item, category, action bits and value bucket, projected to the width.
+
+    Without bias: it would drown 1e-4 embeddings, and make the reconstruction's target a constant.
+    """
+
+    action_bits: Tensor
 
     def __init__(self, config: ModelConfig, spec: FeatureSpec, item_width: int) -> None:
         super().__init__()
@@ -68,7 +73,7 @@ class UihTokens(nn.Module):
         self.project = nn.Linear(item_width + 2 * config.width, config.width, bias=False)
 
     def forward(self, item_LI: Tensor, batch: TensorBatch) -> Uih:
-        bits_LA = (batch.uih_action_L[:, None] >> self.action_bits) & 1  # type: ignore[operator]
+        bits_LA = (batch.uih_action_L[:, None] >> self.action_bits) & 1
         actions_LA = bits_LA.to(item_LI.dtype)
         features = torch.cat([item_LI, actions_LA @ self.action, self.value(batch.uih_value_L)], dim=1)
         return Uih(
@@ -78,6 +83,26 @@ class UihTokens(nn.Module):
             user_L=batch.uih_user_L,
             seq_offsets=batch.seq_offsets,
         )
+
+
+class DenseFeatures(nn.Module):
+    """Dense features at about unit scale by fixed transforms: nothing is fitted, so nothing can leak.
+
+    Rates and shares (by name) become log-odds, in which .01 and .02 differ; the rest are logs already.
+    """
+
+    fraction_F: Tensor
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        fractions = [any(kind in name for kind in ("_rate_", "_share_")) for name in names]
+        self.register_buffer("fraction_F", torch.tensor(fractions))
+        self.scale_F = nn.Parameter(torch.where(torch.tensor(fractions), 0.5, 0.25))
+
+    def forward(self, x_CF: Tensor) -> Tensor:
+        odds_CF = x_CF.clamp(0.0, 1.0).logit(eps=1e-3)
+        scaled_CF: Tensor = odds_CF.where(self.fraction_F, x_CF) * self.scale_F
+        return scaled_CF
 
 
 class CandidateFeatures(nn.Module):
@@ -90,7 +115,7 @@ class CandidateFeatures(nn.Module):
         self.context = nn.ModuleList(
             _table(column.cardinality, config.width, config.embedding_init) for column in columns
         )
-        self.dense = nn.LayerNorm(len(spec.dense)) if config.use_dense_features and spec.dense else None
+        self.dense = DenseFeatures(spec.dense) if config.use_dense_features and spec.dense else None
         tables = config.use_user_id + len(columns)
         self.width = item_width + tables * config.width + (len(spec.dense) if self.dense is not None else 0)
 
@@ -101,6 +126,5 @@ class CandidateFeatures(nn.Module):
             parts.append(self.user(batch.user_row_B[batch.candidate_user_C]))
         parts += [table(batch.candidate_context_CK[:, k]) for k, table in enumerate(self.context)]
         if self.dense is not None:
-            x_CF = batch.candidate_dense_CF
-            parts.append(self.dense(x_CF.sign() * x_CF.abs().log1p()))
+            parts.append(self.dense(batch.candidate_dense_CF))
         return torch.cat(parts, dim=1)

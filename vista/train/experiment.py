@@ -117,7 +117,9 @@ def kuairand(data_dir: str) -> Experiment:
         ),
         valid_from=20220506,
         test_from=20220507,
-        model=ModelConfig(seeds=16, use_side_features=False, use_dense_features=False),
+        model=ModelConfig(
+            seeds=16, use_side_features=False, use_dense_features=False, reconstruction_weight=0.0
+        ),
         train=TrainConfig(max_candidates_per_batch=512, workers=1),
     )
 

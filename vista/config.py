@@ -28,8 +28,8 @@ class GeneratedConfig(Frozen):
     """The size of the generated data set; the planted signal is fixed by `vista.data.sources.generated`."""
 
     users: int = Field(1_500, ge=1)
-    items: int = Field(2_000, ge=64)
-    events_per_user: int = Field(200, ge=1)
+    items: int = Field(256, ge=64)
+    events_per_user: int = Field(100, ge=1)
     days: int = Field(10, ge=4)
     seed: int = 0
 

@@ -32,7 +32,7 @@ from vista.data.sources import SourceInfo
 TRAITS = 3
 CLUSTERS = 2**TRAITS
 WANTED = CLUSTERS // 2
-AVOIDED = 0.5
+AVOIDED = 0.35
 CLICK_IF_WANTED = 0.9
 CLICK_IF_NOT = 0.1
 PAIRS_PER_DAY = 8

@@ -39,7 +39,7 @@ ui: install  ## MLflow's page on the store of the last run: make ui [DATASET=gen
 test: test-airflow test-compute  ## every test that needs no GPU (at most 15 minutes on 2 cores)
 
 test-airflow: install
-	$(AIRFLOW_PYTEST) tests/dags
+	$(AIRFLOW_PYTEST) tests/dags vista/orchestration
 
 test-compute: install
 	$(PYTEST) -n 2 --dist loadgroup --ignore=tests/dags --ignore=vista/orchestration vista kernels tests

@@ -19,7 +19,7 @@ def generated(data_dir: str) -> Recipe:
     """Seeded data with a planted long-range signal: nothing to download, an oracle to compare with."""
     return Recipe(
         name="generated",
-        data=DataConfig(source="generated", max_uih=200, history_cut="session"),
+        data=DataConfig(source="generated", max_uih=100, history_cut="session"),
         model=ModelConfig(
             seeds=16,
             mlp=(128, 64),

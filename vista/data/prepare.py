@@ -7,6 +7,7 @@ buckets at once.
 
 import logging
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 
 BUCKETS_AT_ONCE = 2
 """Limits memory, not cores: polars uses all of them within a bucket."""
+
+LOG_EVERY_S = 5.0
 
 Result = TypeVar("Result")
 
@@ -145,14 +148,21 @@ class _Preparation:
             seen.add(rows, f"label_{self.data.tasks[0]}", self.data.day_offset_s)
             return tuple(name for name in rows.columns if name == "true_probability")
 
-        truth = self._over_buckets(sort)[0]
+        truth = self._over_buckets("sorting", sort)[0]
         log.info("read %d rows, %d rejected", self.rejects.rows, self.rejects.rejected)
         return seen, truth
 
-    def _over_buckets(self, function: Callable[[int], Result]) -> list[Result]:
+    def _over_buckets(self, doing: str, function: Callable[[int], Result]) -> list[Result]:
         """Results in bucket order, some buckets at a time."""
+        results: list[Result] = []
+        said_at = time.monotonic()
         with ThreadPoolExecutor(BUCKETS_AT_ONCE) as pool:
-            return list(pool.map(function, range(self.data.buckets)))
+            for result in pool.map(function, range(self.data.buckets)):
+                results.append(result)
+                if time.monotonic() - said_at > LOG_EVERY_S:
+                    log.info("%s: bucket %d of %d", doing, len(results), self.data.buckets)
+                    said_at = time.monotonic()
+        return results
 
     def _write(self, learned: Learned, columns: Columns) -> PrepareReport:
         items_past = self._write_events(learned, columns)
@@ -167,7 +177,7 @@ class _Preparation:
             sums = np.stack([row_sums(frame) for frame in (events, candidates, placed)])
             return _Cut(sums, _day_columns(candidates, learned, columns))
 
-        parts = self._over_buckets(cut)
+        parts = self._over_buckets("cutting examples", cut)
         sums = np.stack([part.sums for part in parts]).sum(axis=0, dtype=np.uint64)
         log.info("cut %d examples, %d candidates", sums[2][0], sums[1][0])
         return self._finish(learned, columns, sums, pl.concat([part.candidates for part in parts]))
@@ -186,7 +196,7 @@ class _Preparation:
             file.unlink()
             return rows.filter(~pl.col("candidate_only")).select(kept)
 
-        events = pl.concat(self._over_buckets(write))
+        events = pl.concat(self._over_buckets("writing events", write))
         labels_NT = np.stack([events[label].to_numpy() for label in columns.labels()], axis=1)
         return ItemsPast(events["item_row"].to_numpy(), events["event_time_us"].to_numpy(), labels_NT)
 

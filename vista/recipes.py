@@ -28,8 +28,8 @@ def generated(data_dir: str) -> Recipe:
             embedding_init=0.05,  # nothing is rare here, and 1e-4 needs twice the epochs
             reconstruction_weight=0.0,  # at 0.02 the first epoch learns nothing (EXPERIMENTS.md)
         ),
-        foundation=TrainConfig(epochs=4),
-        downstream=TrainConfig(epochs=2),
+        foundation=TrainConfig(epochs=4, max_candidates_per_batch=512),
+        downstream=TrainConfig(epochs=2, max_candidates_per_batch=512),
         baselines=("no_history", "mean_pool", "din", "lightgbm", "vista_newest_tenth"),
     )
 

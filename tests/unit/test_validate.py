@@ -91,7 +91,7 @@ def test_a_half_empty_last_day_stops_preparing_and_writes_nothing(
     config = DataConfig(source="generated", buckets=2, generated=size)
     batches = half_of_the_newest_day(config)
     monkeypatch.setattr(Source, "read", lambda self, config, rejects: iter(batches))
-    with pytest.raises(DataValidationError, match=r"day 5, .*336 candidates, usually 960"):
+    with pytest.raises(DataValidationError, match=r"day 5, .*168 candidates, usually 480"):
         prepare_dataset(config, tmp_path / "data", WindowConfig())
     assert list(tmp_path.iterdir()) == []
     assert isinstance(SOURCES["generated"].describe(config), SourceInfo)

@@ -42,7 +42,12 @@ def test_each_figure_is_checked_and_named(newest: dict[str, float], message: str
 
 def test_everything_that_is_off_is_named_at_once() -> None:
     with pytest.raises(DataValidationError, match=r"candidates.*label rate.*known users.*Wait for the rest"):
-        check_newest_day(days(candidates=10, label_rate=0.0, known_users=0.0))
+        check_newest_day(days(candidates=300, label_rate=0.0, known_users=0.0))
+
+
+def test_a_small_day_may_be_off_by_chance() -> None:
+    small = [one.model_copy(update={"candidates": 8}) for one in days(label_rate=0.75, known_users=0.4)]
+    check_newest_day(small)
 
 
 def test_two_earlier_days_are_no_usual_day() -> None:

@@ -19,6 +19,9 @@ TRAILING_DAYS = 7
 MIN_VOLUME = 0.6
 """Share of the usual number of candidates that the newest day must hold."""
 
+NOISE_SD = 3.0
+"""A day of few candidates is off by chance: every limit is widened by so many standard deviations."""
+
 MAX_RATE_SHIFT = 0.5
 """Relative change of the label rate."""
 
@@ -82,22 +85,24 @@ def check_newest_day(days: Sequence[DayFigures]) -> None:
 
 def _unusual(newest: DayFigures, usual: dict[str, float]) -> list[str]:
     found = []
-    if newest.candidates < MIN_VOLUME * usual["candidates"]:
+    share_noise = NOISE_SD * 0.5 / newest.candidates**0.5
+    if newest.candidates + NOISE_SD * newest.candidates**0.5 < MIN_VOLUME * usual["candidates"]:
         found.append(
             f"{newest.candidates:,} candidates, usually {usual['candidates']:,.0f} "
             f"(at least {MIN_VOLUME:.0%} of that)"
         )
-    if abs(newest.label_rate - usual["label_rate"]) > MAX_RATE_SHIFT * usual["label_rate"]:
+    shift = abs(newest.label_rate - usual["label_rate"])
+    if shift > MAX_RATE_SHIFT * usual["label_rate"] + share_noise:
         found.append(
             f"label rate {newest.label_rate:.4f}, usually {usual['label_rate']:.4f} "
             f"(within {MAX_RATE_SHIFT:.0%} of that)"
         )
-    if newest.new_items > usual["new_items"] + MAX_NEW_ITEMS:
+    if newest.new_items > usual["new_items"] + MAX_NEW_ITEMS + share_noise:
         found.append(
             f"{newest.new_items:.1%} of candidates are new items, usually {usual['new_items']:.1%} "
             f"(at most {MAX_NEW_ITEMS:.0%} more)"
         )
-    if newest.known_users < MIN_KNOWN_USERS * usual["known_users"]:
+    if newest.known_users + share_noise < MIN_KNOWN_USERS * usual["known_users"]:
         found.append(
             f"{newest.known_users:.1%} known users, usually {usual['known_users']:.1%} "
             f"(at least {MIN_KNOWN_USERS:.0%} of that)"

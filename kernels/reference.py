@@ -15,7 +15,7 @@ Phi = Literal["silu", "shifted_elu", "identity", "relu"]
 
 PHI: dict[Phi, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
-    "shifted_elu": lambda x: F.elu(x) + 1,  # appendix B.1.5
+    "shifted_elu": lambda x: F.elu(x - 1) + 1,  # appendix B.1.5: x from 1 on, e^(x - 1) below
     "identity": lambda x: x,
     "relu": F.relu,
 }

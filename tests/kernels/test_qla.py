@@ -133,3 +133,16 @@ def test_without_sources_the_state_is_zero() -> None:
     state = qla_state(k, v, offsets, candidates, phi="silu")
     assert bool((state[0] == 0).all())
     assert bool((state[1] != 0).any())
+
+
+def test_activations_are_as_defined() -> None:
+    x = torch.tensor([-2.0, 0.0, 0.5, 1.0, 3.0], dtype=torch.float64)
+    expected = {
+        "silu": x / (1 + (-x).exp()),
+        "shifted_elu": torch.where(x >= 1, x, (x - 1).exp()),  # appendix B.1.5
+        "identity": x,
+        "relu": torch.where(x > 0, x, 0.0),
+    }
+    assert expected.keys() == PHI.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(PHI[name](x), value)

@@ -147,7 +147,12 @@ def test_bad_input_is_explained(
     for part in case.message:
         assert part in message
     assert "Traceback" not in shown.err
-    assert files_below(runs) == ["r", "r/config.json"]
+    too_many = "max_reject_fraction" in message
+    assert files_below(runs) == ["r", "r/config.json", *(["r/rejects.jsonl"] if too_many else [])]
+    if too_many:
+        kept = [json.loads(line) for line in (runs / "r/rejects.jsonl").read_text().splitlines()]
+        assert len(kept) == DAYS * USERS * EVENTS
+        assert str(runs / "r/rejects.jsonl") in message
     if case.files:
         before = {file.name: file.read_bytes() for file in folder.iterdir()}
         assert set(before) == {*case.files, *(["events.yaml"] if case.mapping else [])}

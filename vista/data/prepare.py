@@ -34,11 +34,13 @@ from vista.data.schema import DatasetInfo, Windows
 from vista.data.sources import SOURCES, SourceInfo
 from vista.data.sources.generated import oracle_auc
 from vista.data.validate import DayFigures, check_newest_day, day_figures
-from vista.errors import InputError
+from vista.errors import InputError, RejectedDataError
 from vista.recipes import recipe_of
 from vista.runs import RunDirectory, write_whole
 
 log = logging.getLogger(__name__)
+
+REJECTS_FILE = "rejects.jsonl"
 
 BUCKETS_AT_ONCE = 2
 """Limits memory, not cores: polars uses all of them within a bucket."""
@@ -66,10 +68,16 @@ def prepare_dataset(data: DataConfig, path: Path, windows: WindowConfig) -> Prep
     """Read, validate and write a data set; `path` is replaced when the new one is complete.
 
     Raises `InputError` or `RejectedDataError` for input that cannot be used and `DataValidationError` if the
-    newest day is not like the others; `path` is then as it was.
+    newest day is not like the others; `path` is then as it was, and the rejected rows lie beside it.
     """
+    rejects = path.parent / REJECTS_FILE
+    rejects.unlink(missing_ok=True)
     with _whole_or_nothing(path) as unfinished:
-        return _Preparation(data, windows, unfinished).run()
+        try:
+            return _Preparation(data, windows, unfinished).run()
+        except RejectedDataError as error:
+            (unfinished / REJECTS_FILE).replace(rejects)
+            raise RejectedDataError(f"{error}\nEvery one, with its reason, is in {rejects}") from error
 
 
 @contextmanager
@@ -111,7 +119,7 @@ class _Preparation:
         self.path = path
         self.scratch = path / "scratch"
         self.source: SourceInfo = SOURCES[data.source].describe(data)
-        self.rejects = Rejects(path / "rejects.jsonl")
+        self.rejects = Rejects(path / REJECTS_FILE)
 
     def run(self) -> PrepareReport:
         if unknown := set(self.data.tasks) - set(self.source.tasks):

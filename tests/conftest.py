@@ -32,6 +32,7 @@ def smoke_refresh(tmp_path_factory: pytest.TempPathFactory) -> "Places":
     return places
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `-n 2 --dist loadgroup`: tests that start Ray or kill processes share one worker, in order."""
     for item in items:

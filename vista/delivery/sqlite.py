@@ -5,8 +5,9 @@ many processes and threads; its errors mapped once.
 import os
 import sqlite3
 import threading
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +16,7 @@ from vista.errors import BackendError, InputError
 SCHEME = "sqlite:///"
 BUSY_TIMEOUT_S = 30.0
 LAYOUT = 1
-"""Kept in the file, so that only its first user makes the tables."""
+"""Kept in the file, so that no other file is taken for one of ours."""
 
 _REMEDIES = {
     "SQLITE_BUSY": "another process has kept it locked: stop that process, or wait and try again",
@@ -81,19 +82,38 @@ class Database:
             return self._connections[key]
 
     def _connect(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(
-            self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
-        connection.execute("PRAGMA journal_mode=WAL")
+        if not self.path.exists():
+            self._create()
+        connection = self._open(self.path)
         connection.execute("PRAGMA synchronous=FULL")
         if connection.execute("PRAGMA user_version").fetchone()[0] != LAYOUT:
-            connection.execute("BEGIN IMMEDIATE")  # processes that start together make the tables in turn
-            for statement in self._schema.split(";"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version={LAYOUT:d}")
-            connection.execute("COMMIT")
+            connection.close()
+            raise BackendError(
+                f"{self.url} is a file of another kind or layout: move it away or correct the URL"
+            )
         return connection
+
+    def _create(self) -> None:
+        """Put a whole file in place, or leave the one that another process has put there meanwhile.
+
+        The change to WAL mode does not wait for other connections, so it happens where there are none.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
+        connection = self._open(unfinished)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.executescript(self._schema)
+            connection.execute(f"PRAGMA user_version={LAYOUT:d}")
+            connection.close()
+            with suppress(FileExistsError):
+                os.link(unfinished, self.path)
+        finally:
+            connection.close()
+            unfinished.unlink(missing_ok=True)
+
+    def _open(self, path: Path) -> sqlite3.Connection:
+        return sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
 
     @contextmanager
     def _mapped(self) -> Iterator[None]:

@@ -225,8 +225,8 @@ def predict(
 def learning_rate(config: TrainConfig, done: float) -> float:
     """Linear decay from `learning_rate` to its final fraction; `done` is the share of steps that are done.
 
-    >>> learning_rate(TrainConfig(learning_rate=0.1, final_learning_rate_fraction=0.5), 0.5)
-    0.075
+    >>> learning_rate(TrainConfig(learning_rate=0.1, final_learning_rate_fraction=0.5), 1.0)
+    0.05
     """
     return config.learning_rate * (1 - done * (1 - config.final_learning_rate_fraction))
 

@@ -1,6 +1,6 @@
 """The command line: `python -m vista <job>`. Options come from the job's configuration class.
 
-Exit codes: 0 done, 1 the platform failed, 2 the input cannot be used.
+Exit codes: 0 done, 1 the platform failed, 2 the input cannot be used, 130 interrupted.
 """
 
 import json
@@ -184,6 +184,12 @@ def main(arguments: list[str] | None = None) -> int:
     except VistaError as error:
         click.echo(f"error: {error}", err=True)
         return 1
+    except OSError as error:  # a place that was named for runs or back ends; sources map their own
+        click.echo(f"error: {error}: it must exist or be writable, on a disk that is not full", err=True)
+        return 1
+    except click.Abort:
+        click.echo("interrupted; the same command goes on with the run", err=True)
+        return 130
     return 0
 
 

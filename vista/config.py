@@ -11,6 +11,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from vista.errors import InputError
+
 
 class Frozen(BaseModel):
     """A value: immutable, hashable by content, refusing unknown fields."""
@@ -182,7 +184,8 @@ class Settings(Frozen):
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """Defaults are the embedded back ends below `VISTA_HOME` (default `var`); `VISTA_REGIONS` is
-        `name=url,...`."""
+        `name=url,...`. A variable that is empty counts as not set. Raises `InputError`."""
+        environment = {name: value for name, value in environment.items() if value}
         home = Path(environment.get("VISTA_HOME", "var")).absolute()
         regions = environment.get(
             "VISTA_REGIONS", f"east=sqlite:///{home}/stores/east.db,west=sqlite:///{home}/stores/west.db"
@@ -192,14 +195,17 @@ class Settings(Frozen):
             home=home,
             catalog_url=environment.get("VISTA_CATALOG_URL", f"sqlite:///{home}/catalog.db"),
             log_url=environment.get("VISTA_LOG_URL", f"sqlite:///{home}/log.db"),
-            region_urls=dict(_name_and_url(part) for part in regions.split(",")),
+            region_urls=_urls_by_name(regions),
             warehouse=environment.get("VISTA_WAREHOUSE", f"{home}/warehouse"),
             mlflow_url=environment.get("MLFLOW_TRACKING_URI", f"sqlite:///{home}/mlflow.db"),
         )
 
 
-def _name_and_url(part: str) -> tuple[str, str]:
-    name, separator, url = part.strip().partition("=")
-    if not (name and separator and url):
-        raise ValueError(f"VISTA_REGIONS holds {part!r}: write it as name=url,name=url")
-    return name, url
+def _urls_by_name(regions: str) -> dict[str, str]:
+    urls: dict[str, str] = {}
+    for part in regions.split(","):
+        name, _, url = part.strip().partition("=")
+        if not (name and url) or name in urls:
+            raise InputError(f"VISTA_REGIONS holds {part!r}: write it as name=url,name=url, each name once")
+        urls[name] = url
+    return urls

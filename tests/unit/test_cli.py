@@ -8,7 +8,7 @@ import pytest
 from infra.run import main as run_main
 from infra.run import parse
 from vista.__main__ import main
-from vista.config import RefreshConfig
+from vista.config import RefreshConfig, Settings
 from vista.errors import InputError
 from vista.jobs import STAGES
 
@@ -56,6 +56,32 @@ def test_unusable_input_is_a_message_and_exit_code_2(
     assert "Traceback" not in shown.err
     assert [name for name in named if name not in shown.err] == []
     assert list(tmp_path.rglob("stages/*")) == []
+
+
+@pytest.mark.parametrize(
+    "regions", ["east", "=sqlite:///x", "a=,b=sqlite:///x", "a=sqlite:///x,a=sqlite:///y"]
+)
+def test_regions_that_cannot_be_read_are_named(
+    regions: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISTA_REGIONS", regions)
+    assert main(["releases"]) == 2
+    assert "VISTA_REGIONS holds" in capsys.readouterr().err
+
+
+def test_an_empty_variable_counts_as_not_set() -> None:
+    empty = dict.fromkeys(("VISTA_HOME", "VISTA_RUNS", "VISTA_REGIONS", "VISTA_CATALOG_URL"), "")
+    assert Settings.from_environment(empty) == Settings.from_environment({})
+
+
+def test_a_place_that_cannot_hold_runs_is_a_message(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VISTA_RUNS", str(tmp_path / "file"))
+    assert main(["prepare", "--recipe", "smoke", "--run-id", "r"]) == 1
+    assert "file" in (shown := capsys.readouterr().err)
+    assert "writable" in shown
 
 
 def test_a_run_never_changes_its_configuration(capsys: pytest.CaptureFixture[str]) -> None:

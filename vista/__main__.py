@@ -121,7 +121,7 @@ def _rollback(to: str | None, reason: str | None, dry_run: bool) -> None:
     """Make an earlier release serve again."""
     from vista.serve.operations import roll_back
 
-    if not (reason or dry_run):
+    if not ((reason or "").strip() or dry_run):
         raise InputError("--reason is missing: say why, the audit keeps it")
     click.echo(roll_back(Settings.from_environment(), to, reason or "", dry_run=dry_run))
 

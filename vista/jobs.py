@@ -13,6 +13,7 @@ from typing import Any
 
 from vista.config import Frozen, RefreshConfig, Settings
 from vista.errors import InputError
+from vista.recipes import recipe_of
 from vista.runs import RunDirectory
 
 
@@ -64,8 +65,9 @@ STAGES: dict[str, Job] = {
 def run_stage(name: str, config: RefreshConfig, settings: Settings) -> dict[str, Any]:
     """Run one stage, or return its report if this run has it already.
 
-    Raises `InputError` if the run was started with other values.
+    Raises `InputError` if the run was started with other values, or for values that no run can have.
     """
+    recipe_of(config)  # its limits first: a run keeps its configuration for ever, a mistyped one too
     run = RunDirectory.open(settings.runs, config)
     if run.stage(name) is None:
         started = time.monotonic()

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from vista.config import Frozen, RefreshConfig
-from vista.errors import InputError
+from vista.errors import InputError, StageError
+
+LATEST = "latest"
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -44,11 +46,9 @@ class RunDirectory:
         Raises `InputError` if the id is empty or not a plain name, or if the run was started with other
         values.
         """
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", config.run_id):
-            raise InputError(
-                f"run_id {config.run_id!r}: use letters, digits, '.', '_' and '-', at most 128 of them"
-            )
-        run = cls(runs / config.run_id)
+        if config.run_id == LATEST:
+            raise InputError(f"run_id {LATEST!r} is the link to the newest run: use another name")
+        run = cls.named(runs, config.run_id)
         text = config.model_dump_json(indent=2)
         kept = run.path / "config.json"
         if not kept.exists():
@@ -60,6 +60,13 @@ class RunDirectory:
             )
         return run
 
+    @classmethod
+    def named(cls, runs: Path, run_id: str) -> "RunDirectory":
+        """The directory of a run, whether it exists or not. Raises `InputError` for an id that is no name."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", run_id):
+            raise InputError(f"run_id {run_id!r}: use letters, digits, '.', '_' and '-', at most 128 of them")
+        return cls(runs / run_id)
+
     @property
     def data(self) -> Path:
         return self.path / "data"
@@ -69,11 +76,14 @@ class RunDirectory:
         return self.path / "train" / model
 
     def stage(self, name: str) -> dict[str, Any] | None:
-        """`{"seconds", "report"}` of a finished stage, or None."""
+        """`{"seconds", "report"}` of a finished stage, or None. Raises `StageError` if it is damaged."""
         path = self.path / "stages" / f"{name}.json"
         if not path.exists():
             return None
-        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise StageError(f"{path} is damaged ({error}): restore it, or start a new run") from error
         return loaded
 
     def report_of(self, name: str) -> dict[str, Any]:
@@ -93,4 +103,4 @@ class RunDirectory:
         """Make `latest` beside the run a link to it, in one step."""
         unfinished = self.path.parent / f".latest-{uuid.uuid4().hex}"
         unfinished.symlink_to(self.path.name)
-        unfinished.replace(self.path.parent / "latest")
+        unfinished.replace(self.path.parent / LATEST)

@@ -43,6 +43,10 @@ def test_every_stage_has_an_option_for_every_field(stage: str, capsys: pytest.Ca
         (["prepare", "--run-id", "r", "--recipe", "kuairandd"], ["kuairandd", "movielens"]),
         (["prepare", "--run-id", "../r"], ["../r"]),
         (["prepare"], ["run_id"]),
+        (["prepare", "--run-id", "latest"], ["latest", "link"]),
+        (["promote", "--run-id", "../r", "--reason", "why"], ["../r"]),
+        (["promote", "--run-id", "r", "--reason", " "], ["--reason"]),
+        (["rollback", "--reason", " "], ["--reason"]),
         (["prepare", "--run-id", "r", "--recipe", "kuairand", "--data-dir", "/nowhere"], ["/nowhere"]),
         (["train_foundation", "--run-id", "r", "--recipe", "smoke"], ["prepare"]),
     ],
@@ -56,6 +60,20 @@ def test_unusable_input_is_a_message_and_exit_code_2(
     assert "Traceback" not in shown.err
     assert [name for name in named if name not in shown.err] == []
     assert list(tmp_path.rglob("stages/*")) == []
+
+
+def test_a_mistyped_recipe_does_not_use_up_the_run_id(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "--run-id", "r", "--recipe", "smokee"]) == 2
+    assert main(["prepare", "--run-id", "r", "--recipe", "smoke", "--width", "17"]) == 2
+    assert main(["prepare", "--run-id", "r", "--recipe", "smoke"]) == 0
+
+
+def test_a_damaged_report_of_a_stage_is_a_message(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    report = tmp_path / "runs" / "r" / "stages" / "retrain_downstream.json"
+    report.parent.mkdir(parents=True)
+    report.write_text('{"seconds": 1')
+    assert main(["promote", "--run-id", "r", "--reason", "why"]) == 1
+    assert f"{report} is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

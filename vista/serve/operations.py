@@ -45,7 +45,9 @@ def list_releases(settings: Settings) -> str:
 
 def promote_by_hand(settings: Settings, run_id: str, reason: str, *, dry_run: bool) -> str:
     """Promote a run's models whatever its gate said; the audit keeps what it said."""
-    run = RunDirectory(settings.runs / run_id)
+    if not (reason.strip() or dry_run):
+        raise InputError("--reason is empty: say why, the audit keeps it")
+    run = RunDirectory.named(settings.runs, run_id)
     gate = run.report_of("retrain_downstream")["gate"]
     verdict = f"the gate said {'yes' if gate['promote'] else 'no'}: {'; '.join(gate['reasons'])}"
     with open_backends(settings) as backends:

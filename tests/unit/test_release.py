@@ -101,6 +101,13 @@ def test_a_crash_between_swap_and_control_records_heals_with_the_next_call(backe
     assert served(backends) == {"r-2"}
 
 
+def test_a_slow_announcement_does_not_undo_a_release_that_was_swapped_meanwhile(backends: Backends) -> None:
+    first = promoted(backends, 1)
+    second = promoted(backends, 2)
+    assert announce(backends, first) == {}, "the process that promoted the first one was slow"
+    assert served(backends) == {second.id}
+
+
 def test_a_release_that_reached_some_partitions_only_is_completed(backends: Backends) -> None:
     from vista.delivery.control import release_record
     from vista.delivery.worker import drain
@@ -111,6 +118,8 @@ def test_a_release_that_reached_some_partitions_only_is_completed(backends: Back
     for name, store in backends.stores.items():
         drain(name, backends.log, store)
     assert served(backends) == {first.id, "r-2"}
+    line = AuditLine(time_us=1, actor="me", action="promote", reason="", before=first.id, after="r-2")
+    backends.catalog.swap_release(first.id, other, line)
     before = [backends.log.bounds(bucket)[1] for bucket in range(BUCKETS)]
     assert announce(backends, other) == {}
     assert served(backends) == {"r-2"}

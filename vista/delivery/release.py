@@ -118,7 +118,19 @@ def announce(backends: Backends, release: Release) -> dict[str, str]:
     """Bring the release to every region: a control record into each partition that lacks one.
 
     Returns the regions that do not serve it afterwards, with the reason; one broken region stops no other.
+    A release that was swapped meanwhile may have been announced before these records: then it is announced
+    again, so that the last records of a partition are those of what the catalog says.
     """
+    while True:
+        behind = _announce_once(backends, release)
+        current = current_release(backends.catalog)
+        if current is None or current == release:
+            return behind
+        log.info("release %s was replaced by %s meanwhile", release.id, current.id)
+        release = current
+
+
+def _announce_once(backends: Backends, release: Release) -> dict[str, str]:
     unreachable = _drain(backends)
     states = _states(backends, unreachable)
     for partition in range(backends.log.partitions):

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # One environment from one lock: infra/install.sh UV ENVIRONMENT LOCK PYTHON_VERSIONS
+# Byte code is compiled once, here: a run starts some twenty processes that import torch, ray or airflow.
 # The seconds it took are kept in ENVIRONMENT/installed; `make run` adds them up for its report.
 set -euo pipefail
 uv=$1 environment=$2 lock=$3 versions=$4
@@ -12,7 +13,7 @@ if [ ! -x "$environment/bin/python" ]; then
         exit 2
     }
 fi
-"$uv" pip sync --quiet --require-hashes --python "$environment" "$lock" &
+"$uv" pip sync --quiet --compile-bytecode --require-hashes --python "$environment" "$lock" &
 sync=$!
 while kill -0 "$sync" 2>/dev/null; do
     timeout 10 tail --pid="$sync" -f /dev/null || echo "installing $environment: $SECONDS s"

@@ -26,6 +26,15 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     assert path.read_text().startswith("shopping list"), "it was left as it was"
 
 
+def test_a_row_that_was_damaged_inside_a_whole_file(tmp_path: Path) -> None:
+    catalog = open_catalog(f"sqlite:///{tmp_path}/catalog.db")
+    assert catalog.releases() == []
+    with Database(f"sqlite:///{tmp_path}/catalog.db", TABLE).write() as connection:
+        connection.execute("INSERT INTO releases (id, body) VALUES ('r-1', '{\"id\": \"r-')")
+    with pytest.raises(BackendError, match=r"catalog\.db: a row is damaged .*restore a catalog"):
+        catalog.releases()
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BackendError, match=r"below\.db: .*must exist and be writable"):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sqlite3
 from contextlib import closing
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from vista.delivery.interfaces import Epoch
 from vista.delivery.publish import attempt_directory, commit
 from vista.delivery.regions import open_backends, open_regions
 from vista.delivery.release import promote
-from vista.errors import InputError, SpaceMismatchError
+from vista.errors import EpochError, InputError, SpaceMismatchError
 from vista.model.checkpoint import CheckpointMeta, load, save
 from vista.model.downstream import Downstream
 from vista.model.inputs import tensors
@@ -226,6 +227,13 @@ def test_a_summary_of_another_shape_is_a_typed_error(settings: Settings, tmp_pat
 def test_a_release_of_another_runs_folder_says_so(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="set VISTA_RUNS"):
         score(settings.model_copy(update={"runs": tmp_path / "elsewhere"}), USER, ITEMS)
+
+
+def test_a_release_whose_epoch_the_catalog_lost_is_a_typed_error(settings: Settings) -> None:
+    with closing(sqlite3.connect(settings.home / "catalog.db")) as connection, connection:
+        connection.execute("DELETE FROM epochs")
+    with pytest.raises(EpochError, match=f"epoch 2 of {SPACE} is not published.* VISTA_HOME"):
+        score(settings, USER, ITEMS)
 
 
 @pytest.mark.parametrize(

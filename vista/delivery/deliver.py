@@ -67,10 +67,21 @@ def deliver_epoch(config: RefreshConfig, settings: Settings) -> DeliverReport:
     return _report(epoch, delivered=True, reason="", appended=appended, regions=regions)
 
 
+def known_epoch(catalog: Catalog, space: str, number: int) -> Epoch:
+    """An epoch, published or not, withdrawn or not. Raises `EpochError` if the catalog does not hold it."""
+    found = next((epoch for epoch in catalog.list_epochs(space) if epoch.epoch == number), None)
+    if found is None:
+        raise EpochError(
+            f"epoch {number} of {space} is not published: run export_summaries first, or set VISTA_HOME to "
+            "the deployment that holds it"
+        )
+    return found
+
+
 def published_epoch(catalog: Catalog, space: str, number: int) -> Epoch:
     """A published epoch that is not withdrawn. Raises `EpochError`."""
-    found = next((epoch for epoch in catalog.list_epochs(space) if epoch.epoch == number), None)
-    if found is None or not found.published:
+    found = known_epoch(catalog, space, number)
+    if not found.published:
         raise EpochError(f"epoch {number} of {space} is not published: run export_summaries first")
     if found.withdrawn:
         raise EpochError(f"epoch {number} of {space} is withdrawn: export again to get another one")
@@ -118,7 +129,7 @@ def _older_than_release(catalog: Catalog, epoch: Epoch) -> str:
     releases = catalog.releases()
     if not releases or releases[-1].space != epoch.space:
         return ""
-    current = next(one for one in catalog.list_epochs(epoch.space) if one.epoch == releases[-1].epoch)
+    current = known_epoch(catalog, epoch.space, releases[-1].epoch)
     if epoch.as_of_us >= current.as_of_us:
         return ""
     return (

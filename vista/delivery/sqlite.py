@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
+from pydantic import ValidationError
+
 from vista.errors import BackendError, InputError
 
 SCHEME = "sqlite:///"
@@ -26,7 +28,8 @@ _REMEDIES = {
     "SQLITE_FULL": "the disk is full: free some space, then run the command again",
     "SQLITE_IOERR": "the disk failed or is full: check it, then run the command again",
     "SQLITE_NOTADB": "the file is not a SQLite database: move it away or correct the URL",
-    "SQLITE_CORRUPT": "the file is damaged: move it away; a store refills from the log",
+    "SQLITE_CORRUPT": "the file is damaged: restore a catalog or a log from its copy; move a store away, "
+    "it refills from the log",
 }
 
 
@@ -125,6 +128,11 @@ class Database:
             raise BackendError(f"{self.url}: {error} ({name}); {remedy}") from error
         except OSError as error:
             raise BackendError(f"{self.url}: {error}; {_REMEDIES['SQLITE_CANTOPEN']}") from error
+        except ValidationError as error:  # the rows that are read back were written from the same classes
+            what = error.errors()[0]["msg"]
+            raise BackendError(
+                f"{self.url}: a row is damaged ({what}); {_REMEDIES['SQLITE_CORRUPT']}"
+            ) from error
 
 
 def fixed_buckets(database: Database, wanted: int | None) -> int:

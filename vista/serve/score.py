@@ -19,7 +19,7 @@ from vista.data.dataset import Dataset
 from vista.data.features import serving_batch
 from vista.data.mapping import StringIds
 from vista.delivery.catalog import open_catalog
-from vista.delivery.deliver import newest_event_us
+from vista.delivery.deliver import known_epoch, newest_event_us
 from vista.delivery.interfaces import Epoch, Release, Store
 from vista.delivery.readiness import RegionState
 from vista.delivery.regions import open_regions
@@ -73,8 +73,11 @@ def score(settings: Settings, user: str, candidates: Sequence[str]) -> Answer:
     with closing(open_catalog(settings.catalog_url)) as catalog:
         release = current_release(catalog)
         if release is None:
-            raise InputError("nothing is released yet: run `make run` or `python -m vista promote` first")
-        epoch = next(one for one in catalog.list_epochs(release.space) if one.epoch == release.epoch)
+            raise InputError(
+                f"nothing is released in {settings.catalog_url}: set VISTA_HOME to the deployment's folder, "
+                "or run `make run` first"
+            )
+        epoch = known_epoch(catalog, release.space, release.epoch)
     model = load_downstream(release)
     run = _run_of(release, settings)
     dataset = Dataset.open(run.data)

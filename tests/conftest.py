@@ -30,11 +30,3 @@ def smoke_refresh(tmp_path_factory: pytest.TempPathFactory) -> "Places":
     places = Places(tmp_path_factory.mktemp("smoke"))
     places.run("DATASET=smoke")
     return places
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup`: tests that start Ray or kill processes share one worker, in order."""
-    for item in items:
-        if item.path.parent.name in ("end_to_end", "faults"):
-            item.add_marker(pytest.mark.xdist_group("processes"))

@@ -293,6 +293,39 @@ def test_promotion_by_hand_overrides_the_gate_and_is_audited(
     assert main(["promote", "--run-id", "run-none", "--reason", "x"]) == 2
 
 
+def test_a_damaged_model_is_neither_promoted_nor_rolled_back_to(
+    command_line: Settings,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The models of the module's runs are shared: the damaged one is another run's copy."""
+    settings = command_line
+    with open_backends(settings) as backends:
+        first, second = backends.catalog.releases()
+        damaged = tmp_path / "damaged"
+        shutil.copytree(first.downstream, damaged)
+        with (damaged / "model.safetensors").open("r+b") as weights:
+            weights.seek(200)
+            weights.write(b"?")
+        third = promote(
+            backends, space=SPACE, epoch=1, foundation="f", downstream=str(damaged), actor="me",
+            reason="read it before, not now", instead_of=second.id,
+        ).release  # fmt: skip
+    for arguments in (["--to", third.id, "--reason", "x"], ["--to", third.id, "--dry-run"]):
+        assert main(["rollback", *arguments]) == 1
+        assert "the file was changed or is incomplete" in capsys.readouterr().err
+    monkeypatch.setenv("VISTA_RUNS", str(tmp_path / "runs"))
+    run = finish_stages(Settings.from_environment(), "run-3", epoch_of(settings, 1))
+    delivered = {"space": SPACE, "epoch": 1, "delivered": True, "reason": ""}
+    write_whole(run.path / "stages" / "deliver.json", json.dumps({"seconds": 1, "report": delivered}))
+    shutil.copytree(damaged, run.path / "train" / "downstream")
+    assert main(["promote", "--run-id", "run-3", "--reason", "x"]) == 1
+    assert "the file was changed or is incomplete" in capsys.readouterr().err
+    with closing(open_catalog(settings.catalog_url)) as catalog:
+        assert catalog.releases() == [first, second, third]
+
+
 def epoch_of(settings: Settings, number: int) -> Epoch:
     with closing(open_catalog(settings.catalog_url)) as catalog:
         return catalog.list_epochs(SPACE)[number - 1]

@@ -7,6 +7,7 @@ import signal
 import threading
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from vista.config import Settings
@@ -44,7 +45,10 @@ def list_releases(settings: Settings) -> str:
 
 
 def promote_by_hand(settings: Settings, run_id: str, reason: str, *, dry_run: bool) -> str:
-    """Promote a run's models whatever its gate said; the audit keeps what it said."""
+    """Promote a run's models whatever its gate said; the audit keeps what it said.
+
+    Raises `CheckpointError` if the model cannot be read, and what `promote_models` raises.
+    """
     if not (reason.strip() or dry_run):
         raise InputError("--reason is empty: say why, the audit keeps it")
     run = RunDirectory.named(settings.runs, run_id)
@@ -52,21 +56,33 @@ def promote_by_hand(settings: Settings, run_id: str, reason: str, *, dry_run: bo
     verdict = f"the gate said {'yes' if gate['promote'] else 'no'}: {'; '.join(gate['reasons'])}"
     with open_backends(settings) as backends:
         current = current_release(backends.catalog)
-        done = promote_models(
+        promote = partial(
+            promote_models,
             backends,
             run,
             actor=_actor(),
             reason=f"{reason} ({verdict})",
             instead_of=None if current is None else current.id,
-            dry_run=dry_run,
         )
+        done = promote(dry_run=True)
+        _check_model(done.release)
+        if not dry_run:
+            done = promote(dry_run=False)
     return f"{_said('promote', done, dry_run)}\n{verdict}"
 
 
 def roll_back(settings: Settings, to: str | None, reason: str, *, dry_run: bool) -> str:
-    """Roll back. Raises `RegionNotReadyError` if a region does not follow (the others do)."""
+    """Roll back.
+
+    Raises `CheckpointError` if the earlier model cannot be read any more, `RegionNotReadyError` if a region
+    does not follow (the others do).
+    """
     with open_backends(settings) as backends:
-        done = rollback(backends, to=to, actor=_actor(), reason=reason, dry_run=dry_run)
+        roll = partial(rollback, backends, to=to, actor=_actor(), reason=reason)
+        done = roll(dry_run=True)
+        _check_model(done.release)
+        if not dry_run:
+            done = roll(dry_run=False)
     for region, why in done.regions.items():
         raise RegionNotReadyError(f"rolled back to {done.release.id}, but region {region} lags: {why}")
     return _said("rollback", done, dry_run)
@@ -124,9 +140,16 @@ def _verify_region(
     return faults, f"region {name}: coverage {report.coverage:.2%}, lag {report.lag_records} records"
 
 
+def _check_model(release: Release) -> None:
+    """What cannot be read must not become what serves."""
+    from vista.serve.score import load_downstream  # torch: seconds that `releases` need not wait
+
+    load_downstream(release)
+
+
 def _said(action: str, done: ReleaseReport, dry_run: bool) -> str:
     before = "nothing" if done.before is None else f"{done.before.id} ({_what(done.before)})"
-    if not done.changed and not dry_run:
+    if done.release == done.before:
         return f"release {done.release.id} names these models already: nothing to do"
     would = "would replace" if dry_run else "replaces"
     name = action if dry_run else done.release.id

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from vista.data.learn import Seen, learn, sorted_rows, windows_of
 from vista.data.partition import partition
 from vista.data.prepare import PrepareReport, prepare_dataset
 from vista.data.schema import Batch, bucket_of, buckets_of
-from vista.errors import InputError
+from vista.errors import InputError, StageError
 
 SMALL = GeneratedConfig(users=60, items=128, events_per_user=40, days=6)
 
@@ -193,6 +194,30 @@ def test_killed_it_leaves_the_old_data_set_and_a_restart_begins_anew(
     prepare_dataset(data_of(), path, WindowConfig())
     assert content(path) == content(prepared[0])
     assert [entry.name for entry in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(
+    "name", ["dataset.json", "users.parquet", "items.parquet", "events/bucket-00002.parquet"]
+)
+@pytest.mark.parametrize("kept_bytes", [None, 0, 100])
+def test_a_damaged_data_set_is_an_error_that_names_the_file(
+    prepared: tuple[Path, PrepareReport], tmp_path: Path, name: str, kept_bytes: int | None
+) -> None:
+    shutil.copytree(prepared[0], tmp_path / "data")
+    damaged = tmp_path / "data" / name
+    if kept_bytes is None:
+        damaged.unlink()
+    else:
+        os.truncate(damaged, kept_bytes)
+
+    def read() -> None:
+        dataset = Dataset.open(tmp_path / "data")
+        dataset.spec(0)
+        dataset.examples(0, 1)
+
+    missing = name == "dataset.json" and kept_bytes is None
+    with pytest.raises(InputError if missing else StageError, match="data" if missing else name):
+        read()
 
 
 def test_learning_refuses_what_cannot_be_learned_from() -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vista.config import DataConfig, Frozen
 from vista.data.batches import gather, pack
 from vista.data.dictionary import Dictionary
-from vista.data.files import SOURCE_DATE, bucket_file, events_of
+from vista.data.files import SOURCE_DATE, bucket_file, events_of, read_prepared
 from vista.data.schema import (
     Candidates,
     ContextColumn,
@@ -26,7 +26,7 @@ from vista.data.schema import (
     HistoryBatch,
     Windows,
 )
-from vista.errors import InputError
+from vista.errors import InputError, StageError
 
 Kind = TypeVar("Kind", bound=np.generic)
 
@@ -56,11 +56,14 @@ class Dataset:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Raises `InputError` if there is no complete data set at `path`."""
+        """Raises `InputError` if there is no complete data set at `path`, `StageError` for a damaged one."""
         file = path / "dataset.json"
         if not file.exists():
             raise InputError(f"no prepared data set at {path}: run the stage prepare first")
-        return cls(path, DatasetFile.model_validate(json.loads(file.read_text(encoding="utf-8"))))
+        try:
+            return cls(path, DatasetFile.model_validate(json.loads(file.read_text(encoding="utf-8"))))
+        except ValueError as error:
+            raise StageError(f"{file} is damaged: restore the prepared data, or start a new run") from error
 
     def day_start_us(self, day: int) -> int:
         """First microsecond of a day in the source's zone."""
@@ -85,7 +88,7 @@ class Dataset:
     @cached_property
     def item_category_R(self) -> NDArray[np.int32]:
         """Category row by item row, 0 for the unseen item."""
-        known = pl.read_parquet(self.path / "items.parquet", columns=["category_row"])
+        known = read_prepared(self.path / "items.parquet", ["category_row"])
         return np.append(np.zeros(1, np.int32), known["category_row"].to_numpy())
 
     def spec(self, trained_until_us: int) -> FeatureSpec:
@@ -102,7 +105,7 @@ class Dataset:
         )
 
     def _read(self, kind: str, bucket: int, columns: list[str] | None = None) -> pl.DataFrame:
-        return pl.read_parquet(bucket_file(self.path, kind, bucket), columns=columns)
+        return read_prepared(bucket_file(self.path, kind, bucket), columns)
 
     @cached_property
     def candidates(self) -> Candidates:
@@ -147,9 +150,7 @@ class Dataset:
         for bucket in range(self.buckets):
             frame = self._read("examples", bucket)
             frames.append(frame.with_columns(pl.col("history_start") + before))
-            before += (
-                pl.scan_parquet(bucket_file(self.path, "events", bucket)).select(pl.len()).collect().item()
-            )
+            before += self._read("events", bucket, ["user_id"]).height
         frame = pl.concat(frames).sort("user_id", maintain_order=True)
         number_E = frame["num_candidates"].to_numpy()
         return Examples(

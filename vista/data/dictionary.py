@@ -13,6 +13,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from vista.data.files import read_prepared
+
 
 @dataclass(frozen=True)
 class Dictionary:
@@ -36,7 +38,7 @@ class Dictionary:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        frame = pl.read_parquet(path, columns=["id", "first_seen_us"])
+        frame = read_prepared(path, ["id", "first_seen_us"])
         return cls(frame["id"].to_numpy(), frame["first_seen_us"].to_numpy())
 
     def write(self, path: Path, **columns: NDArray[np.int32]) -> None:

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator
 
 from vista.config import Frozen
+from vista.data.files import read_prepared
 from vista.data.sources.tables import closest
 from vista.errors import InputError
 
@@ -280,7 +281,7 @@ class StringIds:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        known = pl.read_parquet(path)["text"].to_list() if path is not None and path.exists() else []
+        known = read_prepared(path)["text"].to_list() if path is not None and path.exists() else []
         self._rows: dict[str, int] = {text: row for row, text in enumerate(known)}
 
     def __len__(self) -> int:

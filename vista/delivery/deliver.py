@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from vista.config import Frozen, RefreshConfig, Settings
+from vista.data.files import read_prepared
 from vista.delivery.backfill import backfill
 from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import Catalog, Epoch, Store
@@ -120,7 +119,7 @@ def check_ready(name: str, store: Store, epoch: Epoch, shards: tuple[Shard, ...]
 def newest_event_us(data: Path) -> int:
     """The clock of a run: the time of its newest event, so that ages mean something on old data."""
     files = sorted((data / "events").glob("*.parquet"))
-    columns = [pq.ParquetFile(file).read(columns=["event_time_us"])["event_time_us"] for file in files]
+    columns = [read_prepared(file, ["event_time_us"])["event_time_us"] for file in files]
     return max(int(column.to_numpy().max()) for column in columns if len(column))
 
 

@@ -41,12 +41,15 @@ def test_activity_counts_the_events_of_the_days_before(dataset: Dataset) -> None
     assert len(set(found.labels())) > 1
 
 
-def test_item_age_is_the_time_since_the_first_event_of_anyone(dataset: Dataset) -> None:
+def test_item_age_is_the_time_since_anyone_first_met_the_item(dataset: Dataset) -> None:
     chosen = dataset.examples(9, 10).candidate_ids()
     events, candidates = dataset.events, dataset.candidates
     days = []
     for candidate in chosen:
-        first_us = events.event_time_us_N[events.item_row_N == candidates.item_row_C[candidate]].min()
+        item_row = candidates.item_row_C[candidate]
+        met_us = events.event_time_us_N[events.item_row_N == item_row]
+        shown_us = candidates.event_time_us_C[candidates.item_row_C == item_row]
+        first_us = min([*met_us, *shown_us])
         days.append((candidates.event_time_us_C[candidate] - first_us) // DAY_US)
     assert item_age(dataset, chosen).labels() == Groups.cut(np.array(days), (1, 7, 30)).labels()
 

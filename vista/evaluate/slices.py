@@ -80,7 +80,7 @@ def activity(dataset: Dataset, user_id_N: NDArray[np.int64], until_us: int) -> G
 
 
 def item_age(dataset: Dataset, chosen_N: NDArray[np.int64]) -> Groups:
-    """Candidates by the whole days since their item's first event, up to their own time."""
+    """Candidates by the whole days since anyone first met or was shown their item, up to their own time."""
     candidates = dataset.candidates
     first_seen_us_N = dataset.items.first_seen_us_R[candidates.item_row_C[chosen_N] - 1]
     age_N = (candidates.event_time_us_C[chosen_N] - first_seen_us_N) // DAY_US

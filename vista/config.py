@@ -150,20 +150,20 @@ class RefreshConfig(Frozen):
     recipe: str = Field("generated", description="smoke, generated, kuairand, movielens or events")
     data_dir: str = Field("", description="folder with the source's files; not needed by generated data")
     run_id: str = Field("", description="an earlier run's name resumes it; empty starts a new run")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**31 - 1)  # LightGBM's limit
     seeds: int | None = Field(
         None, ge=1, le=4_096, description="summary vectors per user; empty: the recipe's"
     )
-    width: int | None = Field(None, ge=8, description="embedding width; empty: the recipe's")
+    width: int | None = Field(None, ge=8, le=4_096, description="embedding width; empty: the recipe's")
     layers: int | None = Field(None, ge=1, le=16, description="summariser layers; empty: the recipe's")
     max_uih: int | None = Field(
-        None, ge=1, description="newest events of a history that are read; empty: the recipe's"
+        None, ge=1, le=1_000_000, description="newest events of a history that are read; empty: the recipe's"
     )
     epochs: int | None = Field(
-        None, ge=1, description="passes over the foundation's examples; empty: the recipe's"
+        None, ge=1, le=10_000, description="passes over the foundation's examples; empty: the recipe's"
     )
-    learning_rate: float | None = Field(None, gt=0.0, description="foundation's; empty: the recipe's")
-    workers: int | None = Field(None, ge=1, description="Ray Train workers; empty: the recipe's")
+    learning_rate: float | None = Field(None, gt=0.0, le=1.0, description="foundation's; empty: the recipe's")
+    workers: int | None = Field(None, ge=1, le=1_024, description="Ray Train workers; empty: the recipe's")
     codec: Literal["bf16", "int8"] | None = Field(None, description="of the records; empty: the recipe's")
 
 

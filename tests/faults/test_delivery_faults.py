@@ -115,7 +115,7 @@ def test_a_worker_killed_at_many_points_loses_and_repeats_nothing(settings: Sett
             args = (settings.log_url, settings.region_urls["east"], attempt)
             process = FORK.Process(target=work_in_small_steps, args=args)
             process.start()
-            process.join(timeout=choice.uniform(0.01, 0.25) if kills < KILLS else None)
+            process.join(timeout=choice.uniform(0.005, 0.04) if kills < KILLS else None)
             if process.exitcode is not None:
                 assert process.exitcode == 0
                 break

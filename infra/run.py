@@ -85,33 +85,45 @@ def _key_and_value(argument: str) -> tuple[str, str]:
 
 
 def _new(given: Mapping[str, str]) -> RefreshConfig:
-    recipe = given.get("DATASET", "generated")
-    values: dict[str, Any] = {
-        key.lower(): value for key, value in given.items() if value and key.lower() in SETTABLE
-    }
-    if given.get("DATA_DIR"):
-        values["data_dir"] = str(Path(given["DATA_DIR"]).expanduser().absolute())
+    values = {"recipe": "generated", **_values(given)}
     started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    try:
-        return RefreshConfig(recipe=recipe, run_id=f"{started}-{recipe}-{secrets.token_hex(2)}", **values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{str(first['loc'][0]).upper()}={first['input']}: {first['msg']}") from error
+    return _configured({**values, "run_id": f"{started}-{values['recipe']}-{secrets.token_hex(2)}"})
 
 
 def _resumed(runs: Path, given: Mapping[str, str]) -> RefreshConfig:
     kept = runs / "latest" / "config.json"
     if not kept.exists():
         raise InputError(f"RESUME=1: there is no earlier run in {runs}: leave RESUME out")
-    config = RefreshConfig.model_validate_json(kept.read_text(encoding="utf-8"))
-    wanted = {"recipe" if key == "DATASET" else key.lower(): value for key, value in given.items()}
-    for name, value in wanted.items():
-        if name != "data_dir" and value and str(getattr(config, name)) != value:
+    try:
+        config = RefreshConfig.model_validate_json(kept.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"RESUME=1: {kept} is damaged: leave RESUME out") from error
+    wanted = _configured({**config.model_dump(), **_values(given)})
+    for name in RefreshConfig.model_fields:
+        if getattr(wanted, name) != getattr(config, name):
             raise InputError(
-                f"RESUME=1: run {config.run_id} has {name}={getattr(config, name)}, not {value}: "
-                "leave it out, or start a new run without RESUME"
+                f"RESUME=1: run {config.run_id} has {name}={getattr(config, name)}, not "
+                f"{getattr(wanted, name)}: leave it out, or start a new run without RESUME"
             )
     return config
+
+
+def _values(given: Mapping[str, str]) -> dict[str, Any]:
+    """Fields of `RefreshConfig` by name; a variable that is empty counts as not set."""
+    values: dict[str, Any] = {key.lower(): value for key, value in given.items() if value}
+    if "dataset" in values:
+        values["recipe"] = values.pop("dataset")
+    if "data_dir" in values:
+        values["data_dir"] = os.path.abspath(os.path.expanduser(values["data_dir"]))
+    return values
+
+
+def _configured(values: Mapping[str, Any]) -> RefreshConfig:
+    try:
+        return RefreshConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{str(first['loc'][0]).upper()}={first['input']}: {first['msg']}") from error
 
 
 def launch(given: Launch) -> None:
@@ -245,6 +257,9 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     except VistaError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a place for runs or stores that cannot be used
+        print(f"error: {error}: it must exist or be writable, on a disk that is not full", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; to go on with this run: make run RESUME=1", file=sys.stderr)

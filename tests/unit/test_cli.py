@@ -158,5 +158,20 @@ def test_a_launch_and_its_resumption_have_one_configuration(tmp_path: Path) -> N
     (tmp_path / "latest").symlink_to(first.config.run_id)
     assert parse(["RESUME=1"], environment).config == first.config
     assert parse(["RESUME=1", "DATASET=smoke", "SEEDS=8"], environment).config == first.config
+    assert parse(["RESUME=1", "DATA_DIR=some/where", "SEEDS=08"], environment).config == first.config
     with pytest.raises(InputError, match="seeds=8, not 9"):
         parse(["RESUME=1", "SEEDS=9"], environment)
+    with pytest.raises(InputError, match=r"data_dir=.*where, not .*other"):
+        parse(["RESUME=1", "DATA_DIR=some/other"], environment)
+    (tmp_path / "latest" / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json is damaged"):
+        parse(["RESUME=1"], environment)
+
+
+def test_a_place_that_cannot_hold_a_run_of_make_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VISTA_RUNS", str(tmp_path / "file"))
+    assert run_main(["DATASET=smoke", "DATA_DIR=~nobody-has-this-name/x"]) == 1
+    assert "writable" in capsys.readouterr().err

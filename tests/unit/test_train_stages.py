@@ -13,7 +13,7 @@ from vista.data.schema import buckets_of
 from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import AuditLine, Epoch, Release
 from vista.delivery.publish import commit
-from vista.errors import LeakError
+from vista.errors import BackendError, LeakError
 from vista.evaluate.refresh_report import TrainedOn
 from vista.model.checkpoint import load, save
 from vista.model.ranker import Ranker
@@ -200,6 +200,13 @@ def test_a_result_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     assert result.fitted() == fitted
     np.testing.assert_array_equal(result.scores_N(), np.array([0.5, np.nan], np.float32))
     assert list((tmp_path / "model").iterdir()) == [result.path]
+
+
+def test_a_tracking_store_that_cannot_be_used_is_a_back_ends_error(tmp_path: Path) -> None:
+    (tmp_path / "notes.db").write_text("shopping list " * 1_000)
+    settings = settings_of(tmp_path).model_copy(update={"mlflow_url": f"sqlite:///{tmp_path}/notes.db"})
+    with pytest.raises(BackendError, match=r"not a database.*MLFLOW_TRACKING_URI"):
+        track(settings, "unit", "run/model", {}, {})
 
 
 def test_mlflow_finds_a_run_again_and_logs_each_step_once(tmp_path: Path) -> None:

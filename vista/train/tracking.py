@@ -9,18 +9,42 @@ import logging
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from vista.config import Frozen, Settings
+from vista.errors import BackendError
 from vista.train.state import Point
 
 METRICS_PER_BATCH = 1_000  # MLflow's own limit
 MAX_PARAM_LENGTH = 500
 CANDIDATE_ALIAS = "candidate"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _mapped(function: Callable[P, R]) -> Callable[P, R]:
+    """What MLflow and its database raise, as `BackendError`."""
+
+    @wraps(function)
+    def mapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in ("mlflow", "sqlalchemy", "alembic"):
+                raise
+            why = str(error).splitlines()[0]
+            raise BackendError(
+                f"MLflow: {type(error).__name__}: {why}; check MLFLOW_TRACKING_URI, and that the server "
+                "answers or the file is whole"
+            ) from error
+
+    return mapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +54,7 @@ class Tracked:
     url: str
     run_id: str
 
+    @_mapped
     def finish(self, metrics: Mapping[str, float], artifacts: Mapping[str, Path]) -> None:
         """Log final metrics and artifact directories or files (name -> path) and end the run."""
         from mlflow.entities import Metric
@@ -43,6 +68,7 @@ class Tracked:
             (client.log_artifacts if path.is_dir() else client.log_artifact)(self.run_id, str(path), name)
         client.set_terminated(self.run_id)
 
+    @_mapped
     def register(self, name: str, artifact: str, tags: Mapping[str, str]) -> None:
         """Register an artifact of this run as a version of model `name`, alias `candidate`; idempotent."""
         from mlflow.exceptions import MlflowException
@@ -69,6 +95,7 @@ class CurveLog:
         self.added = 0
         self.logged: dict[str, int] = {}
 
+    @_mapped
     def add(self, curve: Sequence[Point]) -> None:
         """Log the points of `curve` that the store does not hold yet."""
         from mlflow.entities import Metric
@@ -87,6 +114,7 @@ class CurveLog:
         self.added = len(curve)
 
 
+@_mapped
 def track(
     settings: Settings, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
 ) -> Tracked:

@@ -13,7 +13,7 @@ from vista.data.schema import buckets_of
 from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import AuditLine, Epoch, Release
 from vista.delivery.publish import commit
-from vista.errors import BackendError, LeakError
+from vista.errors import BackendError, CheckpointError, LeakError
 from vista.evaluate.refresh_report import TrainedOn
 from vista.model.checkpoint import load, save
 from vista.model.ranker import Ranker
@@ -25,7 +25,7 @@ from vista.train.export_summaries import as_of_times
 from vista.train.jobs import DownstreamJob, Training, training_days
 from vista.train.loop import fit
 from vista.train.retrain_downstream import check_join, downstream_job
-from vista.train.stage import Fitted, Result, StageContext
+from vista.train.stage import Fitted, Result, StageContext, checkpoint_meta
 from vista.train.state import Point
 from vista.train.tracking import CurveLog, track
 
@@ -200,6 +200,14 @@ def test_a_result_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     assert result.fitted() == fitted
     np.testing.assert_array_equal(result.scores_N(), np.array([0.5, np.nan], np.float32))
     assert list((tmp_path / "model").iterdir()) == [result.path]
+
+
+@pytest.mark.parametrize("content", [None, '{"kind": "vis', "{}"])
+def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "model.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"model\.json cannot be read .*new run"):
+        checkpoint_meta(tmp_path)
 
 
 def test_a_tracking_store_that_cannot_be_used_is_a_back_ends_error(tmp_path: Path) -> None:

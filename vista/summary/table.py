@@ -122,7 +122,8 @@ def shards_of(directory: Path, buckets: int) -> tuple[Shard, ...]:
     if missing:
         raise EpochError(
             f"{directory} lacks {len(missing)} of {buckets} shards (first: bucket {missing[0]}): "
-            "run the export again, it continues where it stopped"
+            "run the export again, it continues where it stopped; if the epoch is published already, restore "
+            "its files or start a new run"
         )
     return tuple(shard for shard in shards if shard is not None)
 

@@ -16,7 +16,7 @@ from vista.model.ranker import Ranker
 from vista.summary.export import ExportedEpoch, export_bucket
 from vista.summary.table import whole_shard
 from vista.train.compute import ray_session, run_tasks
-from vista.train.stage import StageContext
+from vista.train.stage import StageContext, checkpoint_meta
 
 LOG = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def export_summaries(config: RefreshConfig, settings: Settings) -> ExportReport:
     stage = StageContext.open(config, settings)
     foundation = stage.run.report_of("train_foundation")
     checkpoint = Path(foundation["checkpoint"])
-    meta = CheckpointMeta.model_validate_json((checkpoint / "model.json").read_bytes())
+    meta = checkpoint_meta(checkpoint)
     with closing(open_catalog(settings.catalog_url)) as catalog:
         opened = [
             _open(catalog, stage, meta, checkpoint, as_of_us) for as_of_us in as_of_times(stage.dataset)

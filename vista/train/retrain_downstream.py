@@ -11,13 +11,13 @@ from vista.evaluate.bootstrap import PairedDifference, paired_bootstrap
 from vista.evaluate.gate import GateDecision, decide
 from vista.evaluate.refresh_report import ModelFigures
 from vista.evaluate.slices import candidate_slices
-from vista.model.checkpoint import CheckpointMeta, save
+from vista.model.checkpoint import save
 from vista.summary.join import SummaryReader
 from vista.train.baselines import baseline_jobs, train_baseline
 from vista.train.champion import Champion, keep_dictionary, score_champion
 from vista.train.compute import ray_session, run_tasks, train_on_ray
 from vista.train.jobs import DownstreamJob, Training, training_days
-from vista.train.stage import Fitted, Result, StageContext
+from vista.train.stage import Fitted, Result, StageContext, checkpoint_meta
 from vista.train.state import load_best
 from vista.train.tracking import Tracked
 
@@ -109,7 +109,7 @@ def _finish(stage: StageContext, training: Training, state: Path, result: Result
     test_day = stage.dataset.split().n
     scores_N = training.predict(test_day, test_day + 1)
     unfinished = result.begin()
-    foundation = CheckpointMeta.model_validate_json((job.foundation / "model.json").read_bytes())
+    foundation = checkpoint_meta(job.foundation)
     changes = {
         "kind": "downstream",
         "trained_until_us": stage.dataset.day_start_us(job.days.end),
@@ -151,7 +151,7 @@ def _compare(stage: StageContext, job: DownstreamJob, join: JoinReport, tracked:
     checkpoint = results[REFERENCE].checkpoint
     return DownstreamReport(
         downstream=str(checkpoint),
-        digest=CheckpointMeta.model_validate_json((checkpoint / "model.json").read_bytes()).digest,
+        digest=checkpoint_meta(checkpoint).digest,
         space=job.space,
         mlflow_run_id=tracked.run_id,
         join=join,

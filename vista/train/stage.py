@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from vista.config import Frozen, Recipe, RefreshConfig, Settings
 from vista.data.dataset import Dataset
+from vista.errors import CheckpointError
 from vista.evaluate.metrics import Metrics, measure
 from vista.evaluate.refresh_report import TrainedOn
+from vista.model.checkpoint import CheckpointMeta
 from vista.recipes import recipe_of
 from vista.runs import RunDirectory, write_whole
 from vista.train.state import Point, Progress
@@ -21,6 +23,16 @@ from vista.train.tracking import Tracked, flattened, git_revision, track
 SCORES_FILE = "scores.npy"
 FITTED_FILE = "fitted.json"
 CHECKPOINT_DIRECTORY = "checkpoint"
+
+
+def checkpoint_meta(checkpoint: Path) -> CheckpointMeta:
+    """What a checkpoint is, without its weights. Raises `CheckpointError` if it cannot be read."""
+    path = checkpoint / "model.json"
+    try:
+        return CheckpointMeta.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} cannot be read ({why}): restore it, or start a new run") from error
 
 
 @dataclass(frozen=True, slots=True)

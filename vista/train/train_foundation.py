@@ -11,7 +11,7 @@ from vista.model.checkpoint import CheckpointMeta, save
 from vista.train.champion import keep_dictionary
 from vista.train.compute import ray_session, train_on_ray
 from vista.train.jobs import RankerJob, Training, training_days
-from vista.train.stage import Fitted, Result, StageContext
+from vista.train.stage import Fitted, Result, StageContext, checkpoint_meta
 from vista.train.state import load_best
 
 LOG = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def train_foundation(config: RefreshConfig, settings: Settings) -> FoundationRep
         with ray_session(job.train.workers):
             state = train_on_ray(job, tracked, storage=stage.run.training(MODEL), name=config.run_id)
         _finish(stage, training, space, state, result)
-    meta = CheckpointMeta.model_validate_json((result.checkpoint / "model.json").read_bytes())
+    meta = checkpoint_meta(result.checkpoint)
     metrics = stage.measure(result.scores_N())
     tracked.finish(
         {f"test_{name}": value for name, value in metrics.model_dump().items() if value is not None},

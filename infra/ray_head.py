@@ -69,6 +69,8 @@ def start_ray_head(environment: Mapping[str, str], log: IO[bytes], logs: Path, l
         "RAY_AUTH_TOKEN": token,
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_raylet_start_wait_time_s": f"{START_S:.0f}",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # processes that a single node has no use for
+        "RAY_TRAIN_METRICS_ENABLED": "0",
     }
     guard = guarded(command, {**environment, **own}, log=log, scratch=scratch, logs=logs, lock=lock)
     return RayHead(

@@ -179,6 +179,21 @@ def test_rollback_goes_back_step_by_step_and_never_forth(backends: Backends) -> 
     assert forth.release.epoch == 3
 
 
+def test_a_rollback_that_was_killed_before_its_announcement_heals_and_goes_no_further(
+    backends: Backends,
+) -> None:
+    promoted(backends, 1)
+    second, third = promoted(backends, 2), promoted(backends, 3)
+    line = AuditLine(time_us=1, actor="me", action="rollback", reason="", before=third.id, after="r-4")
+    fourth = second.model_copy(update={"id": "r-4", "previous": third.id})
+    backends.catalog.swap_release(third.id, fourth, line)
+    assert served(backends) == {third.id}, "the kill was here"
+    done = rollback(backends, to="r-4", actor="me", reason="again")
+    assert (done.release, done.changed, done.regions) == (fourth, False, {})
+    assert served(backends) == {"r-4"}
+    assert len(backends.catalog.releases()) == 4
+
+
 def test_rollback_errors(backends: Backends) -> None:
     with pytest.raises(InputError, match="there is no release yet"):
         rollback(backends, to=None, actor="me", reason="")

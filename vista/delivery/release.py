@@ -77,7 +77,8 @@ def promote(
 def rollback(
     backends: Backends, *, to: str | None, actor: str, reason: str, dry_run: bool = False
 ) -> ReleaseReport:
-    """A new release that names what release `to` named; by default the one before what serves now.
+    """A new release that names what release `to` named; by default the one before what serves now. If `to`
+    names what serves, only the regions are healed: after a crash between a swap and its announcement.
 
     Raises `InputError` if there is no such release, `EpochError` if its epoch is withdrawn,
     `RegionNotReadyError` if no region holds it any more, `ReleaseConflictError`.
@@ -85,18 +86,19 @@ def rollback(
     releases = backends.catalog.releases()
     if not releases:
         raise InputError("there is no release yet: nothing to roll back")
-    target = _target(releases, to)
+    target, current = _target(releases, to), releases[-1]
+    if _content(target) == _content(current):
+        regions = {} if dry_run else announce(backends, current)
+        return ReleaseReport(release=current, before=current, changed=False, regions=regions)
     published_epoch(backends.catalog, target.space, target.epoch)
-    wanted = target.model_copy(update={"id": _new_id(), "previous": releases[-1].id})
+    wanted = target.model_copy(update={"id": _new_id(), "previous": current.id})
     missing = _regions_without(backends, wanted)
     if len(missing) == len(backends.stores):
         raise RegionNotReadyError(
             f"no region holds epoch {target.epoch} of {target.space} any more ({', '.join(missing)}): "
             "deliver it again, or roll back to a newer release with --to"
         )
-    return _swap(
-        backends, releases[-1], wanted, action="rollback", actor=actor, reason=reason, dry_run=dry_run
-    )
+    return _swap(backends, current, wanted, action="rollback", actor=actor, reason=reason, dry_run=dry_run)
 
 
 def retire(backends: Backends, *, space: str, epoch: int, actor: str, reason: str) -> None:

@@ -134,7 +134,10 @@ def _verify_region(
     faults = state.gaps(epoch, shards)
     faults += [f"region {name}: canary user {user} differs" for user in canaries_differ(epoch, store)]
     if not state.serves(release.id):
-        faults.append(f"region {name} has not passed release {release.id}: roll back or promote again")
+        faults.append(
+            f"region {name} has not passed release {release.id}: `python -m vista rollback --to {release.id} "
+            "--reason ...` announces it again"
+        )
     if letters:
         faults.append(f"region {name} keeps {letters} dead letters")
     return faults, f"region {name}: coverage {report.coverage:.2%}, lag {report.lag_records} records"
@@ -150,7 +153,7 @@ def _check_model(release: Release) -> None:
 def _said(action: str, done: ReleaseReport, dry_run: bool) -> str:
     before = "nothing" if done.before is None else f"{done.before.id} ({_what(done.before)})"
     if done.release == done.before:
-        return f"release {done.release.id} names these models already: nothing to do"
+        return f"release {done.release.id} names these models already: it stays"
     would = "would replace" if dry_run else "replaces"
     name = action if dry_run else done.release.id
     return f"{name}: {_what(done.release)} {would} {before}"

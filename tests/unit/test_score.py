@@ -242,6 +242,7 @@ def test_a_release_whose_epoch_the_catalog_lost_is_a_typed_error(settings: Setti
         (["--user", "7", "--candidates", "3,11"], 0, '"region": "east"'),
         (["--user", "seven", "--candidates", "3"], 2, "user id 'seven': write a whole number of 64 bits"),
         (["--user", "7", "--candidates", "3,x"], 2, "item id 'x': write a whole number of 64 bits"),
+        (["--user", "1_7", "--candidates", "3"], 2, "user id '1_7': write a whole number of 64 bits"),
         (["--user", str(2**63), "--candidates", "3"], 2, "write a whole number of 64 bits"),
         (["--user", "7", "--candidates", ","], 2, "0 item ids"),
         (["--user", "7"], 2, "Missing option '--candidates'"),

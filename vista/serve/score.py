@@ -4,6 +4,7 @@ Shape suffixes: C candidates, T tasks, S seeds, D width.
 """
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -186,6 +187,8 @@ def _ids(data: Path, name: str, texts: Sequence[str]) -> list[int]:
 
 def _number(name: str, text: str) -> int:
     try:
+        if not re.fullmatch(r"-?[0-9]+", text):  # int() also takes 1_7 and digits of other scripts
+            raise ValueError(text)
         return int(np.int64(int(text)))
     except (ValueError, OverflowError) as error:
         raise InputError(

@@ -340,9 +340,11 @@ def test_operators_of_an_empty_deployment_are_told_what_to_do(
     assert main(["releases"]) == 0
     assert main(["score", "--user", "1", "--candidates", "2"]) == 2
     assert main(["rollback"]) == 2
+    assert main(["rollback", "--reason", "x"]) == 1
     assert main(["verify"]) == 1
     assert main(["deliver-region", "--region", "north"]) == 2
     printed = capsys.readouterr()
     assert "nothing is released yet: run `make run`" in printed.out
     assert "--reason is missing" in printed.err
+    assert "after the loss of a log remove stages/deliver.json" in printed.err
     assert "region 'north' does not exist: east, west" in printed.err

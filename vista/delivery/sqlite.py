@@ -145,8 +145,8 @@ def fixed_buckets(database: Database, wanted: int | None) -> int:
         row = connection.execute("SELECT value FROM meta WHERE name = 'buckets'").fetchone()
     if row is None and wanted is None:
         raise BackendError(
-            f"{database.url} is empty: run `make run` first, or correct the URL; after the loss of a log remove "
-            "stages/deliver.json of the release's run and run `python -m vista deliver` again"
+            f"{database.url} is empty: run `make run` first, or correct the URL; after the loss of a log "
+            "remove stages/deliver.json of the release's run and run `python -m vista deliver` again"
         )
     if row is None:
         with database.write() as connection:

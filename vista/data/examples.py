@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vista.config import DataConfig
-from vista.data.schema import NO_LABEL, Days, Events
+from vista.data.schema import DAY_US, NO_LABEL, Days, Events
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +90,8 @@ def _session(
     position_C: NDArray[np.int64],
 ) -> _Cut:
     time_us_N = events.event_time_us_N
-    day_N = days.of(time_us_N)
-    first_N = user_start_N == np.arange(len(user_start_N))
-    first_N[1:] |= (np.diff(time_us_N) > config.session_gap_s * 1_000_000) | (np.diff(day_N) != 0)
-    cut_C = np.flatnonzero(first_N)[np.cumsum(first_N)[position_C] - 1]
+    gap = np.diff(time_us_N) > config.session_gap_s * 1_000_000
+    cut_C = _group_starts(user_start_N, gap | (np.diff(days.of(time_us_N)) != 0), position_C)
     return cut_C, time_us_N[cut_C]
 
 
@@ -105,7 +103,16 @@ def _day(
     position_C: NDArray[np.int64],
 ) -> _Cut:
     day_N = days.of(events.event_time_us_N)
+    cut_C = _group_starts(user_start_N, np.diff(day_N) != 0, position_C)
+    return cut_C, days.origin_us + day_N[position_C] * DAY_US
+
+
+def _group_starts(
+    user_start_N: NDArray[np.int64], parts: NDArray[np.bool_], position_C: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Where each candidate's group starts: at the user's first event, or where `parts` [N - 1] parts an event
+    from the one before it."""
     first_N = user_start_N == np.arange(len(user_start_N))
-    first_N[1:] |= np.diff(day_N) != 0
-    cut_C = np.flatnonzero(first_N)[np.cumsum(first_N)[position_C] - 1]
-    return cut_C, days.origin_us + day_N[position_C] * 86_400_000_000
+    first_N[1:] |= parts
+    starts_C: NDArray[np.int64] = np.flatnonzero(first_N)[np.cumsum(first_N)[position_C] - 1]
+    return starts_C

@@ -1,14 +1,13 @@
 """kill -9 of a training's worker and driver, and of an export: what comes out is what would have come out."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGKILL
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from training_data import (
     two_workers,
 )
 
+from infra.processes import descendants, guarded, stop, wait_until
 from vista.config import RefreshConfig
 from vista.summary.table import verify_attempt
 from vista.train.export_summaries import as_of_times
@@ -31,7 +31,7 @@ from vista.train.train_foundation import space_of
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 500.0
-AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+DRIVEN = (f"{sys.executable}\0-c\0", f"{sys.executable}\0-m\0vista\0")
 
 TRAINING = """
 import logging, sys
@@ -52,46 +52,23 @@ Path(storage, "state").write_text(str(state))
 
 @dataclass(frozen=True)
 class Driver:
-    """A process that runs a Ray of its own, and all that it has started."""
+    """A process with a Ray of its own below a guard, which ends all of it when the process has ended."""
 
-    process: "subprocess.Popen[bytes]"
+    guard: "subprocess.Popen[bytes]"
 
-    def descendants(self) -> dict[int, str]:
-        """Process id -> command line."""
-        parents: dict[int, int] = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    status = (entry / "stat").read_text()
-                except (FileNotFoundError, ProcessLookupError):
-                    continue  # it has ended since
-                parents[int(entry.name)] = int(status.rpartition(")")[2].split()[1])
-        found = {self.process.pid}
-        while more := {pid for pid, parent in parents.items() if parent in found} - found:
-            found |= more
-        return {pid: _command(pid) for pid in found - {self.process.pid}}
+    def processes(self) -> dict[int, str]:
+        """Process id -> command line, of everything below the guard."""
+        return {pid: _command(pid) for pid in descendants(self.guard.pid)}
 
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + LIMIT_S
-        while not condition():
-            assert self.process.poll() is None, f"the driver ended before {what}: {self.process.returncode}"
-            assert time.monotonic() < deadline, f"no {what} within {LIMIT_S:.0f} s"
-            time.sleep(0.002)
+        settled = wait_until(lambda: condition() or self.guard.poll() is not None, LIMIT_S, every_s=0.002)
+        assert settled, f"no {what} within {LIMIT_S:.0f} s"
+        assert self.guard.poll() is None, f"the driver ended before {what}: {self.guard.returncode}"
 
     def kill(self) -> None:
-        """kill -9 of the driver; its Ray ends by itself, but for two agents that only look once a minute."""
-        started = {pid: command for pid, command in self.descendants().items() if command}
-        self.process.kill()
-        self.process.wait()
-        agents = {pid for pid, command in started.items() if command.startswith(AGENTS)}
-        deadline = time.monotonic() + 60
-        while left := [pid for pid, command in started.items() if _command(pid) == command]:
-            if set(left) <= agents:
-                break
-            assert time.monotonic() < deadline, [started[pid] for pid in left]
-            time.sleep(0.05)
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
+        """kill -9 of the driver; returns when nothing that it had started is left."""
+        os.kill(next(pid for pid, command in self.processes().items() if command.startswith(DRIVEN)), SIGKILL)
+        self.guard.wait(LIMIT_S)
 
 
 def _command(pid: int) -> str:
@@ -105,18 +82,12 @@ def _command(pid: int) -> str:
 def driver(log: Path, *arguments: str, **environment: str) -> Iterator[Driver]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with log.open("ab") as file:
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            env=kept | {"OMP_NUM_THREADS": "1"} | environment,
-            stdout=file,
-            stderr=file,
-        )
+        command = [sys.executable, *arguments]
+        guard = guarded(command, kept | {"OMP_NUM_THREADS": "1"} | environment, log=file)
         try:
-            yield Driver(process)
+            yield Driver(guard)
         finally:
-            process.kill()
-            process.wait()
+            stop(guard)
 
 
 @pytest.mark.slow
@@ -133,15 +104,15 @@ def test_killed_worker_and_killed_driver(tmp_path: Path) -> None:
 
     with driver(log, *arguments) as first:
         first.wait_for(lambda: bool(checkpoints()), "checkpoint")
-        worker = next(pid for pid, name in first.descendants().items() if "RayTrainWorker" in name)
-        os.kill(worker, signal.SIGKILL)
+        worker = next(pid for pid, name in first.processes().items() if "RayTrainWorker" in name)
+        os.kill(worker, SIGKILL)
         newest = max(checkpoints())
         first.wait_for(lambda: max(checkpoints()) > newest, "checkpoint after the worker's death")
         assert not (storage / "state").exists()
         first.kill()
     assert Progress.model_validate_json((storage / "run.curve.json").read_text()).done is False
     with driver(log, *arguments) as second:
-        assert second.process.wait(LIMIT_S) == 0, log.read_text()[-4_000:]
+        assert second.guard.wait(LIMIT_S) == 0, log.read_text()[-4_000:]
 
     expected, weights = two_workers(job, tmp_path / "undisturbed")
     training = Training(job)
@@ -182,7 +153,7 @@ def test_killed_export_goes_on(tmp_path: Path) -> None:
     assert len(before) < total, "the export had ended before it was killed"
     assert usable_epochs(settings.catalog_url, space_of(stage)) == []
     with driver(log, *arguments, *options, **environment) as second:
-        assert second.process.wait(LIMIT_S) == 0, log.read_text()[-4_000:]
+        assert second.guard.wait(LIMIT_S) == 0, log.read_text()[-4_000:]
     after = shards()
     assert len(after) == total
     recomputed = sum(after[path] != before.get(path) for path in after)

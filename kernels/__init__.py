@@ -1,5 +1,8 @@
 """The operations that the model is built from; only torch (and triton, where there is one) is imported."""
 
-from kernels.reference import PHI, Phi, qla, qla_read, qla_state
+from kernels.activations import PHI, Phi
+from kernels.causal import qla_causal
+from kernels.reference import qla, qla_read, qla_state
+from kernels.silu_attention import PairBias, silu_attention
 
-__all__ = ["PHI", "Phi", "qla", "qla_read", "qla_state"]
+__all__ = ["PHI", "PairBias", "Phi", "qla", "qla_causal", "qla_read", "qla_state", "silu_attention"]

@@ -4,21 +4,10 @@ Shape suffixes: B users, L packed rows, H heads, D width of queries and keys, E 
 R rows of a chunk, S rows read per user. Rows of a user are [sources ; candidates], oldest first.
 """
 
-from collections.abc import Callable
-from typing import Literal
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-Phi = Literal["silu", "shifted_elu", "identity", "relu"]
-
-PHI: dict[Phi, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "shifted_elu": lambda x: F.elu(x - 1) + 1,  # appendix B.1.5: x from 1 on, e^(x - 1) below
-    "identity": lambda x: x,
-    "relu": F.relu,
-}
+from kernels.activations import PHI, Phi
 
 CHUNK_ROWS = 32
 """Rows are padded per user to a multiple of this. Fixed: it is the order of summation, so that a user's

@@ -6,29 +6,12 @@ from typing import get_args
 
 import pytest
 import torch
+from ragged import ACROSS_CHUNKS, NO_CANDIDATES, RAGGED, inputs
 from torch import Tensor
 
 from kernels import PHI, Phi, qla, qla_read, qla_state
 
 PHIS: tuple[Phi, ...] = get_args(Phi)
-
-# (sources, candidates) per user
-RAGGED = [(3, 2), (1, 0), (0, 2), (0, 0), (2, 1), (1, 1)]
-ACROSS_CHUNKS = [(31, 1), (33, 3), (0, 40), (70, 0), (32, 0)]
-NO_CANDIDATES = [(2, 0), (4, 0)]
-
-
-def _inputs(users: list[tuple[int, int]], *, seed: int = 0) -> tuple[Tensor, ...]:
-    """q, k, v in float64 that want gradients, offsets and candidate counts; 2 heads, D 3, E 2."""
-    draw = torch.Generator().manual_seed(seed)
-    sizes = torch.tensor([sources + candidates for sources, candidates in users])
-    rows = int(sizes.sum())
-    q, k, v = (
-        torch.randn(rows, 2, width, generator=draw, dtype=torch.float64, requires_grad=True)
-        for width in (3, 3, 2)
-    )
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
-    return q, k, v, offsets, torch.tensor([candidates for _, candidates in users])
 
 
 def _one_user_at_a_time(
@@ -54,7 +37,7 @@ def _one_user_at_a_time(
 @pytest.mark.parametrize("users", [RAGGED, ACROSS_CHUNKS, NO_CANDIDATES])
 @pytest.mark.parametrize("phi", PHIS)
 def test_equals_a_loop_over_users_with_its_gradients(users: list[tuple[int, int]], phi: Phi) -> None:
-    q, k, v, offsets, candidates = _inputs(users)
+    q, k, v, offsets, candidates = inputs(users)
     out = qla(q, k, v, offsets, candidates, phi=phi, phi_out="silu")
     expected = _one_user_at_a_time(q, k, v, offsets, candidates, phi, "silu")
     weights = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
@@ -68,7 +51,7 @@ def test_equals_a_loop_over_users_with_its_gradients(users: list[tuple[int, int]
 @pytest.mark.parametrize(("phi", "phi_out"), [*itertools.product(PHIS, ["silu"]), ("silu", "identity")])
 @pytest.mark.parametrize("users", [RAGGED, NO_CANDIDATES, [(1, 0)], [(0, 3)]])
 def test_gradcheck(users: list[tuple[int, int]], phi: Phi, phi_out: Phi) -> None:
-    q, k, v, offsets, candidates = _inputs(users)
+    q, k, v, offsets, candidates = inputs(users)
 
     def op(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return qla(q, k, v, offsets, candidates, phi=phi, phi_out=phi_out)
@@ -84,7 +67,7 @@ def _slope(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("phi", PHIS)
 def test_the_readme_derives_the_right_gradients(phi: Phi) -> None:
-    q, k, v, offsets, candidates = _inputs([(4, 3)])
+    q, k, v, offsets, candidates = inputs([(4, 3)])
     out = qla(q, k, v, offsets, candidates, phi=phi, phi_out="silu")
     d_out = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
     wanted = torch.autograd.grad(out, (q, k, v), d_out)
@@ -104,7 +87,7 @@ def test_the_readme_derives_the_right_gradients(phi: Phi) -> None:
 
 
 def test_its_halves_make_the_sources_rows() -> None:
-    q, k, v, offsets, candidates = _inputs([(3, 1), (3, 0)])
+    q, k, v, offsets, candidates = inputs([(3, 1), (3, 0)])
     whole = qla(q, k, v, offsets, candidates, phi="silu", phi_out="silu")
     state = qla_state(k, v, offsets, candidates, phi="silu")
     rows = torch.tensor([[0, 1, 2], [4, 5, 6]])
@@ -112,7 +95,7 @@ def test_its_halves_make_the_sources_rows() -> None:
 
 
 def test_no_candidate_moves_another_row() -> None:
-    q, k, v, offsets, candidates = _inputs([(5, 3)])
+    q, k, v, offsets, candidates = inputs([(5, 3)])
     out = qla(q, k, v, offsets, candidates, phi="silu", phi_out="silu")
     for row in (0, 4, 5, 7):
         gradients = torch.autograd.grad(out[row].sum(), (q, k, v), retain_graph=True)
@@ -120,7 +103,7 @@ def test_no_candidate_moves_another_row() -> None:
 
 
 def test_a_user_does_not_depend_on_its_batch() -> None:
-    q, k, v, offsets, candidates = _inputs([(40, 2), (3, 1), (100, 0)])
+    q, k, v, offsets, candidates = inputs([(40, 2), (3, 1), (100, 0)])
     together = qla(q, k, v, offsets, candidates, phi="silu", phi_out="silu")[42:46]
     alone = qla(
         q[42:46], k[42:46], v[42:46], torch.tensor([0, 4]), torch.tensor([1]), phi="silu", phi_out="silu"
@@ -129,7 +112,7 @@ def test_a_user_does_not_depend_on_its_batch() -> None:
 
 
 def test_without_sources_the_state_is_zero() -> None:
-    _, k, v, offsets, candidates = _inputs([(0, 2), (2, 0)])
+    _, k, v, offsets, candidates = inputs([(0, 2), (2, 0)])
     state = qla_state(k, v, offsets, candidates, phi="silu")
     assert bool((state[0] == 0).all())
     assert bool((state[1] != 0).any())

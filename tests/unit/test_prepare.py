@@ -1,6 +1,7 @@
 """A prepared data set: whole or not at all, the same bytes twice, the same content in any buckets."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -13,12 +14,15 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 
 from vista.config import DataConfig, GeneratedConfig, WindowConfig
 from vista.data.batches import BatchPlan
+from vista.data.bench import main as bench
+from vista.data.bucket import sorted_rows
 from vista.data.dataset import Dataset
-from vista.data.learn import Seen, learn, sorted_rows, windows_of
-from vista.data.partition import partition
+from vista.data.learn import Seen, learn, windows_of
+from vista.data.partition import Partition, runs_of
 from vista.data.prepare import PrepareReport, prepare_dataset
 from vista.data.schema import Batch, bucket_of, buckets_of
 from vista.errors import InputError, StageError
@@ -68,7 +72,7 @@ def sequence(dataset: Dataset) -> list[list[bytes]]:
 
 def test_the_number_of_buckets_changes_nothing(prepared: tuple[Path, PrepareReport], tmp_path: Path) -> None:
     report = prepare_dataset(data_of(buckets=7), tmp_path / "seven", WindowConfig())
-    assert report == prepared[1]
+    assert report.model_dump(exclude={"seconds"}) == prepared[1].model_dump(exclude={"seconds"})
     four, seven = Dataset.open(prepared[0]), Dataset.open(tmp_path / "seven")
     assert sequence(four) == sequence(seven)
     for kind in ("events", "candidates"):
@@ -142,8 +146,11 @@ def test_partition_keeps_arrival_order_across_runs(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("vista.data.partition.RUN_ROWS", 10)
     users = np.random.default_rng(0).integers(0, 9, 100)
     table = pa.table({"user_id": users, "arrival": np.arange(100)})
-    parts = partition(table.to_batches(max_chunksize=7), 5, tmp_path / "runs")
-    assert len(parts.runs) > 3
+    runs = list(runs_of(table.to_batches(max_chunksize=7)))
+    assert len(runs) > 3
+    parts = Partition(tmp_path / "runs", 5)
+    for run in runs:
+        parts.add(run)
     found = [parts.bucket(bucket) for bucket in range(5)]
     for bucket, rows in enumerate(found):
         assert rows["arrival"].to_pylist() == np.flatnonzero(buckets_of(users, 5) == bucket).tolist()
@@ -222,7 +229,7 @@ def test_a_damaged_data_set_is_an_error_that_names_the_file(
 
 def test_learning_refuses_what_cannot_be_learned_from() -> None:
     def seen(days: int, label: int) -> Seen:
-        collected = Seen()
+        collected = Seen(["label"], 0)
         rows = pl.DataFrame(
             {
                 "user_id": np.arange(days),
@@ -233,7 +240,7 @@ def test_learning_refuses_what_cannot_be_learned_from() -> None:
                 "label_label": np.full(days, label, np.uint8),
             }
         )
-        collected.add(rows, "label_label", 0)
+        collected.add(rows)
         return collected
 
     for days, label, reason in (
@@ -243,3 +250,20 @@ def test_learning_refuses_what_cannot_be_learned_from() -> None:
     ):
         with pytest.raises(InputError, match=reason):
             learn(seen(days, label), data_of(), WindowConfig())
+
+
+def test_the_benchmark_measures_every_part(tmp_path: Path) -> None:
+    arguments = ["--parquet-events", "20000", "--gzip-events", "10000", "--out", str(tmp_path / "bench.json")]
+    done = CliRunner().invoke(bench, arguments)
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "bench.json").read_text())
+    rows = {one["name"]: one["rows"] for one in report["measured"]}
+    assert rows.pop("batches") > 20_000
+    assert rows == {
+        "gzip CSV: read the source only": 10_000,
+        "gzip CSV: prepare": 10_000,
+        "Parquet: read the source only": 20_000,
+        "Parquet: prepare": 20_000,
+        "dense features only, one thread": 20_000,
+    }
+    assert all(one["wall_s"] > 0 and one["cpu_s"] > 0 for one in report["measured"])

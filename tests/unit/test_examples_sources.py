@@ -1,7 +1,8 @@
 """Shuffle the future of whole data sets: from the source's rows to what a batch holds, for every source.
 
 Everything at or after the start of a day is permuted, relabelled or deleted; all that a model is given of the
-days before must come out with the same bits.
+days before must come out with the same bits. So must all that it is given of the test day itself, but for the
+candidates, when histories are frozen at its start.
 """
 
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.testing import assert_array_equal
 from vista.config import DataConfig, GeneratedConfig, HistoryCut, WindowConfig
 from vista.data.batches import gather
 from vista.data.dataset import Dataset
+from vista.data.frozen import frozen
 from vista.data.prepare import prepare_dataset
 from vista.data.rejects import Rejects
 from vista.data.schema import NO_LABEL, Batch
@@ -67,6 +69,32 @@ def shuffled(rows: pl.DataFrame, from_us: int) -> pl.DataFrame:
     return pl.concat([rows.filter(~future), changed.filter(future)])
 
 
+def frozen_at(dataset: Dataset, day: int) -> Batch:
+    examples = frozen(dataset, dataset.examples(day, day + 1), dataset.day_start_us(day))
+    return gather(examples, np.arange(len(examples)), 10**6)
+
+
+def relabelled(rows: pl.DataFrame, from_us: int) -> pl.DataFrame:
+    """What is shown at or after `from_us` is shown as before, and ends otherwise: labels, actions, values."""
+    random = np.random.default_rng(0)
+    future = pl.col("event_time_us") >= from_us
+    label = [
+        pl.when(future & (pl.col(name) != NO_LABEL))
+        .then(1 - pl.col(name))
+        .otherwise(pl.col(name))
+        .alias(name)
+        for name in rows.columns
+        if name.startswith("label_")
+    ]
+    mask = pl.Series(random.integers(0, 4, rows.height), dtype=pl.UInt32)
+    value = pl.Series(random.random(rows.height), dtype=pl.Float32)
+    return rows.with_columns(
+        *label,
+        pl.when(future).then(mask).otherwise("action_mask").cast(pl.UInt32).alias("action_mask"),
+        pl.when(future).then(value).otherwise("value").alias("value"),
+    )
+
+
 def assert_same(before: Batch, after: Batch, names: tuple[str, ...]) -> None:
     for name in names:
         assert_array_equal(getattr(before, name), getattr(after, name), err_msg=name)
@@ -83,10 +111,20 @@ def check(config: DataConfig, tmp_path: Path, patch: pytest.MonkeyPatch, one_use
     after = prepared(shuffled(rows, from_us), config, tmp_path / "shuffled", patch)
     assert after.info.digest != whole.info.digest
     assert_same(before, given_before(after, day), (*COMPARED, "uih_value_L"))
+    last = whole.split().n
     if config.negatives_per_positive:
         return
+    blind = prepared(relabelled(rows, whole.day_start_us(last)), config, tmp_path / "relabelled", patch)
+    assert_frozen(frozen_at(whole, last), frozen_at(blind, last), whole.day_start_us(last))
     left = rows.filter(pl.col("event_time_us") < from_us)
     assert_same(before, given_before(prepared(left, config, tmp_path / "left", patch), day), COMPARED)
+
+
+def assert_frozen(before: Batch, after: Batch, boundary_us: int) -> None:
+    assert_same(before, after, tuple(name for name in COMPARED if name != "labels_CT"))
+    assert (before.labels_CT != after.labels_CT).all()
+    assert (before.cut_us_B <= boundary_us).all()
+    assert (before.uih_time_us_L < boundary_us).all()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -124,7 +162,7 @@ def test_amazon_electronics(mode: HistoryCut, tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("per_positive", [0, 2])
 @pytest.mark.parametrize("mode", MODES)
 def test_events(mode: HistoryCut, per_positive: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With sampled negatives nothing is deleted: the end of the split says which later positives are refused."""
+    """With sampled negatives nothing is deleted: a split's end says which later positives are refused."""
     write_shop(tmp_path)
     config = DataConfig(
         source="events", path=str(tmp_path), buckets=3, history_cut=mode, negatives_per_positive=per_positive

@@ -112,7 +112,7 @@ def check(config: DataConfig, tmp_path: Path, patch: pytest.MonkeyPatch, one_use
     assert after.info.digest != whole.info.digest
     assert_same(before, given_before(after, day), (*COMPARED, "uih_value_L"))
     last = whole.split().n
-    if config.negatives_per_positive:
+    if SOURCES[config.source].describe(config).negatives_per_positive:
         return
     blind = prepared(relabelled(rows, whole.day_start_us(last)), config, tmp_path / "relabelled", patch)
     assert_frozen(frozen_at(whole, last), frozen_at(blind, last), whole.day_start_us(last))
@@ -163,10 +163,8 @@ def test_amazon_electronics(mode: HistoryCut, tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("mode", MODES)
 def test_events(mode: HistoryCut, per_positive: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With sampled negatives nothing is deleted: a split's end says which later positives are refused."""
-    write_shop(tmp_path)
-    config = DataConfig(
-        source="events", path=str(tmp_path), buckets=3, history_cut=mode, negatives_per_positive=per_positive
-    )
+    write_shop(tmp_path, per_positive)
+    config = DataConfig(source="events", path=str(tmp_path), buckets=3, history_cut=mode)
     check(config, tmp_path, monkeypatch)
 
 
@@ -183,7 +181,7 @@ def write_amazon(folder: Path) -> None:
     (folder / "train.csv").write_text("\n".join(lines) + "\n")
 
 
-def write_shop(folder: Path) -> None:
+def write_shop(folder: Path, per_positive: int) -> None:
     """Six days of a few users in the order of time, with text ids, a value, a category and context."""
     random = np.random.default_rng(1)
     rows = [
@@ -194,5 +192,5 @@ def write_shop(folder: Path) -> None:
     (folder / "shop.csv").write_text("\n".join(["who,what,ts,bought,shelf,device,price", *rows]) + "\n")
     (folder / "events.yaml").write_text(
         "user: who\nitem: what\ntime: ts\ntime_unit: s\nlabel: bought\nvalue: price\ncategory: shelf\n"
-        "string_ids: [user, item]\ncontext:\n  device: 2\n"
+        f"string_ids: [user, item]\ncontext:\n  device: 2\nnegatives_per_positive: {per_positive}\n"
     )

@@ -25,9 +25,14 @@ from vista.data.learn import Seen, learn, windows_of
 from vista.data.partition import Partition, runs_of
 from vista.data.prepare import PrepareReport, prepare_dataset
 from vista.data.schema import Batch, bucket_of, buckets_of
+from vista.data.sources import SourceInfo
+from vista.data.sources.draft import describe_events
 from vista.errors import InputError, StageError
 
 SMALL = GeneratedConfig(users=60, items=128, events_per_user=40, days=6)
+
+
+INFO = SourceInfo(actions=("view",), context=(), tasks=("label",))
 
 
 def data_of(buckets: int = 4, **changes: object) -> DataConfig:
@@ -249,7 +254,11 @@ def test_learning_refuses_what_cannot_be_learned_from() -> None:
         (5, 255, "no row with a label"),
     ):
         with pytest.raises(InputError, match=reason):
-            learn(seen(days, label), data_of(), WindowConfig())
+            learn(seen(days, label), data_of(), INFO, WindowConfig())
+    sampling = INFO.model_copy(update={"negatives_per_positive": 1})
+    assert learn(seen(5, 1), data_of(), sampling, WindowConfig()).windows.n == 4
+    with pytest.raises(InputError, match="is 0 in every row"):
+        learn(seen(5, 0), data_of(), sampling, WindowConfig())
 
 
 def test_the_benchmark_measures_every_part(tmp_path: Path) -> None:
@@ -267,3 +276,35 @@ def test_the_benchmark_measures_every_part(tmp_path: Path) -> None:
         "dense features only, one thread": 20_000,
     }
     assert all(one["wall_s"] > 0 and one["cpu_s"] > 0 for one in report["measured"])
+
+
+def test_a_shop_of_positives_is_prepared_with_negatives(tmp_path: Path) -> None:
+    """From the draft of `describe-events` to candidates."""
+    shop, random = tmp_path / "shop", np.random.default_rng(0)
+    shop.mkdir()
+    orders = [
+        f"{random.integers(0, 40)},{random.integers(0, 60)},{1_767_225_600 + second},{random.integers(0, 3)}"
+        for second in np.sort(random.integers(0, 6 * 86_400, 600))
+    ]
+    (shop / "orders.csv").write_text("\n".join(["customer,product,ts,department", *orders]) + "\n")
+    (shop / "events.yaml").write_text(describe_events(str(shop)))
+    data = DataConfig(source="events", path=str(shop), buckets=3)
+    report = prepare_dataset(data, tmp_path / "data", WindowConfig())
+    dataset = Dataset.open(tmp_path / "data")
+    found = pl.read_parquet(tmp_path / "data" / "candidates")
+    positive, drawn = found.filter(~pl.col("sampled")), found.filter("sampled")
+    assert (positive["label_label"] == 1).all()
+    assert (drawn["label_label"] == 0).all()
+    assert (positive.height, report.dataset.rows) == (600, 600)
+    assert 2_300 < drawn.height <= 4 * 600  # at first few items are known
+    first_seen = dict(zip(dataset.items.id_R.tolist(), dataset.items.first_seen_us_R.tolist(), strict=True))
+    events = pl.read_parquet(tmp_path / "data" / "events")
+    for user, item, cut_us in drawn.select("user_id", "item_id", "cut_us").rows():
+        assert first_seen[item] < cut_us
+        own = events.filter((pl.col("user_id") == user) & (pl.col("event_time_us") < cut_us))
+        assert item not in own["item_id"]
+    examples = dataset.examples(0, dataset.split().n + 1)
+    assert int(examples.num_candidates_E.sum()) == found.height == report.dataset.candidates
+    again = prepare_dataset(data, tmp_path / "again", WindowConfig())
+    assert again.dataset.digest == report.dataset.digest
+    assert content(tmp_path / "again") == content(tmp_path / "data")

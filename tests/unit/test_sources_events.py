@@ -118,9 +118,31 @@ def test_many_files_are_one_stream_without_copies(tmp_path: Path) -> None:
 def test_positives_alone_need_negatives(tmp_path: Path) -> None:
     (tmp_path / "events.yaml").write_text("user: u\nitem: i\ntime: t\ntime_unit: s\nlabel: i >= 0\n")
     (tmp_path / "a.csv").write_text("u,i,t\n1,5,1700000000\n2,6,1700000000\n")
-    with pytest.raises(InputError, match="is 1 in all 2 rows"):
+    with pytest.raises(InputError, match=r"is 1 in all 2 rows.* write `negatives_per_positive: 4`"):
         events(tmp_path)
-    assert events(tmp_path, negatives_per_positive=2)["label_label"].to_list() == [1, 1]
+    base = "user: u\nitem: i\ntime: t\ntime_unit: s\nnegatives_per_positive: 2\n"
+    for label in ("", "label: i >= 0\n"):
+        (tmp_path / "events.yaml").write_text(base + label)
+        assert events(tmp_path)["label_label"].to_list() == [1, 1]
+        config = DataConfig(source="events", path=str(tmp_path))
+        assert SOURCES["events"].describe(config).negatives_per_positive == 2
+    (tmp_path / "events.yaml").write_text(base + "label: i < 0\n")
+    with pytest.raises(InputError, match="is 0 in all 2 rows"):
+        events(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "values"),
+    [("user,item,ts", ""), ("user,item,ts,clicked", ",1"), ("user,item,ts,event", ",purchase")],
+)
+def test_positives_alone_are_drafted_with_negatives(tmp_path: Path, columns: str, values: str) -> None:
+    rows = "".join(f"{row % 7},{row % 5},{1_700_000_000 + row}{values}\n" for row in range(50))
+    (tmp_path / "a.csv").write_text(f"{columns}\n{rows}")
+    text = describe_events(str(tmp_path))
+    mapping = parse_mapping(text.encode(), "draft")
+    assert (mapping.label, mapping.negatives_per_positive) == ("", 4)
+    assert "No column says what was shown in vain" in text
+    assert "It would be accepted." in text
 
 
 def test_reasons_of_rejects(tmp_path: Path) -> None:

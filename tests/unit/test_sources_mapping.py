@@ -59,6 +59,8 @@ def test_any_text_is_an_expression_or_refused(text: str) -> None:
     [
         (GOOD + "lable: x\n", "there is no key 'lable'. Did you mean 'label'"),
         (GOOD.replace("label: l\n", ""), "the key 'label' is missing: add a line such as `label: clicked"),
+        (GOOD.replace("label: l\n", ""), "add `negatives_per_positive: 4` instead"),
+        (GOOD + "negatives_per_positive: -1\n", "negatives_per_positive: Input should be greater than"),
         (
             GOOD.replace("time_unit: s", "time_unit: sec"),
             "time_unit: Input should be 's', 'ms', 'us' or 'iso8601'",

@@ -14,17 +14,18 @@ from vista.data.files import SOURCE_DATE, events_of
 from vista.data.learn import Learned, rows_of_column
 from vista.data.negatives import Positives, sample_negatives
 from vista.data.schema import EVENT_SCHEMA, Events
+from vista.data.sources import SourceInfo
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of a source's columns, in order."""
+    """A source, and the names of the columns that it leads to, in order."""
 
+    source: SourceInfo
     tasks: tuple[str, ...]
     context: tuple[str, ...]
     dense: tuple[str, ...]
     truth: tuple[str, ...]
-    actions: int
 
     def labels(self) -> list[str]:
         return [f"label_{task}" for task in self.tasks]
@@ -103,9 +104,11 @@ def cut_bucket(
         day=cuts.day_E[spots.example_C].astype(np.int32), cut_us=cuts.cut_us_E[spots.example_C]
     )
     events = events_of(rows.filter(~pl.col("candidate_only")), columns.tasks)
-    if data.negatives_per_positive:
+    if columns.source.negatives_per_positive:
         candidates, spots = _with_negatives(candidates, spots, events, learned, data, columns)
-    candidates = _with_features(candidates, spots, UsersPast(events, columns.actions), items, columns)
+    candidates = _with_features(
+        candidates, spots, UsersPast(events, len(columns.source.actions)), items, columns
+    )
     return _examples(rows, cuts, spots, learned), candidates
 
 
@@ -176,7 +179,7 @@ def _with_negatives(
         events,
         positives,
         items=len(learned.items.id_R),
-        per_positive=data.negatives_per_positive,
+        per_positive=columns.source.negatives_per_positive,
         seed=data.seed,
     )
     of_candidate = positive_C[source]

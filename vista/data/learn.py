@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from vista.config import DataConfig, WindowConfig
 from vista.data.dictionary import Dictionary
 from vista.data.schema import DAY_US, NO_LABEL, Days, Windows
+from vista.data.sources import SourceInfo
 from vista.errors import InputError
 
 MIN_DAYS = 3
@@ -87,11 +88,12 @@ class Learned:
         return np.where(np.isfinite(value_N), bucket_N, 0).astype(np.int32)
 
 
-def learn(seen: Seen, data: DataConfig, windows: WindowConfig) -> Learned:
-    """Raises `InputError` without candidates, on fewer than MIN_DAYS days or with a constant label."""
+def learn(seen: Seen, data: DataConfig, source: SourceInfo, windows: WindowConfig) -> Learned:
+    """Raises `InputError` without candidates, on fewer than MIN_DAYS days or with a constant label (a source
+    that samples negatives may have positives only)."""
     users, items = Dictionary.build(seen.users), Dictionary.build(seen.items)
     categories = Dictionary.build(seen.categories)
-    days, split = _calendar(seen.candidates(), data, windows)
+    days, split = _calendar(seen.candidates(), data, source, windows)
     category = seen.items.sort("first_seen_us", "id")["category_id"]  # in the order of the rows
     return Learned(
         users=users,
@@ -116,7 +118,9 @@ def windows_of(last_day: int, windows: WindowConfig) -> Windows:
     return Windows(first_day=0, k=min(k, last_day - 1), n=last_day)
 
 
-def _calendar(candidates: pl.DataFrame, data: DataConfig, windows: WindowConfig) -> tuple[Days, Windows]:
+def _calendar(
+    candidates: pl.DataFrame, data: DataConfig, source: SourceInfo, windows: WindowConfig
+) -> tuple[Days, Windows]:
     if not candidates.height:
         raise InputError(f"source {data.source!r} gave no row with a label: there is nothing to learn from")
     first, last = int(candidates["local_day"].min()), int(candidates["local_day"].max())  # type: ignore[arg-type]
@@ -126,10 +130,10 @@ def _calendar(candidates: pl.DataFrame, data: DataConfig, windows: WindowConfig)
             "retrain, test): give more days, or use clock user_fraction if users live within one sitting"
         )
     labels = candidates["label"].unique().to_list()
-    if len(labels) == 1 and not data.negatives_per_positive:
+    if len(labels) == 1 and not (labels[0] == 1 and source.negatives_per_positive):
         raise InputError(
-            f"label {data.tasks[0]!r} is {labels[0]} in every row: nothing can be learned from it; mend its "
-            "mapping, or set negatives_per_positive for a source of positives only"
+            f"label {data.tasks[0]!r} is {labels[0]} in every row: nothing can be learned from it; give rows "
+            "with another label too"
         )
     days = Days(first * DAY_US - data.day_offset_s * 1_000_000)
     return days, windows_of(last - first, windows)

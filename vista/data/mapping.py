@@ -7,6 +7,7 @@ A mapping is a small YAML file beside the data:
     time: ts
     time_unit: s                        # s, ms, us or iso8601
     label: clicked                      # a column of 0 and 1, or: action == 'purchase', rating >= 4
+    negatives_per_positive: 4           # instead of, or beside, a label: items drawn for each positive
     actions:                            # optional: what a history says of an event
       view: action == 'view'
     value: price                        # optional: a number of the event
@@ -30,7 +31,7 @@ import polars as pl
 import pyarrow.compute
 import yaml
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from vista.config import Frozen
 from vista.data.files import read_prepared
@@ -42,12 +43,15 @@ IdName = Literal["user", "item", "category"]
 MAX_ACTIONS = 31
 """Bits of `action_mask`, less the one for a positive label."""
 
+MAX_NEGATIVES = 1_000
+
 EXAMPLES = {
     "user": "user: user_id",
     "item": "item: item_id",
     "time": "time: timestamp",
     "time_unit": "time_unit: s",
     "label": "label: clicked   (or: label: rating >= 4)",
+    "negatives_per_positive": "negatives_per_positive: 4",
 }
 
 YES = ("1", "true", "True", "TRUE", "1.0")
@@ -140,7 +144,8 @@ class Mapping(Frozen):
     item: str = Field(min_length=1)
     time: str = Field(min_length=1)
     time_unit: TimeUnit
-    label: str
+    label: str = ""
+    negatives_per_positive: int = Field(0, ge=0, le=MAX_NEGATIVES)
     actions: dict[str, str] = Field({}, max_length=MAX_ACTIONS)
     value: str = ""
     category: str = ""
@@ -192,6 +197,15 @@ class Mapping(Frozen):
         if pattern.startswith("/") or ".." in pattern.split("/"):
             raise ValueError(f"{pattern!r} must stay inside the data folder")
         return pattern
+
+    @model_validator(mode="after")
+    def _says_what_to_learn(self) -> Self:
+        if not self.label and not self.negatives_per_positive:
+            raise ValueError(
+                f"the key 'label' is missing: add a line such as `{EXAMPLES['label']}`; if every row is "
+                f"something that a user chose, add `{EXAMPLES['negatives_per_positive']}` instead"
+            )
+        return self
 
     def expressions(self) -> dict[str, Expression]:
         """Every expression by the key that holds it."""
@@ -264,6 +278,9 @@ def parse_mapping(text: bytes, name: str) -> Mapping:
 
 
 def _problem(error: Any) -> str:
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not error["loc"]:
+        return message
     key = str(error["loc"][0])
     if error["type"] == "extra_forbidden":
         return f"there is no key {key!r}. {closest(key, list(Mapping.model_fields))}"
@@ -271,7 +288,7 @@ def _problem(error: Any) -> str:
         return f"the key {key!r} is missing: add a line such as `{EXAMPLES[key]}`"
     place = ": ".join(str(part) for part in error["loc"] if not str(part).startswith(("tuple", "int")))
     if error["type"] == "value_error":
-        return f"{place}: {error['msg'].removeprefix('Value error, ')}"
+        return f"{place}: {message}"
     return f"{place}: {error['msg']} (it is {str(error['input'])[:80]!r})"
 
 

@@ -137,11 +137,11 @@ class _Preparation:
         for name in ("events", "examples", "candidates"):
             (self.path / name).mkdir()
         columns = Columns(
+            source=self.source,
             tasks=self.data.tasks,
             context=tuple(f"context_{column.name}" for column in self.source.context),
             dense=dense_names(self.data.tasks, self.source.actions),
             truth=("true_probability",) if self.data.source == "generated" else (),
-            actions=len(self.source.actions),
         )
         parts, learned, items = self._read_and_learn(columns)
         with self._pass("cut"):
@@ -161,7 +161,7 @@ class _Preparation:
         with self._pass("read"):
             parts, seen = self._read()
         with self._pass("learn"):
-            learned = learn(seen, self.data, self.windows)
+            learned = learn(seen, self.data, self.source, self.windows)
             return parts, learned, _items_past(seen.events(), learned, columns)
 
     def _read(self) -> tuple[Partition, Seen]:

@@ -36,6 +36,11 @@ NAMES = {
 WANTED_EVENTS = ("purchase", "buy", "order", "transaction", "conversion", "click", "like")
 
 
+NEGATIVES = 4
+NO_LABEL_FOUND = (
+    "# No column says what was shown in vain: every row counts as an item that its user chose, and for each\n"
+    "# row others are drawn. If there is such a column, write `label: ` and what it must be instead.\n"
+)
 CAUTION = (
     "# context, if there is any: columns that are known when an item is shown, not what happened then:\n"
     "# context:\n#   device: [phone, tablet]\n"
@@ -100,6 +105,7 @@ class _Draft:
             "time": _scalar(self.time),
             "time_unit": self._time_unit(),
             "label": _scalar(self._label()),
+            "negatives_per_positive": "" if self._label() else str(NEGATIVES),
             "actions": "".join(f"\n  {name}: {_scalar(text)}" for name, text in self._actions().items()),
             "value": _scalar(self.value or ""),
             "category": _scalar(self.category or ""),
@@ -107,6 +113,8 @@ class _Draft:
             "separator": json.dumps(self.separator) if self.separator != "," else "",
         }
         head = f"# Drafted from {file}, whose columns are {', '.join(self.rows.columns)}. Check every line.\n"
+        if not self._label():
+            head += NO_LABEL_FOUND
         body = "".join(f"{key}: {value}\n" for key, value in lines.items() if value)
         return head + body.replace(": \n", ":\n") + CAUTION
 
@@ -130,10 +138,18 @@ class _Draft:
         ]
 
     def _label(self) -> str:
+        """The likeliest label, or "" if there is none or if it is 1 in every row: positives only."""
+        text = self._likely_label()
+        if not text:
+            return ""
+        truth = self.rows.select(Expression.parse(text).truth(self.rows.schema)).to_series()
+        return "" if (truth.drop_nulls() == 1).all() else text
+
+    def _likely_label(self) -> str:
         flags = self._flags()
         named = self._named("label")
         if named in flags:
-            return str(named)
+            return _column(str(named))
         if self.event is not None:
             values = self._values(self.event)
             wanted = [value for value in WANTED_EVENTS if value in values]
@@ -141,7 +157,7 @@ class _Draft:
                 return f"{_column(self.event)} == '{wanted[0]}'"
         if self.value is not None and "rating" in self.value.lower():
             return f"{_column(self.value)} >= 4"
-        return _column(flags[0]) if flags else CHANGE_ME
+        return _column(flags[0]) if flags else ""
 
     def _actions(self) -> dict[str, str]:
         label = self._label()

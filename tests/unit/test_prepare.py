@@ -308,3 +308,16 @@ def test_a_shop_of_positives_is_prepared_with_negatives(tmp_path: Path) -> None:
     again = prepare_dataset(data, tmp_path / "again", WindowConfig())
     assert again.dataset.digest == report.dataset.digest
     assert content(tmp_path / "again") == content(tmp_path / "data")
+
+
+def test_a_shop_of_one_item_has_no_negatives(tmp_path: Path) -> None:
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    rows = [f"{n % 5},1,{1_767_225_600 + n * 20_000}" for n in range(40)]
+    (shop / "orders.csv").write_text("\n".join(["customer,product,ts", *rows]) + "\n")
+    (shop / "events.yaml").write_text(describe_events(str(shop)))
+    with pytest.raises(
+        InputError, match="no negative could be drawn for 40 positives: there are only 1 items"
+    ):
+        prepare_dataset(DataConfig(source="events", path=str(shop)), tmp_path / "data", WindowConfig())
+    assert not (tmp_path / "data").exists()

@@ -127,7 +127,7 @@ def _calendar(
     if candidates["local_day"].n_unique() < MIN_DAYS:
         raise InputError(
             f"labels on {candidates['local_day'].n_unique()} days; at least {MIN_DAYS} are needed (train, "
-            "retrain, test): give more days, or use clock user_fraction if users live within one sitting"
+            "retrain, test): give events of more days"
         )
     labels = candidates["label"].unique().to_list()
     if len(labels) == 1 and not (labels[0] == 1 and source.negatives_per_positive):

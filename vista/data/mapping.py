@@ -22,6 +22,7 @@ A mapping is a small YAML file beside the data:
 """
 
 import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -44,6 +45,7 @@ MAX_ACTIONS = 31
 """Bits of `action_mask`, less the one for a positive label."""
 
 MAX_NEGATIVES = 1_000
+MAX_CONTEXT_VALUES = 1_000_000
 
 EXAMPLES = {
     "user": "user: user_id",
@@ -153,7 +155,7 @@ class Mapping(Frozen):
     string_ids: tuple[IdName, ...] = ()
     candidates: str = ""
     files: str = ""
-    separator: str = Field(",", min_length=1, max_length=1)
+    separator: str = ","
 
     @field_validator("label", "candidates")
     @classmethod
@@ -189,7 +191,20 @@ class Mapping(Frozen):
                 raise ValueError(
                     f"{name} has no values: list them, or write how many whole numbers from 0 there are"
                 )
+            if isinstance(values, int) and values > MAX_CONTEXT_VALUES:
+                raise ValueError(
+                    f"{name} has {values:,} values, more than {MAX_CONTEXT_VALUES:,}: leave it out"
+                )
         return context
+
+    @field_validator("separator")
+    @classmethod
+    def _is_plain(cls, separator: str) -> str:
+        if len(separator) != 1 or not (separator == "\t" or " " <= separator <= "~"):
+            raise ValueError(f"{separator!r} is not one plain character: write it as ';' or \"\\t\"")
+        if separator == '"':
+            raise ValueError("a quote cannot separate columns: it is what fields are quoted with")
+        return separator
 
     @field_validator("files")
     @classmethod
@@ -197,6 +212,14 @@ class Mapping(Frozen):
         if pattern.startswith("/") or ".." in pattern.split("/"):
             raise ValueError(f"{pattern!r} must stay inside the data folder")
         return pattern
+
+    @model_validator(mode="after")
+    def _context_is_not_the_label(self) -> Self:
+        if self.label and (column := Expression.parse(self.label).column) in self.context:
+            raise ValueError(
+                f"context: the label is made of {column!r}: leave it out, or every model is told the answer"
+            )
+        return self
 
     @model_validator(mode="after")
     def _says_what_to_learn(self) -> Self:
@@ -248,13 +271,20 @@ def load_mapping(folder: Path) -> tuple[Mapping, str]:
             else f"{folder} holds no mapping (a .yaml file that says what the columns mean): draft one with "
             f"`python -m vista describe-events {folder}` and save what it prints as {folder / 'events.yaml'}"
         )
-    return parse_mapping(found[0].read_bytes(), found[0].name), found[0].name
+    return parse_mapping(_content(found[0]), found[0].name), found[0].name
 
 
 def mapping_files(folder: Path) -> list[Path]:
     """YAML files of a folder that hold something, by name."""
     paths = [path for ending in ("*.yaml", "*.yml") for path in folder.glob(ending)]
-    return sorted(path for path in paths if path.is_file() and path.read_bytes().strip())
+    return sorted(path for path in paths if path.is_file() and _content(path).strip())
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path.name} cannot be read ({error.strerror}): let this user read it") from error
 
 
 def parse_mapping(text: bytes, name: str) -> Mapping:
@@ -289,7 +319,7 @@ def _problem(error: Any) -> str:
     place = ": ".join(str(part) for part in error["loc"] if not str(part).startswith(("tuple", "int")))
     if error["type"] == "value_error":
         return f"{place}: {message}"
-    return f"{place}: {error['msg']} (it is {str(error['input'])[:80]!r})"
+    return f"{place}: {error['msg']} (it is {reprlib.repr(error['input'])[:80]})"
 
 
 class StringIds:

@@ -147,6 +147,11 @@ class _Preparation:
         with self._pass("cut"):
             info, days = self._write(parts, learned, items, columns)
         shutil.rmtree(self.scratch)
+        if all(day.label_rate == 1.0 for day in days):
+            raise InputError(
+                f"no negative could be drawn for {info.candidates:,} positives: there are only "
+                f"{info.items:,} items, and every user has all known by then; give events of more items"
+            )
         check_newest_day(days)
         log.info("passes in seconds: %s", self.seconds)
         return PrepareReport(dataset=info, windows=learned.windows, days=days, seconds=self.seconds)

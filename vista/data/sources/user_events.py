@@ -29,7 +29,15 @@ from vista.data.sources.rows import (
     usable,
     whole_number,
 )
-from vista.data.sources.tables import TableFile, columns_of, files_in, folder_of, missing_column, read_table
+from vista.data.sources.tables import (
+    TableFile,
+    columns_of,
+    files_in,
+    folder_of,
+    missing_column,
+    read_table,
+    what_is_there,
+)
 from vista.errors import InputError
 
 PATTERNS = ("*.csv", "*.csv.gz", "*.parquet")
@@ -78,6 +86,9 @@ def read_mapped(
         for column, key in mapping.columns().items():
             if column not in there:
                 raise InputError(f"{name}: {key}: {missing_column(file, column, there, mapping.separator)}")
+    named = (mapping.user, mapping.item, mapping.time)
+    if len(set(named)) < 3:
+        raise InputError(f"{name}: user, item and time are {', '.join(named)}: name three columns")
     return _read(_Reader(mapping, rejects), files, name, config)
 
 
@@ -96,8 +107,8 @@ def data_files(folder: Path, mapping: Mapping) -> list[TableFile]:
     files = files_in(folder, *patterns)
     if not files:
         raise InputError(
-            f"{folder} holds no file that matches {' or '.join(patterns)}: put the event files there, or "
-            "name them with `files:` in the mapping"
+            f"{folder} holds no file that matches {' or '.join(patterns)}, but {what_is_there(folder)}: put "
+            "the event files there, or name them with `files:` in the mapping"
         )
     return files
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
-from vista.config import DataConfig, GeneratedConfig, WindowConfig
+from vista.config import DataConfig, GeneratedConfig, HistoryCut, WindowConfig
 from vista.data.batches import BatchPlan
 from vista.data.bench import main as bench
 from vista.data.bucket import sorted_rows
@@ -75,14 +75,32 @@ def sequence(dataset: Dataset) -> list[list[bytes]]:
     return [bytes_of(plan.batch(step)) for step in range(plan.steps)]
 
 
-def test_the_number_of_buckets_changes_nothing(prepared: tuple[Path, PrepareReport], tmp_path: Path) -> None:
-    report = prepare_dataset(data_of(buckets=7), tmp_path / "seven", WindowConfig())
-    assert report.model_dump(exclude={"seconds"}) == prepared[1].model_dump(exclude={"seconds"})
-    four, seven = Dataset.open(prepared[0]), Dataset.open(tmp_path / "seven")
-    assert sequence(four) == sequence(seven)
-    for kind in ("events", "candidates"):
-        a, b = (pl.read_parquet(path / kind) for path in (prepared[0], tmp_path / "seven"))
-        assert Counter(a.rows()) == Counter(b.rows())
+def write_orders(folder: Path) -> None:
+    """A shop of positives in no order of time; 40 customers, 60 products, 6 days."""
+    random = np.random.default_rng(0)
+    rows = [
+        f"{random.integers(0, 40)},{random.integers(0, 60)},{1_767_225_600 + second},{random.integers(0, 3)}"
+        for second in random.integers(0, 6 * 86_400, 600)
+    ]
+    folder.mkdir()
+    (folder / "orders.csv").write_text("\n".join(["customer,product,ts,department", *rows]) + "\n")
+    (folder / "events.yaml").write_text(describe_events(str(folder)))
+
+
+@pytest.mark.parametrize("source", ["generated", "events"])
+@pytest.mark.parametrize("mode", ["event", "session", "day"])
+def test_the_number_of_buckets_changes_nothing(mode: HistoryCut, source: str, tmp_path: Path) -> None:
+    """Nor do sampled negatives depend on it."""
+    write_orders(tmp_path / "shop")
+    several = []
+    for buckets in (1, 4, 7):
+        data = data_of(buckets, history_cut=mode, source=source, path=str(tmp_path / "shop"))
+        path = tmp_path / f"of-{buckets}"
+        report = prepare_dataset(data, path, WindowConfig()).model_dump(exclude={"seconds"})
+        rows = [Counter(pl.read_parquet(path / kind).rows()) for kind in ("events", "candidates")]
+        several.append((report, sequence(Dataset.open(path)), rows))
+    assert several[0] == several[1] == several[2]
+    assert len(several[0][1]) > 3
 
 
 def test_every_user_is_in_the_bucket_of_the_checksum(prepared: tuple[Path, PrepareReport]) -> None:
@@ -280,15 +298,8 @@ def test_the_benchmark_measures_every_part(tmp_path: Path) -> None:
 
 def test_a_shop_of_positives_is_prepared_with_negatives(tmp_path: Path) -> None:
     """From the draft of `describe-events` to candidates."""
-    shop, random = tmp_path / "shop", np.random.default_rng(0)
-    shop.mkdir()
-    orders = [
-        f"{random.integers(0, 40)},{random.integers(0, 60)},{1_767_225_600 + second},{random.integers(0, 3)}"
-        for second in np.sort(random.integers(0, 6 * 86_400, 600))
-    ]
-    (shop / "orders.csv").write_text("\n".join(["customer,product,ts,department", *orders]) + "\n")
-    (shop / "events.yaml").write_text(describe_events(str(shop)))
-    data = DataConfig(source="events", path=str(shop), buckets=3)
+    write_orders(tmp_path / "shop")
+    data = DataConfig(source="events", path=str(tmp_path / "shop"), buckets=3)
     report = prepare_dataset(data, tmp_path / "data", WindowConfig())
     dataset = Dataset.open(tmp_path / "data")
     found = pl.read_parquet(tmp_path / "data" / "candidates")

@@ -96,7 +96,7 @@ def foundation_in_place(config: RefreshConfig, settings: Settings) -> StageConte
     result, nothing = stage.result("foundation"), TrainedOn(first_day=0, end_day=1, rows=0)
     unfinished = result.begin()
     kept = save(unfinished.checkpoint, training.model, meta)
-    unfinished.write(Fitted(model="foundation", trained_on=nothing), training.predict(test_day, test_day + 1))
+    unfinished.write(Fitted(model="foundation", trained_on=nothing), training.test_scores(test_day))
     result.end(unfinished)
     report = FoundationReport(
         space=kept.space,

@@ -51,7 +51,6 @@ class DataConfig(Frozen):
     max_uih: int = Field(200, ge=1)
     max_candidates_per_user: int = Field(10_000, ge=1)
     tasks: tuple[str, ...] = Field(("label",), min_length=1)
-    negatives_per_positive: int = Field(0, ge=0)
     value_buckets: int = Field(16, ge=1)
     max_reject_fraction: float = Field(0.01, ge=0.0, le=1.0)
     seed: int = 0

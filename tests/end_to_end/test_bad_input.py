@@ -2,6 +2,7 @@
 half-written. What can be used all the same (copies, any order) is used, and counted."""
 
 import gzip
+import io
 import json
 import os
 import random
@@ -9,7 +10,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import time
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -47,6 +50,19 @@ class Case:
     message: tuple[str, ...]
     mapping: str = MAPPING
 
+
+def parquet(columns: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    pl.DataFrame(columns).write_parquet(file)
+    return file.getvalue()
+
+
+BOMB = (
+    "a0: &a0 [x, x]\n"
+    + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 20))
+    + MAPPING.replace("user_id", "*a19")
+)
+"""Written out it would be 9^19 words."""
 
 GOOD = HEADER + "".join(good_rows())
 CASES = {
@@ -99,6 +115,58 @@ CASES = {
     "broken YAML": Case({"a.csv": GOOD}, ("events.yaml, line", "not YAML"), MAPPING + "value: 'x\n"),
     "cut gzip file": Case(
         {"a.csv.gz": gzip.compress(GOOD.encode())[:-20]}, ("a.csv.gz cannot be read", "is it whole")
+    ),
+    "carriage returns only": Case(
+        {"a.csv": GOOD.replace("\n", "\r")}, ("a.csv: line 1 does not name columns", "end with a line feed")
+    ),
+    "gzip without its ending": Case(
+        {"a.csv": gzip.compress(GOOD.encode())}, ("name it a.csv.gz, it looks like gzip",)
+    ),
+    "another ending": Case({"a.CSV": GOOD}, ("holds no file that matches *.csv", "but a.CSV, events.yaml")),
+    "a date as seconds": Case(
+        {"a.csv": column(2, lambda second: f"2024-05-0{int(second) // 86_400 % 9 + 1}")},
+        ("time '2024-05-0", "in unit s: it looks like time_unit: iso8601"),
+    ),
+    "American dates": Case(
+        {"a.csv": column(2, lambda _: "5/1/2024")},
+        ("time '5/1/2024' is not a time", "write it as 2024-05-01T12:30:00Z"),
+        MAPPING.replace("unit: s", "unit: iso8601"),
+    ),
+    "times of day": Case(
+        {"a.parquet": parquet({"user_id": [1], "item_id": [2], "ts": [time(12, 30)], "clicked": [1]})},
+        ("a.parquet: column 'ts' holds Time", "write it in another type"),
+        MAPPING.replace("unit: s", "unit: iso8601"),
+    ),
+    "ids that floats cannot tell apart": Case(
+        {
+            "a.parquet": parquet(
+                {
+                    "user_id": pl.Series([2**25 + row for row in range(300)], dtype=pl.Float32),
+                    "item_id": [1] * 300,
+                    "ts": [1_700_000_000] * 300,
+                    "clicked": [1] * 300,
+                }
+            )
+        },
+        ("300 of 300 rows", "is not a whole number"),
+    ),
+    "one column for two": Case(
+        {"a.csv": GOOD},
+        ("events.yaml: user, item and time are user_id, user_id, ts: name three columns",),
+        MAPPING.replace("item_id", "user_id"),
+    ),
+    "the label as context": Case(
+        {"a.csv": GOOD},
+        ("the label is made of 'clicked': leave it out",),
+        MAPPING + "context: {clicked: 2}\n",
+    ),
+    "a context of ids": Case(
+        {"a.csv": GOOD},
+        ("item_id has 5,000,000 values, more than",),
+        MAPPING + "context: {item_id: 5000000}\n",
+    ),
+    "aliases without end": Case(
+        {"a.csv": GOOD}, ("events.yaml: user: Input should be a valid string",), BOMB
     ),
     "not Parquet": Case({"a.parquet": GOOD}, ("a.parquet is not a Parquet file",)),
     "open quote": Case(

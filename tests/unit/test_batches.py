@@ -135,7 +135,7 @@ def test_closing_the_iterator_ends_its_thread(examples: Examples) -> None:
     stream = batches(plan_of(examples))
     next(stream)
     stream.close()  # type: ignore[attr-defined]
-    assert not [thread for thread in threading.enumerate() if thread.name == "vista-batches"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "vista-ahead"]
 
 
 def test_an_error_of_the_thread_reaches_the_consumer(examples: Examples) -> None:

@@ -20,6 +20,7 @@ from vista.data.schema import DAY_US, NO_LABEL, Days, Events
 MODES: tuple[HistoryCut, ...] = ("event", "session", "day")
 DAYS = Days(0)
 ACTIONS = 2
+ITEMS = 5
 HOUR_US = 3_600_000_000
 
 Row = tuple[int, int, int, int, int, int]  # user, time, item, category, action, label
@@ -86,18 +87,19 @@ def seen_of(events: Events, cuts: Cuts) -> dict[tuple[int, int], Seen]:
     """By (user, seq) of the candidate."""
     example_C = cuts.example_C
     asked = Asked(
+        user_start_E=cuts.user_start_E,
+        cut_position_E=cuts.cut_position_E,
+        cut_us_E=cuts.cut_us_E,
+        example_C=example_C,
         item_row_C=events.item_row_N[cuts.position_C],
         category_row_C=events.category_row_N[cuts.position_C],
-        user_start_C=cuts.user_start_E[example_C],
-        cut_position_C=cuts.cut_position_E[example_C],
-        cut_us_C=cuts.cut_us_E[example_C],
     )
-    items = ItemsPast(events.item_row_N, events.event_time_us_N, events.labels_NT)
+    items = ItemsPast(events.item_row_N, events.event_time_us_N, events.labels_NT, ITEMS)
     dense_CF = dense_features(UsersPast(events, ACTIONS), items, asked)
     return {
         (int(events.user_id_N[row]), int(events.seq_N[row])): Seen(
-            int(asked.cut_us_C[place]),
-            uih(events, asked.user_start_C[place], asked.cut_position_C[place]),
+            int(cuts.cut_us_E[example_C[place]]),
+            uih(events, cuts.user_start_E[example_C[place]], cuts.cut_position_E[example_C[place]]),
             tuple(dense_CF[place].tolist()),
         )
         for place, row in enumerate(cuts.position_C)
@@ -234,11 +236,11 @@ def test_shuffling_the_future_catches_a_cut_that_is_off_by_one() -> None:
 def test_an_item_past_that_is_off_by_one_would_be_caught() -> None:
     """The item's rate at the candidate's own time must not hold the candidate's own label."""
     events = events_of([(user, HOUR_US * (user + 1), 1, 0, 0, 1) for user in range(30)])
-    items = ItemsPast(events.item_row_N, events.event_time_us_N, events.labels_NT)
-    count, sums, _ = items.before(events.item_row_N, events.event_time_us_N)
+    items = ItemsPast(events.item_row_N, events.event_time_us_N, events.labels_NT, ITEMS)
+    count, sums = items.before(events.item_row_N, items.places(events.event_time_us_N))
     assert_array_equal(count, np.arange(30))
     assert_array_equal(sums, np.stack([np.arange(30)] * 2, axis=1))
-    late, _, _ = items.before(events.item_row_N, events.event_time_us_N + 1)
+    late, _ = items.before(events.item_row_N, items.places(events.event_time_us_N + 1))
     assert_array_equal(late, np.arange(1, 31))
 
 

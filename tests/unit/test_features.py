@@ -55,13 +55,14 @@ def features_of(position: int) -> dict[str, float]:
     """Of the event at `position`, with its own time as the cut."""
     place = np.array([position])
     asked = Asked(
+        user_start_E=EVENTS.user_starts()[place],
+        cut_position_E=place,
+        cut_us_E=EVENTS.event_time_us_N[place],
+        example_C=np.zeros(1, np.int64),
         item_row_C=EVENTS.item_row_N[place],
         category_row_C=EVENTS.category_row_N[place],
-        user_start_C=EVENTS.user_starts()[place],
-        cut_position_C=place,
-        cut_us_C=EVENTS.event_time_us_N[place],
     )
-    items = ItemsPast(EVENTS.item_row_N, EVENTS.event_time_us_N, EVENTS.labels_NT)
+    items = ItemsPast(EVENTS.item_row_N, EVENTS.event_time_us_N, EVENTS.labels_NT, items=6)
     row = dense_features(UsersPast(EVENTS, 1), items, asked)[0]
     return dict(zip(dense_names(["click"], ["like"]), row.tolist(), strict=True))
 

@@ -35,45 +35,44 @@ def labels_of(examples: Examples) -> np.ndarray:
 def test_predicts_the_test_candidates_in_their_order(dataset: Dataset) -> None:
     """The planted signal shows in past label rates: well above chance, and lost if the order is not kept."""
     train, valid, test = parts(dataset)
-    probability, fit = fit_lightgbm(dataset, train, valid, test, seed=0)
+    model = fit_lightgbm(dataset, train, valid, seed=0)
+    probability = model.predict(test)
     labels = labels_of(test)
     assert probability.shape == labels.shape
     assert ((probability > 0) & (probability < 1)).all()
     assert auc(labels, probability) > 0.65
     assert auc(np.roll(labels, 7), probability) < 0.6
     first = test.where(np.arange(len(test)) < 10)
-    np.testing.assert_array_equal(
-        fit_lightgbm(dataset, train, valid, first, seed=0)[0], probability[: len(labels_of(first))]
-    )
-    assert set(fit.gain) == set(dataset.file.dense)
-    assert sum(fit.gain.values()) == pytest.approx(1)
+    np.testing.assert_array_equal(model.predict(first), probability[: len(labels_of(first))])
+    assert set(model.gain) == set(dataset.file.dense)
+    assert sum(model.gain.values()) == pytest.approx(1)
 
 
 def test_is_deterministic(dataset: Dataset) -> None:
-    first, first_fit = fit_lightgbm(dataset, *parts(dataset), seed=3)
-    second, second_fit = fit_lightgbm(dataset, *parts(dataset), seed=3)
-    np.testing.assert_array_equal(first, second)
-    assert first_fit == second_fit
+    train, valid, test = parts(dataset)
+    first, second = (fit_lightgbm(dataset, train, valid, seed=3) for _ in range(2))
+    np.testing.assert_array_equal(first.predict(test), second.predict(test))
+    assert (first.rounds, first.gain) == (second.rounds, second.gain)
 
 
 def test_labels_of_the_test_day_are_not_used(dataset: Dataset) -> None:
     train, valid, test = parts(dataset)
-    expected, _ = fit_lightgbm(dataset, train, valid, test, seed=0)
+    model = fit_lightgbm(dataset, train, valid, seed=0)
     flipped = 1 - test.candidates.labels_CT
     blind = replace(test, candidates=replace(test.candidates, labels_CT=flipped))
-    np.testing.assert_array_equal(fit_lightgbm(dataset, train, valid, blind, seed=0)[0], expected)
+    np.testing.assert_array_equal(model.predict(blind), model.predict(test))
 
 
 def test_without_validation_days_the_number_of_trees_is_fixed(dataset: Dataset) -> None:
-    train, _, test = parts(dataset)
-    _, fit = fit_lightgbm(dataset, train, dataset.examples(5, 5), test, seed=0)
-    assert fit.rounds == ROUNDS_WITHOUT_VALIDATION
+    train, _, _ = parts(dataset)
+    model = fit_lightgbm(dataset, train, dataset.examples(5, 5), seed=0)
+    assert model.rounds == ROUNDS_WITHOUT_VALIDATION
 
 
 def test_days_without_candidates_are_named(dataset: Dataset) -> None:
-    train, valid, test = parts(dataset)
+    train, valid, _ = parts(dataset)
     none = dataset.examples(5, 5)
     with pytest.raises(InputError, match="training days hold no candidates"):
-        fit_lightgbm(dataset, none, valid, test, seed=0)
+        fit_lightgbm(dataset, none, valid, seed=0)
     with pytest.raises(InputError, match="test days hold no candidates"):
-        fit_lightgbm(dataset, train, valid, none, seed=0)
+        fit_lightgbm(dataset, train, valid, seed=0).predict(none)

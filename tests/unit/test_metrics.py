@@ -45,7 +45,7 @@ def test_gauc_equals_scikit_learn_user_by_user(drawn: tuple[np.ndarray, np.ndarr
     own = [users == user for user in np.unique(users)]
     mixed = [mask for mask in own if 0 < labels[mask].sum() < mask.sum()]
     if not mixed:
-        assert metrics.measure(users, labels, scores).gauc is None
+        assert metrics.measure(users, labels, scores, scores).gauc is None
         with pytest.raises(InputError, match="both labels"):
             metrics.gauc(users, labels, scores)
         return
@@ -86,11 +86,14 @@ def test_calibration_error_by_hand() -> None:
 
 
 def test_measure_holds_every_metric() -> None:
-    measured = metrics.measure(USERS, LABELS, SCORES)
+    frozen = np.array([0.9, 0.1, 0.3, 0.8, 0.2])
+    measured = metrics.measure(USERS, LABELS, SCORES, frozen)
     assert measured.auc == metrics.auc(LABELS, SCORES)
     assert measured.ne == metrics.normalized_entropy(LABELS, SCORES)
     assert measured.log_loss == metrics.log_loss(LABELS, SCORES)
-    assert measured.gauc == metrics.gauc(USERS, LABELS, SCORES) == pytest.approx((2 * 1 + 3 * 0.75) / 5)
+    assert measured.gauc == metrics.gauc(USERS, LABELS, frozen)
+    assert measured.gauc != metrics.gauc(USERS, LABELS, SCORES) == pytest.approx((2 * 1 + 3 * 0.75) / 5)
+    assert metrics.measure(USERS, LABELS, SCORES).gauc is None
     assert measured.calibration == metrics.calibration(LABELS, SCORES)
     assert measured.ece == metrics.expected_calibration_error(LABELS, SCORES)
     assert measured.rows == 5
@@ -98,16 +101,17 @@ def test_measure_holds_every_metric() -> None:
 
 def test_by_slice_measures_each_mask_and_says_where_it_cannot() -> None:
     slices = {"nine": USERS == 9, "positives": LABELS == 1, "nobody": np.zeros(5, dtype=bool)}
-    measured = metrics.by_slice(slices, USERS, LABELS, SCORES)
+    scores = metrics.Scores(SCORES, SCORES[::-1])
+    measured = metrics.by_slice(slices, USERS, LABELS, scores)
     assert measured == {
-        "nine": metrics.measure(USERS[2:], LABELS[2:], SCORES[2:]),
+        "nine": metrics.measure(USERS[2:], LABELS[2:], SCORES[2:], SCORES[::-1][2:]),
         "positives": None,
         "nobody": None,
     }
     with pytest.raises(InputError, match="slice 'short' is bool of shape"):
-        metrics.by_slice({"short": np.ones(4, dtype=bool)}, USERS, LABELS, SCORES)
+        metrics.by_slice({"short": np.ones(4, dtype=bool)}, USERS, LABELS, scores)
     with pytest.raises(InputError, match="slice 'numbers' is int64"):
-        metrics.by_slice({"numbers": np.ones(5, dtype=np.int64)}, USERS, LABELS, SCORES)
+        metrics.by_slice({"numbers": np.ones(5, dtype=np.int64)}, USERS, LABELS, scores)
 
 
 @pytest.mark.parametrize(

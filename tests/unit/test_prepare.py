@@ -1,6 +1,7 @@
 """A prepared data set: whole or not at all, the same bytes twice, the same content in any buckets."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -13,17 +14,25 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 
-from vista.config import DataConfig, GeneratedConfig, WindowConfig
+from vista.config import DataConfig, GeneratedConfig, HistoryCut, WindowConfig
 from vista.data.batches import BatchPlan
+from vista.data.bench import main as bench
+from vista.data.bucket import sorted_rows
 from vista.data.dataset import Dataset
-from vista.data.learn import Seen, learn, sorted_rows, windows_of
-from vista.data.partition import partition
+from vista.data.learn import Seen, learn, windows_of
+from vista.data.partition import Partition, runs_of
 from vista.data.prepare import PrepareReport, prepare_dataset
 from vista.data.schema import Batch, bucket_of, buckets_of
+from vista.data.sources import SourceInfo
+from vista.data.sources.draft import describe_events
 from vista.errors import InputError, StageError
 
 SMALL = GeneratedConfig(users=60, items=128, events_per_user=40, days=6)
+
+
+INFO = SourceInfo(actions=("view",), context=(), tasks=("label",))
 
 
 def data_of(buckets: int = 4, **changes: object) -> DataConfig:
@@ -66,14 +75,32 @@ def sequence(dataset: Dataset) -> list[list[bytes]]:
     return [bytes_of(plan.batch(step)) for step in range(plan.steps)]
 
 
-def test_the_number_of_buckets_changes_nothing(prepared: tuple[Path, PrepareReport], tmp_path: Path) -> None:
-    report = prepare_dataset(data_of(buckets=7), tmp_path / "seven", WindowConfig())
-    assert report == prepared[1]
-    four, seven = Dataset.open(prepared[0]), Dataset.open(tmp_path / "seven")
-    assert sequence(four) == sequence(seven)
-    for kind in ("events", "candidates"):
-        a, b = (pl.read_parquet(path / kind) for path in (prepared[0], tmp_path / "seven"))
-        assert Counter(a.rows()) == Counter(b.rows())
+def write_orders(folder: Path) -> None:
+    """A shop of positives in no order of time; 40 customers, 60 products, 6 days."""
+    random = np.random.default_rng(0)
+    rows = [
+        f"{random.integers(0, 40)},{random.integers(0, 60)},{1_767_225_600 + second},{random.integers(0, 3)}"
+        for second in random.integers(0, 6 * 86_400, 600)
+    ]
+    folder.mkdir()
+    (folder / "orders.csv").write_text("\n".join(["customer,product,ts,department", *rows]) + "\n")
+    (folder / "events.yaml").write_text(describe_events(str(folder)))
+
+
+@pytest.mark.parametrize("source", ["generated", "events"])
+@pytest.mark.parametrize("mode", ["event", "session", "day"])
+def test_the_number_of_buckets_changes_nothing(mode: HistoryCut, source: str, tmp_path: Path) -> None:
+    """Nor do sampled negatives depend on it."""
+    write_orders(tmp_path / "shop")
+    several = []
+    for buckets in (1, 4, 7):
+        data = data_of(buckets, history_cut=mode, source=source, path=str(tmp_path / "shop"))
+        path = tmp_path / f"of-{buckets}"
+        report = prepare_dataset(data, path, WindowConfig()).model_dump(exclude={"seconds"})
+        rows = [Counter(pl.read_parquet(path / kind).rows()) for kind in ("events", "candidates")]
+        several.append((report, sequence(Dataset.open(path)), rows))
+    assert several[0] == several[1] == several[2]
+    assert len(several[0][1]) > 3
 
 
 def test_every_user_is_in_the_bucket_of_the_checksum(prepared: tuple[Path, PrepareReport]) -> None:
@@ -142,8 +169,11 @@ def test_partition_keeps_arrival_order_across_runs(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("vista.data.partition.RUN_ROWS", 10)
     users = np.random.default_rng(0).integers(0, 9, 100)
     table = pa.table({"user_id": users, "arrival": np.arange(100)})
-    parts = partition(table.to_batches(max_chunksize=7), 5, tmp_path / "runs")
-    assert len(parts.runs) > 3
+    runs = list(runs_of(table.to_batches(max_chunksize=7)))
+    assert len(runs) > 3
+    parts = Partition(tmp_path / "runs", 5)
+    for run in runs:
+        parts.add(run)
     found = [parts.bucket(bucket) for bucket in range(5)]
     for bucket, rows in enumerate(found):
         assert rows["arrival"].to_pylist() == np.flatnonzero(buckets_of(users, 5) == bucket).tolist()
@@ -222,7 +252,7 @@ def test_a_damaged_data_set_is_an_error_that_names_the_file(
 
 def test_learning_refuses_what_cannot_be_learned_from() -> None:
     def seen(days: int, label: int) -> Seen:
-        collected = Seen()
+        collected = Seen(["label"], 0)
         rows = pl.DataFrame(
             {
                 "user_id": np.arange(days),
@@ -233,7 +263,7 @@ def test_learning_refuses_what_cannot_be_learned_from() -> None:
                 "label_label": np.full(days, label, np.uint8),
             }
         )
-        collected.add(rows, "label_label", 0)
+        collected.add(rows)
         return collected
 
     for days, label, reason in (
@@ -242,4 +272,63 @@ def test_learning_refuses_what_cannot_be_learned_from() -> None:
         (5, 255, "no row with a label"),
     ):
         with pytest.raises(InputError, match=reason):
-            learn(seen(days, label), data_of(), WindowConfig())
+            learn(seen(days, label), data_of(), INFO, WindowConfig())
+    sampling = INFO.model_copy(update={"negatives_per_positive": 1})
+    assert learn(seen(5, 1), data_of(), sampling, WindowConfig()).windows.n == 4
+    with pytest.raises(InputError, match="is 0 in every row"):
+        learn(seen(5, 0), data_of(), sampling, WindowConfig())
+
+
+def test_the_benchmark_measures_every_part(tmp_path: Path) -> None:
+    arguments = ["--parquet-events", "20000", "--gzip-events", "10000", "--out", str(tmp_path / "bench.json")]
+    done = CliRunner().invoke(bench, arguments)
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "bench.json").read_text())
+    rows = {one["name"]: one["rows"] for one in report["measured"]}
+    assert rows.pop("batches") > 20_000
+    assert rows == {
+        "gzip CSV: read the source only": 10_000,
+        "gzip CSV: prepare": 10_000,
+        "Parquet: read the source only": 20_000,
+        "Parquet: prepare": 20_000,
+        "dense features only, one thread": 20_000,
+    }
+    assert all(one["wall_s"] > 0 and one["cpu_s"] > 0 for one in report["measured"])
+
+
+def test_a_shop_of_positives_is_prepared_with_negatives(tmp_path: Path) -> None:
+    """From the draft of `describe-events` to candidates."""
+    write_orders(tmp_path / "shop")
+    data = DataConfig(source="events", path=str(tmp_path / "shop"), buckets=3)
+    report = prepare_dataset(data, tmp_path / "data", WindowConfig())
+    dataset = Dataset.open(tmp_path / "data")
+    found = pl.read_parquet(tmp_path / "data" / "candidates")
+    positive, drawn = found.filter(~pl.col("sampled")), found.filter("sampled")
+    assert (positive["label_label"] == 1).all()
+    assert (drawn["label_label"] == 0).all()
+    assert (positive.height, report.dataset.rows) == (600, 600)
+    assert 2_300 < drawn.height <= 4 * 600  # at first few items are known
+    first_seen = dict(zip(dataset.items.id_R.tolist(), dataset.items.first_seen_us_R.tolist(), strict=True))
+    events = pl.read_parquet(tmp_path / "data" / "events")
+    for user, item, cut_us in drawn.select("user_id", "item_id", "cut_us").rows():
+        assert first_seen[item] < cut_us
+        own = events.filter((pl.col("user_id") == user) & (pl.col("event_time_us") < cut_us))
+        assert item not in own["item_id"]
+    examples = dataset.examples(0, dataset.split().n + 1)
+    assert int(examples.num_candidates_E.sum()) == found.height == report.dataset.candidates
+    again = prepare_dataset(data, tmp_path / "again", WindowConfig())
+    assert again.dataset.digest == report.dataset.digest
+    assert content(tmp_path / "again") == content(tmp_path / "data")
+
+
+def test_a_shop_of_one_item_has_no_negatives(tmp_path: Path) -> None:
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    rows = [f"{n % 5},1,{1_767_225_600 + n * 20_000}" for n in range(40)]
+    (shop / "orders.csv").write_text("\n".join(["customer,product,ts", *rows]) + "\n")
+    (shop / "events.yaml").write_text(describe_events(str(shop)))
+    with pytest.raises(
+        InputError, match="no negative could be drawn for 40 positives: there are only 1 items"
+    ):
+        prepare_dataset(DataConfig(source="events", path=str(shop)), tmp_path / "data", WindowConfig())
+    assert not (tmp_path / "data").exists()

@@ -15,7 +15,7 @@ from vista.errors import InputError
 from vista.evaluate import figures
 from vista.evaluate.bootstrap import paired_bootstrap
 from vista.evaluate.gate import decide
-from vista.evaluate.metrics import by_slice, calibration_bins, measure
+from vista.evaluate.metrics import Scores, by_slice, calibration_bins, measure
 from vista.evaluate.refresh_report import (
     ModelFigures,
     RefreshReport,
@@ -82,12 +82,13 @@ def example_report() -> RefreshReport:
         "users": 25_156,
         "oracle_auc": 0.7614,
         "models": {
-            name: ModelFigures(**measure(users, labels, one).model_dump(), trained_on=trained_on)
+            name: ModelFigures(**measure(users, labels, one, one).model_dump(), trained_on=trained_on)
             for name, one in scores.items()
         },
         "slices": {
             slice_: {
-                name: by_slice({slice_: mask}, users, labels, one)[slice_] for name, one in scores.items()
+                name: by_slice({slice_: mask}, users, labels, Scores(one, one))[slice_]
+                for name, one in scores.items()
             }
             for slice_, mask in slices.items()
         },

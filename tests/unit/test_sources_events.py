@@ -118,9 +118,31 @@ def test_many_files_are_one_stream_without_copies(tmp_path: Path) -> None:
 def test_positives_alone_need_negatives(tmp_path: Path) -> None:
     (tmp_path / "events.yaml").write_text("user: u\nitem: i\ntime: t\ntime_unit: s\nlabel: i >= 0\n")
     (tmp_path / "a.csv").write_text("u,i,t\n1,5,1700000000\n2,6,1700000000\n")
-    with pytest.raises(InputError, match="is 1 in all 2 rows"):
+    with pytest.raises(InputError, match=r"is 1 in all 2 rows.* write `negatives_per_positive: 4`"):
         events(tmp_path)
-    assert events(tmp_path, negatives_per_positive=2)["label_label"].to_list() == [1, 1]
+    base = "user: u\nitem: i\ntime: t\ntime_unit: s\nnegatives_per_positive: 2\n"
+    for label in ("", "label: i >= 0\n"):
+        (tmp_path / "events.yaml").write_text(base + label)
+        assert events(tmp_path)["label_label"].to_list() == [1, 1]
+        config = DataConfig(source="events", path=str(tmp_path))
+        assert SOURCES["events"].describe(config).negatives_per_positive == 2
+    (tmp_path / "events.yaml").write_text(base + "label: i < 0\n")
+    with pytest.raises(InputError, match="is 0 in all 2 rows"):
+        events(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "values"),
+    [("user,item,ts", ""), ("user,item,ts,clicked", ",1"), ("user,item,ts,event", ",purchase")],
+)
+def test_positives_alone_are_drafted_with_negatives(tmp_path: Path, columns: str, values: str) -> None:
+    rows = "".join(f"{row % 7},{row % 5},{1_700_000_000 + 9_000 * row}{values}\n" for row in range(50))
+    (tmp_path / "a.csv").write_text(f"{columns}\n{rows}")
+    text = describe_events(str(tmp_path))
+    mapping = parse_mapping(text.encode(), "draft")
+    assert (mapping.label, mapping.negatives_per_positive) == ("", 4)
+    assert "No column says what was shown in vain" in text
+    assert "It would be accepted." in text
 
 
 def test_reasons_of_rejects(tmp_path: Path) -> None:
@@ -205,6 +227,43 @@ def test_the_draft_shows_what_would_be_rejected(tmp_path: Path) -> None:
     assert text.startswith("# The mapping in mine.yaml stands as it is.")
     assert "51 rejected" in text
     assert "it looks like time_unit: s" in text
+
+
+@pytest.mark.parametrize(
+    ("columns", "values", "label"),
+    [
+        ("clicked", ("no", "yes"), "clicked == 'yes'"),
+        ("clicked", ("0", ""), "clicked"),  # refused by the trial, with the line
+        ("clicked", ("1", ""), "clicked"),
+        ("clicked", ("NULL", "NaN"), "CHANGE_ME"),
+        ("label,clicked", ("1,0", "1,1"), "clicked"),
+        ("Is Click", ("0", "1"), "`Is Click`"),
+    ],
+)
+def test_a_label_that_is_not_plain_is_not_taken_for_none(
+    tmp_path: Path, columns: str, values: tuple[str, str], label: str
+) -> None:
+    rows = "".join(
+        f"{row % 7},{row % 5},{1_700_000_000 + 9_000 * row},{values[row % 2]}\n" for row in range(50)
+    )
+    (tmp_path / "a.csv").write_text(f"user,item,ts,{columns}\n{rows}")
+    text = describe_events(str(tmp_path))
+    mapping = parse_mapping(text.encode(), "draft")
+    assert (mapping.label, mapping.negatives_per_positive) == (label, 0)
+    assert ("It would be refused" in text) == (label == "CHANGE_ME" or values[1] == "")
+
+
+def test_the_trial_counts_days(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(
+        "user,item,ts,clicked\n" + "".join(f"1,{n},{1_700_000_000 + n},{n % 2}\n" for n in range(9))
+    )
+    assert "It would be refused: labels on 1 days; at least 3 are needed." in describe_events(str(tmp_path))
+
+
+def test_a_draft_of_rows_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("# export of today\nuser,item,ts\n1,2,3\n")
+    with pytest.raises(InputError, match=r"no row of a\.csv can be read: a\.csv, line 2: has 3 fields"):
+        describe_events(str(tmp_path))
 
 
 def test_a_draft_without_an_answer_says_so(tmp_path: Path) -> None:

@@ -138,6 +138,12 @@ def test_absent_data_say_where_it_is_published(tmp_path: Path) -> None:
         events(tmp_path / "nowhere")
 
 
+def test_a_log_without_a_column_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log_standard_pure.csv").write_text(HEADER.replace("tab", "page") + line(1, 2, NOON_MS))
+    with pytest.raises(InputError, match=r"log_standard_pure\.csv has no column 'tab'"):
+        events(tmp_path)
+
+
 @pytest.mark.real_data
 def test_public_split_of_kuairand_pure(data_dir: Path) -> None:
     """Rows, copies, history and the split by `date`, as the data README states them."""

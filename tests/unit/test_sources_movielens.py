@@ -11,7 +11,7 @@ from vista.config import DataConfig, SourceName
 from vista.data.clocks import VIRTUAL_DAYS, VIRTUAL_START_US
 from vista.data.rejects import Rejects
 from vista.data.sources import SOURCES
-from vista.errors import InputError
+from vista.errors import InputError, RejectedDataError
 
 
 def events(
@@ -166,3 +166,19 @@ def test_amazon_rows_that_contradict_their_user_are_rejected(tmp_path: Path) -> 
     ]
     with pytest.raises(InputError, match="reczoo"):
         events("amazon_electronics", tmp_path / "..")
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ("", InputError, "holds no rows"),
+        ("1,1,2,3,5^x,1^1\n", RejectedDataError, "item_history '5\\^x' holds something else than ids"),
+        ("2,1,2,3,5,1\n", RejectedDataError, "label '2' is neither 0 nor 1"),
+    ],
+)
+def test_amazon_files_without_a_usable_row_are_explained(
+    tmp_path: Path, rows: str, error: type[InputError], message: str
+) -> None:
+    (tmp_path / "train.csv").write_text(AMAZON + rows)
+    with pytest.raises(error, match=message):
+        events("amazon_electronics", tmp_path)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_array_equal
 from torch import Tensor
 from training_data import DAYS, prepare_small, small_job, two_workers
 
@@ -80,6 +81,20 @@ def test_the_best_weights_stay_and_patience_ends_it(dataset: Path, tmp_path: Pat
     reloaded = Training(job)
     assert load_best(tmp_path, reloaded.model) == progress
     assert_equal(reloaded.model.state_dict(), training.model.state_dict())
+
+
+def test_the_test_day_is_scored_with_own_and_with_frozen_histories(dataset: Path) -> None:
+    """An event of the day moves the own score of a later session, not the frozen one."""
+    training = Training(small_job(dataset))
+    data, day = training.dataset, DAYS - 1
+    examples = data.examples(day, day + 1)
+    newest_us_E = data.events.event_time_us_N[examples.history_start_E + examples.history_length_E - 1]
+    late = examples.where(newest_us_E >= data.day_start_us(day)).candidate_ids()
+    scores = training.test_scores(day)
+    assert len(late)
+    assert_array_equal(np.isnan(scores.own_N), np.isnan(scores.frozen_N))
+    assert (scores.own_N[late] != scores.frozen_N[late]).all()
+    assert_array_equal(scores.own_N, training.predict(day, day + 1))
 
 
 def test_without_validation_days_the_last_weights_stay(dataset: Path) -> None:

@@ -14,6 +14,7 @@ from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import AuditLine, Epoch, Release
 from vista.delivery.publish import commit
 from vista.errors import BackendError, CheckpointError, LeakError
+from vista.evaluate.metrics import Scores
 from vista.evaluate.refresh_report import TrainedOn
 from vista.model.checkpoint import load, save
 from vista.model.ranker import Ranker
@@ -93,8 +94,10 @@ def test_every_row_is_joined_and_checked(stage: StageContext, good: Training) ->
     rows = good.dataset.examples(windows.k, windows.n + 1).num_candidates_E.sum()
     assert (join.rows, join.without_summary) == (rows, 0)
     assert 0 < join.oldest_summary_s <= 86_400
-    scores_N = good.predict(windows.n, windows.n + 1)
-    assert np.isfinite(scores_N[stage.test_rows()]).all()
+    scores = good.test_scores(windows.n).take(stage.test_rows())
+    assert np.isfinite(scores.own_N).all()
+    # this model has no dense features, and the day's sessions have the summary of its start
+    np.testing.assert_array_equal(scores.own_N, scores.frozen_N)
 
 
 def test_a_summary_that_has_seen_its_day_is_a_leak(stage: StageContext) -> None:
@@ -192,13 +195,15 @@ def test_a_result_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     result = Result(tmp_path / "model" / "result")
     fitted = Fitted(model="m", trained_on=TrainedOn(first_day=0, end_day=1, rows=2))
     unfinished, late = result.begin(), result.begin()
-    unfinished.write(fitted, np.array([0.5, np.nan], np.float32))
+    scores = Scores(np.array([0.5, np.nan], np.float32), np.array([0.25, np.nan], np.float32))
+    unfinished.write(fitted, scores)
     assert not result.exists()
     result.end(unfinished)
-    late.write(fitted, np.zeros(2, np.float32))
+    late.write(fitted, scores.take(np.zeros(2, np.int64)))
     result.end(late)
     assert result.fitted() == fitted
-    np.testing.assert_array_equal(result.scores_N(), np.array([0.5, np.nan], np.float32))
+    np.testing.assert_array_equal(result.scores().own_N, scores.own_N)
+    np.testing.assert_array_equal(result.scores().frozen_N, scores.frozen_N)
     assert list((tmp_path / "model").iterdir()) == [result.path]
 
 

@@ -4,8 +4,6 @@ The sequence of batches depends on the examples, the limits, the seed and the ep
 position to resume from.
 """
 
-import queue
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -13,6 +11,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from vista.data.ahead import ahead
 from vista.data.schema import Batch, Examples, spans
 
 PREFETCH = 2
@@ -116,33 +115,5 @@ def gather(examples: Examples, chosen_B: NDArray[np.int64], max_uih: int) -> Bat
 def batches(plan: BatchPlan, *, start_step: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
     """The batches of `rank` from `start_step` on, made by a thread `PREFETCH` ahead of the consumer. Closing
     the iterator ends the thread."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(PREFETCH)
-    closed = threading.Event()
-
-    def offer(item: Batch | BaseException | None) -> None:
-        while not closed.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for step in range(start_step, plan.steps):
-                if closed.is_set():
-                    return
-                offer(plan.batch(step, rank, world_size))
-            offer(None)
-        except BaseException as error:  # handed to the consumer, who raises it
-            offer(error)
-
-    worker = threading.Thread(target=work, name="vista-batches", daemon=True)
-    worker.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        closed.set()
-        worker.join()
+    steps = range(start_step, plan.steps)
+    return ahead((plan.batch(step, rank, world_size) for step in steps), PREFETCH)

@@ -1,10 +1,10 @@
 """Cutting one bucket: its rows -> events, examples and candidates files."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from vista.config import DataConfig
@@ -14,20 +14,52 @@ from vista.data.files import SOURCE_DATE, events_of
 from vista.data.learn import Learned, rows_of_column
 from vista.data.negatives import Positives, sample_negatives
 from vista.data.schema import EVENT_SCHEMA, Events
+from vista.data.sources import SourceInfo
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of a source's columns, in order."""
+    """A source, and the names of the columns that it leads to, in order."""
 
+    source: SourceInfo
     tasks: tuple[str, ...]
     context: tuple[str, ...]
     dense: tuple[str, ...]
     truth: tuple[str, ...]
-    actions: int
 
     def labels(self) -> list[str]:
         return [f"label_{task}" for task in self.tasks]
+
+
+def sorted_rows(table: pa.Table) -> pl.DataFrame:
+    """One bucket's rows in arrival order -> with `seq` and `candidate_only`, sorted by (user, time, seq).
+
+    A row that is a candidate only comes before the events of its time.
+    """
+    rows = pl.DataFrame(table)
+    if "candidate_only" not in rows.columns:
+        rows = rows.with_columns(pl.lit(False).alias("candidate_only"))
+    rows = _numbered(rows.sort("user_id", maintain_order=True))
+    user_N, time_N = rows["user_id"].to_numpy(), rows["event_time_us"].to_numpy()
+    only_N = rows["candidate_only"].to_numpy()
+    falls_N = (time_N[1:] < time_N[:-1]) | ((time_N[1:] == time_N[:-1]) & only_N[1:] & ~only_N[:-1])
+    if not (falls_N & (user_N[1:] == user_N[:-1])).any():  # as most logs are written
+        return rows
+    return rows.sort(
+        ["user_id", "event_time_us", "candidate_only", "seq"],
+        descending=[False, False, True, False],
+        maintain_order=True,
+    )
+
+
+def _numbered(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows by user in arrival order, with `seq`: the number of the user's events before, for an event."""
+    user_N, event_N = rows["user_id"].to_numpy(), ~rows["candidate_only"].to_numpy()
+    first_U = np.flatnonzero(np.append(True, user_N[1:] != user_N[:-1])[: len(user_N)])
+    arrived_N = np.cumsum(event_N)
+    before_U = (arrived_N - event_N)[first_U]
+    rows_U = np.diff(np.append(first_U, len(user_N)))
+    return rows.with_columns(seq=arrived_N - 1 - np.repeat(before_U, rows_U))
 
 
 def with_rows(rows: pl.DataFrame, learned: Learned) -> pl.DataFrame:
@@ -40,12 +72,10 @@ def with_rows(rows: pl.DataFrame, learned: Learned) -> pl.DataFrame:
     )
 
 
-def write_events(rows: pl.DataFrame, path: Path, columns: Columns) -> None:
+def events_table(rows: pl.DataFrame, columns: Columns) -> pl.DataFrame:
     """EVENT_SCHEMA, rows of the dictionaries, labels; without the rows that are candidates only."""
     kept = [*EVENT_SCHEMA.names, "item_row", "category_row", "value_bucket", *columns.labels()]
-    rows.filter(~pl.col("candidate_only")).select(kept).write_parquet(
-        path, compression="lz4", statistics=False
-    )
+    return rows.filter(~pl.col("candidate_only")).select(kept)
 
 
 def cut_bucket(
@@ -61,6 +91,7 @@ def cut_bucket(
     spots = _Spots(
         user_start_E=before_N[cuts.user_start_E],
         cut_E=before_N[cuts.cut_position_E],
+        cut_us_E=cuts.cut_us_E,
         position_C=before_N[cuts.position_C],
         example_C=cuts.example_C,
     )
@@ -73,9 +104,11 @@ def cut_bucket(
         day=cuts.day_E[spots.example_C].astype(np.int32), cut_us=cuts.cut_us_E[spots.example_C]
     )
     events = events_of(rows.filter(~pl.col("candidate_only")), columns.tasks)
-    if data.negatives_per_positive:
+    if columns.source.negatives_per_positive:
         candidates, spots = _with_negatives(candidates, spots, events, learned, data, columns)
-    candidates = _with_features(candidates, spots, UsersPast(events, columns.actions), items, columns)
+    candidates = _with_features(
+        candidates, spots, UsersPast(events, len(columns.source.actions)), items, columns
+    )
     return _examples(rows, cuts, spots, learned), candidates
 
 
@@ -85,6 +118,7 @@ class _Spots:
 
     user_start_E: NDArray[np.int64]
     cut_E: NDArray[np.int64]
+    cut_us_E: NDArray[np.int64]
     position_C: NDArray[np.int64]
     example_C: NDArray[np.int64]
 
@@ -93,15 +127,16 @@ def _with_features(
     candidates: pl.DataFrame, spots: _Spots, users: UsersPast, items: ItemsPast, columns: Columns
 ) -> pl.DataFrame:
     asked = Asked(
+        user_start_E=spots.user_start_E,
+        cut_position_E=spots.cut_E,
+        cut_us_E=spots.cut_us_E,
+        example_C=spots.example_C,
         item_row_C=candidates["item_row"].to_numpy(),
         category_row_C=candidates["category_row"].to_numpy(),
-        user_start_C=spots.user_start_E[spots.example_C],
-        cut_position_C=spots.cut_E[spots.example_C],
-        cut_us_C=candidates["cut_us"].to_numpy(),
     )
     dense_CF = dense_features(users, items, asked)
     return candidates.with_columns(
-        history_length=asked.cut_position_C - asked.user_start_C,
+        history_length=(spots.cut_E - spots.user_start_E)[spots.example_C],
         **{f"dense_{name}": dense_CF[:, place] for place, name in enumerate(columns.dense)},
     )
 
@@ -114,7 +149,7 @@ def _examples(rows: pl.DataFrame, cuts: Cuts, spots: _Spots, learned: Learned) -
             "user_id": user_E,
             "user_row": learned.users.rows_of(user_E),
             "day": cuts.day_E.astype(np.int32),
-            "cut_us": cuts.cut_us_E,
+            "cut_us": spots.cut_us_E,
             "history_start": spots.user_start_E,
             "history_length": spots.cut_E - spots.user_start_E,
             "candidate_start": np.cumsum(number_E) - number_E,
@@ -144,7 +179,7 @@ def _with_negatives(
         events,
         positives,
         items=len(learned.items.id_R),
-        per_positive=data.negatives_per_positive,
+        per_positive=columns.source.negatives_per_positive,
         seed=data.seed,
     )
     of_candidate = positive_C[source]
@@ -157,6 +192,5 @@ def _with_negatives(
     )
     order = np.argsort(np.append(np.arange(candidates.height), of_candidate), kind="stable")
     moved = np.append(np.arange(candidates.height), of_candidate)[order]
-    return pl.concat([candidates, negatives])[order], _Spots(
-        spots.user_start_E, spots.cut_E, spots.position_C[moved], spots.example_C[moved]
-    )
+    moved_spots = replace(spots, position_C=spots.position_C[moved], example_C=spots.example_C[moved])
+    return pl.concat([candidates, negatives])[order], moved_spots

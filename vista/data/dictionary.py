@@ -3,7 +3,6 @@
 Row 0 is the unseen row. Appending later ids never moves an earlier one: a checkpoint's tables stay valid.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from vista.data.files import read_prepared
+from vista.data.schema import places
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,11 @@ class Dictionary:
     first_seen_us_R: NDArray[np.int64]
 
     @classmethod
-    def build(cls, parts: Iterable[pl.DataFrame]) -> Self:
-        """From frames with `id` and `first_seen_us`, in any order and repeated; null ids are left
-        out. Ids first seen at the same time are ordered by id."""
-        merged = (
-            pl.concat([part.select("id", "first_seen_us") for part in parts])
-            .drop_nulls("id")
-            .group_by("id")
-            .agg(pl.col("first_seen_us").min())
-            .sort("first_seen_us", "id")
-        )
-        return cls(merged["id"].to_numpy(), merged["first_seen_us"].to_numpy())
+    def build(cls, first_seen: pl.DataFrame) -> Self:
+        """From a frame with an `id` and a `first_seen_us` per row; ids first seen at one time are ordered by
+        id."""
+        ordered = first_seen.sort("first_seen_us", "id")
+        return cls(ordered["id"].to_numpy(), ordered["first_seen_us"].to_numpy())
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -58,7 +52,7 @@ class Dictionary:
         sorted_R, order_R = self._by_id
         if not len(sorted_R):
             return np.zeros(len(ids), np.int32)
-        place = np.minimum(np.searchsorted(sorted_R, ids), len(sorted_R) - 1)
+        place = np.minimum(places(sorted_R, ids), len(sorted_R) - 1)
         return np.where(sorted_R[place] == ids, order_R[place] + 1, 0).astype(np.int32)
 
     def known_before(self, time_us: NDArray[np.int64] | int) -> NDArray[np.int64]:

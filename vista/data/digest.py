@@ -27,8 +27,10 @@ def mix(*words: NDArray[np.integer] | int) -> NDArray[np.uint64]:
 
 def row_sums(frame: pl.DataFrame) -> NDArray[np.uint64]:
     """[3] number of rows and two sums of row hashes, modulo 2^64: sums of parts add up to the whole's."""
-    words = [_words(column) for column in frame.get_columns()]
-    sums = [mix(seed, *words).sum(dtype=np.uint64) if frame.height else 0 for seed in (1, 2)]
+    if not frame.height:
+        return np.zeros(3, np.uint64)
+    hash_N = mix(*(_words(column) for column in frame.get_columns()))
+    sums = [hash_N.sum(dtype=np.uint64), mix(hash_N).sum(dtype=np.uint64)]
     return np.array([frame.height, *sums], np.uint64)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vista.data.batches import gather
 from vista.data.dataset import Dataset
-from vista.data.schema import NO_LABEL, Batch, Candidates, Events, Examples
+from vista.data.schema import NO_LABEL, Batch, Candidates, Events, Examples, places
 
 SMOOTHING = 10.0
 """Pseudo-events in every rate and share."""
@@ -57,54 +57,53 @@ class _Groups:
     ) -> None:
         self.stride = len(order_N) + 1
         key_N = group_N.astype(np.int64) * self.stride + order_N
-        sorted_N = np.argsort(key_N, kind="stable")
+        sorted_N = np.argsort(key_N)
         self.key_N = key_N[sorted_N]
-        self.sums = label_sums(labels_NT[sorted_N])
+        self.sums = label_sums(labels_NT.take(sorted_N, axis=0))
+
+    def places(self, group_C: NDArray[np.int32], order_C: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many events lie before each (group, order); an order is at most the number of events."""
+        return places(self.key_N, group_C.astype(np.int64) * self.stride + order_C)
 
     def between(
         self, group_C: NDArray[np.int32], low_C: NDArray[np.int64], high_C: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """Counts [C] and sums [C, V] of the events with low <= order < high, at most the number of events."""
-        base_C = group_C.astype(np.int64) * self.stride
-        first_C = places(self.key_N, base_C + low_C)
-        last_C = places(self.key_N, base_C + high_C)
-        return last_C - first_C, self.sums[last_C] - self.sums[first_C]
-
-
-def places(sorted_N: NDArray[np.int64], value_C: NDArray[np.int64]) -> NDArray[np.int64]:
-    """np.searchsorted (left) by rising values: three times faster than jumping through a large array.
-
-    >>> places(np.array([1, 3, 3]), np.array([3, 0, 9])).tolist()
-    [1, 0, 3]
-    """
-    order_C = np.argsort(value_C)
-    place_C = np.empty(len(value_C), np.int64)
-    place_C[order_C] = np.searchsorted(sorted_N, value_C[order_C])
-    return place_C
+        """Counts [C] and sums [C, V] of the events with low <= order < high."""
+        first_C, last_C = self.places(group_C, low_C), self.places(group_C, high_C)
+        return last_C - first_C, self.sums.take(last_C, axis=0) - self.sums.take(first_C, axis=0)
 
 
 class ItemsPast:
-    """The events of all users by item and time. About 40 bytes per event."""
+    """The events of all users by item and time; `items` is the largest row. About 40 bytes per event."""
 
     def __init__(
-        self, item_row_N: NDArray[np.int32], time_us_N: NDArray[np.int64], labels_NT: NDArray[np.uint8]
+        self,
+        item_row_N: NDArray[np.int32],
+        time_us_N: NDArray[np.int64],
+        labels_NT: NDArray[np.uint8],
+        items: int,
     ) -> None:
-        sorted_N = np.argsort(time_us_N, kind="stable")
+        sorted_N = np.argsort(
+            time_us_N
+        )  # no cut lies between events of one time: their order is of no matter
         self.time_us_N = time_us_N[sorted_N]
-        self.sums = label_sums(labels_NT[sorted_N])
-        self.items = _Groups(item_row_N[sorted_N], np.arange(len(sorted_N)), labels_NT[sorted_N])
-        self.starts_R = np.searchsorted(
-            self.items.key_N, np.arange(int(item_row_N.max(initial=0)) + 1) * self.items.stride
-        )
+        labels_NT = labels_NT.take(sorted_N, axis=0)
+        self.sums = label_sums(labels_NT)
+        self.items = _Groups(item_row_N[sorted_N], np.arange(len(sorted_N)), labels_NT)
+        self.starts_R = np.searchsorted(self.items.key_N, np.arange(items + 1) * self.items.stride)
+        self.sums_RV = self.items.sums[self.starts_R]
+
+    def places(self, cut_us_E: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many events lie strictly before each cut."""
+        return places(self.time_us_N, cut_us_E)
 
     def before(
-        self, item_row_C: NDArray[np.int32], cut_us_C: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
-        """Count and sums of the item, and sums of everything, strictly before the cut."""
-        before_C = places(self.time_us_N, cut_us_C)
-        first_C = self.starts_R[item_row_C]
-        last_C = places(self.items.key_N, item_row_C.astype(np.int64) * self.items.stride + before_C)
-        return last_C - first_C, self.items.sums[last_C] - self.items.sums[first_C], self.sums[before_C]
+        self, item_row_C: NDArray[np.int32], place_C: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Count and sums of the item among the first `place_C` events."""
+        last_C = self.items.places(item_row_C, place_C)
+        sums_CV = self.items.sums.take(last_C, axis=0) - self.sums_RV.take(item_row_C, axis=0)
+        return last_C - self.starts_R[item_row_C], sums_CV
 
 
 class UsersPast:
@@ -123,53 +122,57 @@ class UsersPast:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """C candidates to compute features for: their user's events start at `user_start` and end before
-    `cut_position` of the bucket."""
+    """C candidates of E examples to compute features for. An example's user has the events from `user_start`
+    on, and those before `cut_position` of the bucket precede its cut."""
 
+    user_start_E: NDArray[np.int64]
+    cut_position_E: NDArray[np.int64]
+    cut_us_E: NDArray[np.int64]
+    example_C: NDArray[np.int64]
     item_row_C: NDArray[np.int32]
     category_row_C: NDArray[np.int32]
-    user_start_C: NDArray[np.int64]
-    cut_position_C: NDArray[np.int64]
-    cut_us_C: NDArray[np.int64]
 
 
 def dense_features(users: UsersPast, items: ItemsPast, asked: Asked) -> NDArray[np.float32]:
     """[C, F] in the order of `dense_names`."""
-    start_C, cut_C = asked.user_start_C, asked.cut_position_C
-    item_count_C, item_CV, all_CV = items.before(asked.item_row_C, asked.cut_us_C)
-    prior_CT = _rates(all_CV, np.full((len(start_C), all_CV.shape[1] - 1), 0.5))
-    user_count_C = cut_C - start_C
-    user_rate_CT = _rates(users.sums[cut_C] - users.sums[start_C], prior_CT)
-    shares_CA = (users.action_sums[cut_C] - users.action_sums[start_C]) / (user_count_C + SMOOTHING)[:, None]
+    start_E, cut_E, example_C = asked.user_start_E, asked.cut_position_E, asked.example_C
+    place_E = items.places(asked.cut_us_E)
+    all_EV = items.sums.take(place_E, axis=0)
+    prior_ET = _rates(all_EV, np.full((len(start_E), all_EV.shape[1] - 1), 0.5))
+    count_E = cut_E - start_E
+    rate_ET = _rates(users.sums[cut_E] - users.sums[start_E], prior_ET)
+    shares_EA = (users.action_sums[cut_E] - users.action_sums[start_E]) / (count_E + SMOOTHING)[:, None]
+    item_count_C, item_CV = items.before(asked.item_row_C, place_E[example_C])
+    start_C, cut_C = start_E[example_C], cut_E[example_C]
     pair_count_C, pair_CV = users.categories.between(asked.category_row_C, start_C, cut_C)
     seen_C, _ = users.items.between(asked.item_row_C, start_C, cut_C)
     columns = [
         np.log1p(item_count_C)[:, None],
-        _rates(item_CV, prior_CT),
-        np.log1p(user_count_C)[:, None],
-        user_rate_CT,
-        shares_CA,
+        _rates(item_CV, prior_ET[example_C]),
+        np.log1p(count_E)[example_C, None],
+        rate_ET[example_C],
+        shares_EA[example_C],
         np.log1p(pair_count_C)[:, None],
-        _rates(pair_CV, user_rate_CT),
+        _rates(pair_CV, rate_ET[example_C]),
         np.log1p(seen_C)[:, None],
-        _recency(users.events, asked)[:, None],
+        _recency(users.events, asked)[example_C, None],
     ]
-    return np.concatenate(columns, axis=1).astype(np.float32)
+    return np.concatenate(columns, axis=1, dtype=np.float32)
 
 
-def _rates(sums_CV: NDArray[np.int32], prior_CT: NDArray[np.float64]) -> NDArray[np.float64]:
-    rates: NDArray[np.float64] = (sums_CV[:, :-1] + SMOOTHING * prior_CT) / (sums_CV[:, -1:] + SMOOTHING)
+def _rates(sums_NV: NDArray[np.int32], prior_NT: NDArray[np.float64]) -> NDArray[np.float64]:
+    rates: NDArray[np.float64] = (sums_NV[:, :-1] + SMOOTHING * prior_NT) / (sums_NV[:, -1:] + SMOOTHING)
     return rates
 
 
 def _recency(events: Events, asked: Asked) -> NDArray[np.float64]:
-    """log(1 + seconds) from the user's newest event before the cut to the cut."""
-    known_C = asked.cut_position_C > asked.user_start_C
-    gap_s_C = np.full(len(known_C), NEVER_S)
-    newest_us_C = events.event_time_us_N[asked.cut_position_C[known_C] - 1]
-    gap_s_C[known_C] = np.minimum((asked.cut_us_C[known_C] - newest_us_C) / 1e6, NEVER_S)
-    recency_C: NDArray[np.float64] = np.log1p(gap_s_C)
-    return recency_C
+    """[E] log(1 + seconds) from the user's newest event before the cut to the cut."""
+    known_E = asked.cut_position_E > asked.user_start_E
+    gap_s_E = np.full(len(known_E), NEVER_S)
+    newest_us_E = events.event_time_us_N[asked.cut_position_E[known_E] - 1]
+    gap_s_E[known_E] = np.minimum((asked.cut_us_E[known_E] - newest_us_E) / 1e6, NEVER_S)
+    recency_E: NDArray[np.float64] = np.log1p(gap_s_E)
+    return recency_E
 
 
 def serving_batch(dataset: Dataset, user_id: int, item_ids: Sequence[int], cut_us: int) -> Batch:
@@ -183,28 +186,36 @@ def serving_batch(dataset: Dataset, user_id: int, item_ids: Sequence[int], cut_u
     mine = np.flatnonzero(every.user_id_N == user_id)
     own = every.take(mine[every.event_time_us_N[mine] < cut_us])
     item_row_C = dataset.items.rows_of(np.asarray(item_ids, np.int64))
+    category_row_C = dataset.item_category_R[item_row_C]
+    zero = np.zeros(1, np.int64)
     zeros_C = np.zeros(len(item_row_C), np.int64)
     asked = Asked(
+        user_start_E=zero,
+        cut_position_E=zero + len(own.user_id_N),
+        cut_us_E=zero + cut_us,
+        example_C=zeros_C,
         item_row_C=item_row_C,
-        category_row_C=dataset.item_category_R[item_row_C],
-        user_start_C=zeros_C,
-        cut_position_C=zeros_C + len(own.user_id_N),
-        cut_us_C=zeros_C + cut_us,
+        category_row_C=category_row_C,
     )
-    items = ItemsPast(every.item_row_N, every.event_time_us_N, every.labels_NT)
-    dense_CF = dense_features(UsersPast(own, len(dataset.file.actions)), items, asked)
+    dense_CF = dense_features(UsersPast(own, len(dataset.file.actions)), items_past(dataset), asked)
     candidates = Candidates(
         user_id_C=zeros_C + user_id,
         item_row_C=item_row_C,
-        category_row_C=asked.category_row_C,
-        event_time_us_C=asked.cut_us_C,
-        day_C=dataset.days.of(asked.cut_us_C).astype(np.int32),
-        history_length_C=asked.cut_position_C,
+        category_row_C=category_row_C,
+        event_time_us_C=zeros_C + cut_us,
+        day_C=dataset.days.of(zeros_C + cut_us).astype(np.int32),
+        history_length_C=zeros_C + len(own.user_id_N),
         labels_CT=np.zeros((len(zeros_C), len(dataset.info.tasks)), np.float32),
         context_CK=np.zeros((len(zeros_C), len(dataset.file.context)), np.int32),
         dense_CF=dense_CF,
     )
-    return gather(_one_example(dataset, user_id, cut_us, own, candidates), np.zeros(1, np.int64), 0)
+    return gather(_one_example(dataset, user_id, cut_us, own, candidates), zero, 0)
+
+
+def items_past(dataset: Dataset) -> ItemsPast:
+    """The past of a whole data set's items."""
+    every = dataset.events
+    return ItemsPast(every.item_row_N, every.event_time_us_N, every.labels_NT, len(dataset.items.id_R))
 
 
 def _one_example(

@@ -1,71 +1,73 @@
-"""What all buckets together say: row order, dictionaries, the calendar, edges of value buckets.
-
-A rows file is one bucket's source rows with `seq` filled in, sorted by (user, time, seq); a row that is a
-candidate only comes before the events of its time.
-"""
+"""What all rows together say, whatever their order: dictionaries, the calendar, edges of value buckets."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from vista.config import DataConfig, WindowConfig
 from vista.data.dictionary import Dictionary
 from vista.data.schema import DAY_US, NO_LABEL, Days, Windows
+from vista.data.sources import SourceInfo
 from vista.errors import InputError
 
 MIN_DAYS = 3
 """Train the foundation, train downstream, test: one day each."""
 
 
-def sorted_rows(table: pa.Table) -> pl.DataFrame:
-    """One bucket's rows in arrival order -> sorted rows with `seq` and `candidate_only`."""
-    rows = pl.DataFrame(table)
-    if "candidate_only" not in rows.columns:
-        rows = rows.with_columns(pl.lit(False).alias("candidate_only"))
-    event = (~pl.col("candidate_only")).cast(pl.Int64)
-    rows = rows.with_columns((event.cum_sum().over("user_id") - 1).alias("seq"))
-    return rows.sort(
-        ["user_id", "event_time_us", "candidate_only", "seq"],
-        descending=[False, False, True, False],
-        maintain_order=True,
-    )
-
-
-@dataclass(frozen=True, slots=True)
 class Seen:
-    """Collected bucket by bucket: first times of ids, times of candidates, values by time."""
+    """Collected while the source is read: first times of ids, numbers of candidates, the items' past."""
 
-    users: list[pl.DataFrame] = field(default_factory=list)  # id, first_seen_us
-    items: list[pl.DataFrame] = field(default_factory=list)  # id, category_id, first_seen_us
-    categories: list[pl.DataFrame] = field(default_factory=list)  # id, first_seen_us
-    candidate_days: list[pl.DataFrame] = field(default_factory=list)  # local_day, label: number of candidates
-    values: list[pl.DataFrame] = field(default_factory=list)  # event_time_us, value
+    def __init__(self, tasks: Sequence[str], day_offset_s: int) -> None:
+        self._labels = [f"label_{task}" for task in tasks]
+        self._day_offset_us = day_offset_s * 1_000_000
+        self.users = pl.DataFrame(schema={"id": pl.Int64, "first_seen_us": pl.Int64})
+        self.items = self.users.with_columns(category_id=pl.lit(None, pl.Int64))
+        self.categories = self.users
+        self._candidates: list[pl.DataFrame] = []
+        self._events: list[pl.DataFrame] = []
 
-    def add(self, rows: pl.DataFrame, label: str, day_offset_s: int) -> None:
-        """Take in one bucket's sorted rows; `label` is the first task's column."""
+    def add(self, rows: pl.DataFrame) -> None:
+        """Take in some rows of the source."""
         time = pl.col("event_time_us")
-        first = time.min().alias("first_seen_us")
-        self.users.append(rows.group_by(pl.col("user_id").alias("id")).agg(first))
-        self.items.append(
-            rows.filter(time == time.min().over("item_id"))
-            .group_by(pl.col("item_id").alias("id"))
-            .agg(first, pl.col("category_id").min())
-        )
-        self.categories.append(rows.group_by(pl.col("category_id").alias("id")).agg(first))
-        local_day = ((time + day_offset_s * 1_000_000) // DAY_US).alias("local_day")
-        self.candidate_days.append(
+        self.users = _first_seen([self.users, rows.select(id="user_id", first_seen_us=time)])
+        self.categories = _first_seen([self.categories, rows.select(id="category_id", first_seen_us=time)])
+        items = rows.select(pl.col("item_id").alias("id"), time.alias("first_seen_us"), "category_id")
+        self.items = _first_of_items(pl.concat([self.items, items]))
+        label = self._labels[0]
+        local_day = ((time + self._day_offset_us) // DAY_US).alias("local_day")
+        self._candidates.append(
             rows.filter(pl.col(label) != NO_LABEL)
             .group_by(local_day, pl.col(label).alias("label"))
             .agg(pl.len().alias("candidates"))
         )
-        self.values.append(
-            rows.select("event_time_us", "value").drop_nulls().filter(pl.col("value").is_finite())
-        )
+        events = rows.filter(~pl.col("candidate_only")) if "candidate_only" in rows.columns else rows
+        self._events.append(events.select("item_id", time, "value", *self._labels))
+
+    def candidates(self) -> pl.DataFrame:
+        """local_day, label, number of candidates."""
+        return pl.concat(self._candidates)
+
+    def events(self) -> pl.DataFrame:
+        """item_id, event_time_us, value and labels of every event, in the order of arrival."""
+        return pl.concat(self._events)
+
+
+def _first_seen(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    return pl.concat(parts).drop_nulls("id").group_by("id").agg(pl.col("first_seen_us").min())
+
+
+def _first_of_items(rows: pl.DataFrame) -> pl.DataFrame:
+    """The first time of each item, and the smallest category that it had then."""
+    first = pl.col("first_seen_us")
+    pairs = rows.group_by("id", "category_id").agg(first.min())
+    return (
+        pairs.filter(first == first.min().over("id"))
+        .group_by("id")
+        .agg(first.min(), pl.col("category_id").min())
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,25 +88,22 @@ class Learned:
         return np.where(np.isfinite(value_N), bucket_N, 0).astype(np.int32)
 
 
-def learn(seen: Seen, data: DataConfig, windows: WindowConfig) -> Learned:
-    """Raises `InputError` without candidates, on fewer than MIN_DAYS days or with a constant label."""
-    users, categories = Dictionary.build(seen.users), Dictionary.build(seen.categories)
-    items = Dictionary.build(seen.items)
-    days, split = _calendar(pl.concat(seen.candidate_days), data, windows)
-    first = (
-        pl.concat(seen.items)
-        .sort("first_seen_us", "category_id", nulls_last=True)
-        .group_by("id", maintain_order=True)
-        .agg(pl.col("category_id").first())
-    )
-    item_category_R = np.zeros(len(items.id_R), np.int32)
-    item_category_R[items.rows_of(first["id"].to_numpy()) - 1] = rows_of_column(
-        categories, first["category_id"]
-    )
+def learn(seen: Seen, data: DataConfig, source: SourceInfo, windows: WindowConfig) -> Learned:
+    """Raises `InputError` without candidates, on fewer than MIN_DAYS days or with a constant label (a source
+    that samples negatives may have positives only)."""
+    users, items = Dictionary.build(seen.users), Dictionary.build(seen.items)
+    categories = Dictionary.build(seen.categories)
+    days, split = _calendar(seen.candidates(), data, source, windows)
+    category = seen.items.sort("first_seen_us", "id")["category_id"]  # in the order of the rows
     return Learned(
-        users, items, categories, item_category_R, days, split,
-        _value_edges(seen.values, days.start_us(split.k), data.value_buckets),
-    )  # fmt: skip
+        users=users,
+        items=items,
+        categories=categories,
+        item_category_R=rows_of_column(categories, category),
+        days=days,
+        windows=split,
+        value_edges=_value_edges(seen.events(), days.start_us(split.k), data.value_buckets),
+    )
 
 
 def rows_of_column(dictionary: Dictionary, ids: pl.Series) -> NDArray[np.int32]:
@@ -119,34 +118,32 @@ def windows_of(last_day: int, windows: WindowConfig) -> Windows:
     return Windows(first_day=0, k=min(k, last_day - 1), n=last_day)
 
 
-def _calendar(candidates: pl.DataFrame, data: DataConfig, windows: WindowConfig) -> tuple[Days, Windows]:
+def _calendar(
+    candidates: pl.DataFrame, data: DataConfig, source: SourceInfo, windows: WindowConfig
+) -> tuple[Days, Windows]:
     if not candidates.height:
         raise InputError(f"source {data.source!r} gave no row with a label: there is nothing to learn from")
     first, last = int(candidates["local_day"].min()), int(candidates["local_day"].max())  # type: ignore[arg-type]
     if candidates["local_day"].n_unique() < MIN_DAYS:
         raise InputError(
             f"labels on {candidates['local_day'].n_unique()} days; at least {MIN_DAYS} are needed (train, "
-            "retrain, test): give more days, or use clock user_fraction if users live within one sitting"
+            "retrain, test): give events of more days"
         )
     labels = candidates["label"].unique().to_list()
-    if len(labels) == 1 and not data.negatives_per_positive:
+    if len(labels) == 1 and not (labels[0] == 1 and source.negatives_per_positive):
         raise InputError(
-            f"label {data.tasks[0]!r} is {labels[0]} in every row: nothing can be learned from it; mend its "
-            "mapping, or set negatives_per_positive for a source of positives only"
+            f"label {data.tasks[0]!r} is {labels[0]} in every row: nothing can be learned from it; give rows "
+            "with another label too"
         )
     days = Days(first * DAY_US - data.day_offset_s * 1_000_000)
     return days, windows_of(last - first, windows)
 
 
-def _value_edges(values: Sequence[pl.DataFrame], end_us: int, buckets: int) -> NDArray[np.float32]:
+def _value_edges(events: pl.DataFrame, end_us: int, buckets: int) -> NDArray[np.float32]:
     """Inner quantiles of the values before `end_us`; equal ones once."""
-    value = pl.concat(values).filter(pl.col("event_time_us") < end_us)["value"].to_numpy()
+    known = pl.col("value").is_finite() & (pl.col("event_time_us") < end_us)
+    value = events.filter(known)["value"].to_numpy()
     if not len(value) or buckets == 1:
         return np.empty(0, np.float32)
     inner = np.linspace(0.0, 1.0, buckets + 1)[1:-1]
     return np.unique(np.quantile(value, inner, method="lower")).astype(np.float32)
-
-
-def rows_file(directory: Path, bucket: int, state: str) -> Path:
-    """A bucket's rows between passes; `state` is sorted, or mapped once they have dictionary rows."""
-    return directory / f"{state}-{bucket:05d}.arrow"

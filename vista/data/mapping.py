@@ -7,6 +7,7 @@ A mapping is a small YAML file beside the data:
     time: ts
     time_unit: s                        # s, ms, us or iso8601
     label: clicked                      # a column of 0 and 1, or: action == 'purchase', rating >= 4
+    negatives_per_positive: 4           # instead of, or beside, a label: items drawn for each positive
     actions:                            # optional: what a history says of an event
       view: action == 'view'
     value: price                        # optional: a number of the event
@@ -21,6 +22,7 @@ A mapping is a small YAML file beside the data:
 """
 
 import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -30,7 +32,7 @@ import polars as pl
 import pyarrow.compute
 import yaml
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from vista.config import Frozen
 from vista.data.files import read_prepared
@@ -42,12 +44,16 @@ IdName = Literal["user", "item", "category"]
 MAX_ACTIONS = 31
 """Bits of `action_mask`, less the one for a positive label."""
 
+MAX_NEGATIVES = 1_000
+MAX_CONTEXT_VALUES = 1_000_000
+
 EXAMPLES = {
     "user": "user: user_id",
     "item": "item: item_id",
     "time": "time: timestamp",
     "time_unit": "time_unit: s",
     "label": "label: clicked   (or: label: rating >= 4)",
+    "negatives_per_positive": "negatives_per_positive: 4",
 }
 
 YES = ("1", "true", "True", "TRUE", "1.0")
@@ -140,7 +146,8 @@ class Mapping(Frozen):
     item: str = Field(min_length=1)
     time: str = Field(min_length=1)
     time_unit: TimeUnit
-    label: str
+    label: str = ""
+    negatives_per_positive: int = Field(0, ge=0, le=MAX_NEGATIVES)
     actions: dict[str, str] = Field({}, max_length=MAX_ACTIONS)
     value: str = ""
     category: str = ""
@@ -148,7 +155,7 @@ class Mapping(Frozen):
     string_ids: tuple[IdName, ...] = ()
     candidates: str = ""
     files: str = ""
-    separator: str = Field(",", min_length=1, max_length=1)
+    separator: str = ","
 
     @field_validator("label", "candidates")
     @classmethod
@@ -184,7 +191,20 @@ class Mapping(Frozen):
                 raise ValueError(
                     f"{name} has no values: list them, or write how many whole numbers from 0 there are"
                 )
+            if isinstance(values, int) and values > MAX_CONTEXT_VALUES:
+                raise ValueError(
+                    f"{name} has {values:,} values, more than {MAX_CONTEXT_VALUES:,}: leave it out"
+                )
         return context
+
+    @field_validator("separator")
+    @classmethod
+    def _is_plain(cls, separator: str) -> str:
+        if len(separator) != 1 or not (separator == "\t" or " " <= separator <= "~"):
+            raise ValueError(f"{separator!r} is not one plain character: write it as ';' or \"\\t\"")
+        if separator == '"':
+            raise ValueError("a quote cannot separate columns: it is what fields are quoted with")
+        return separator
 
     @field_validator("files")
     @classmethod
@@ -192,6 +212,23 @@ class Mapping(Frozen):
         if pattern.startswith("/") or ".." in pattern.split("/"):
             raise ValueError(f"{pattern!r} must stay inside the data folder")
         return pattern
+
+    @model_validator(mode="after")
+    def _context_is_not_the_label(self) -> Self:
+        if self.label and (column := Expression.parse(self.label).column) in self.context:
+            raise ValueError(
+                f"context: the label is made of {column!r}: leave it out, or every model is told the answer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _says_what_to_learn(self) -> Self:
+        if not self.label and not self.negatives_per_positive:
+            raise ValueError(
+                f"the key 'label' is missing: add a line such as `{EXAMPLES['label']}`; if every row is "
+                f"something that a user chose, add `{EXAMPLES['negatives_per_positive']}` instead"
+            )
+        return self
 
     def expressions(self) -> dict[str, Expression]:
         """Every expression by the key that holds it."""
@@ -234,13 +271,20 @@ def load_mapping(folder: Path) -> tuple[Mapping, str]:
             else f"{folder} holds no mapping (a .yaml file that says what the columns mean): draft one with "
             f"`python -m vista describe-events {folder}` and save what it prints as {folder / 'events.yaml'}"
         )
-    return parse_mapping(found[0].read_bytes(), found[0].name), found[0].name
+    return parse_mapping(_content(found[0]), found[0].name), found[0].name
 
 
 def mapping_files(folder: Path) -> list[Path]:
     """YAML files of a folder that hold something, by name."""
     paths = [path for ending in ("*.yaml", "*.yml") for path in folder.glob(ending)]
-    return sorted(path for path in paths if path.is_file() and path.read_bytes().strip())
+    return sorted(path for path in paths if path.is_file() and _content(path).strip())
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path.name} cannot be read ({error.strerror}): let this user read it") from error
 
 
 def parse_mapping(text: bytes, name: str) -> Mapping:
@@ -264,6 +308,9 @@ def parse_mapping(text: bytes, name: str) -> Mapping:
 
 
 def _problem(error: Any) -> str:
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not error["loc"]:
+        return message
     key = str(error["loc"][0])
     if error["type"] == "extra_forbidden":
         return f"there is no key {key!r}. {closest(key, list(Mapping.model_fields))}"
@@ -271,8 +318,8 @@ def _problem(error: Any) -> str:
         return f"the key {key!r} is missing: add a line such as `{EXAMPLES[key]}`"
     place = ": ".join(str(part) for part in error["loc"] if not str(part).startswith(("tuple", "int")))
     if error["type"] == "value_error":
-        return f"{place}: {error['msg'].removeprefix('Value error, ')}"
-    return f"{place}: {error['msg']} (it is {str(error['input'])[:80]!r})"
+        return f"{place}: {message}"
+    return f"{place}: {error['msg']} (it is {reprlib.repr(error['input'])[:80]})"
 
 
 class StringIds:

@@ -1,8 +1,8 @@
 """Events -> a prepared data set: rows by bucket, dictionaries, examples, features; whole or not at all.
 
-Three passes: split the source's rows by bucket (partition.py), sort each bucket and learn what all of them
-say together (learn.py), cut each bucket's examples (bucket.py). Only what item features need is held for all
-buckets at once.
+Two passes: split the source's rows by bucket (partition.py) while collecting what all of them say together
+(learn.py); then sort each bucket, cut its examples and write it (bucket.py). Only what item features need is
+held for all buckets at once.
 """
 
 import logging
@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -22,13 +22,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vista.config import DataConfig, Frozen, RefreshConfig, Settings, WindowConfig
-from vista.data.bucket import Columns, cut_bucket, with_rows, write_events
+from vista.data.ahead import ahead
+from vista.data.bucket import Columns, cut_bucket, events_table, sorted_rows, with_rows
 from vista.data.dataset import DatasetFile
 from vista.data.digest import digest, row_sums
 from vista.data.features import ItemsPast, dense_names
 from vista.data.files import bucket_file
-from vista.data.learn import Learned, Seen, learn, rows_file, sorted_rows
-from vista.data.partition import partition
+from vista.data.learn import Learned, Seen, learn
+from vista.data.partition import Partition, runs_of
 from vista.data.rejects import Rejects
 from vista.data.schema import DatasetInfo, Windows
 from vista.data.sources import SOURCES, SourceInfo
@@ -45,17 +46,22 @@ REJECTS_FILE = "rejects.jsonl"
 BUCKETS_AT_ONCE = 2
 """Limits memory, not cores: polars uses all of them within a bucket."""
 
+BATCHES_AHEAD = 2
+"""Read while the batches before them are split."""
+
 LOG_EVERY_S = 5.0
 
 Result = TypeVar("Result")
 
 
 class PrepareReport(Frozen):
-    """What was prepared, how its days are used, and what each day looks like."""
+    """What was prepared, how its days are used, what each day looks like, and how long each pass took: `read`
+    the source, `learn` what all rows say, `cut` and write the buckets."""
 
     dataset: DatasetInfo
     windows: Windows
     days: tuple[DayFigures, ...]
+    seconds: dict[str, float]
 
 
 def prepare(config: RefreshConfig, settings: Settings) -> PrepareReport:
@@ -103,7 +109,7 @@ def _clear(path: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cut:
+class _Written:
     """What is kept in memory of one bucket after its files are written."""
 
     sums: NDArray[np.uint64]  # [3, 3] row sums of events, candidates, examples
@@ -120,6 +126,7 @@ class _Preparation:
         self.scratch = path / "scratch"
         self.source: SourceInfo = SOURCES[data.source].describe(data)
         self.rejects = Rejects(path / REJECTS_FILE)
+        self.seconds: dict[str, float] = {}
 
     def run(self) -> PrepareReport:
         if unknown := set(self.data.tasks) - set(self.source.tasks):
@@ -127,38 +134,53 @@ class _Preparation:
                 f"tasks {', '.join(sorted(unknown))}: source {self.data.source!r} has "
                 f"{', '.join(self.source.tasks)}"
             )
-        for name in ("scratch", "events", "examples", "candidates"):
+        for name in ("events", "examples", "candidates"):
             (self.path / name).mkdir()
-        seen, truth = self._read()
-        learned = learn(seen, self.data, self.windows)
         columns = Columns(
+            source=self.source,
             tasks=self.data.tasks,
             context=tuple(f"context_{column.name}" for column in self.source.context),
             dense=dense_names(self.data.tasks, self.source.actions),
-            truth=truth,
-            actions=len(self.source.actions),
+            truth=("true_probability",) if self.data.source == "generated" else (),
         )
-        report = self._write(learned, columns)
-        check_newest_day(report.days)
+        parts, learned, items = self._read_and_learn(columns)
+        with self._pass("cut"):
+            info, days = self._write(parts, learned, items, columns)
         shutil.rmtree(self.scratch)
-        return report
+        if all(day.label_rate == 1.0 for day in days):
+            raise InputError(
+                f"no negative could be drawn for {info.candidates:,} positives: there are only "
+                f"{info.items:,} items, and every user has all known by then; give events of more items"
+            )
+        check_newest_day(days)
+        log.info("passes in seconds: %s", self.seconds)
+        return PrepareReport(dataset=info, windows=learned.windows, days=days, seconds=self.seconds)
 
-    def _read(self) -> tuple[Seen, tuple[str, ...]]:
-        """Every bucket's rows, sorted, to the scratch directory."""
+    @contextmanager
+    def _pass(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 3)
+
+    def _read_and_learn(self, columns: Columns) -> tuple[Partition, Learned, ItemsPast]:
+        with self._pass("read"):
+            parts, seen = self._read()
+        with self._pass("learn"):
+            learned = learn(seen, self.data, self.source, self.windows)
+            return parts, learned, _items_past(seen.events(), learned, columns)
+
+    def _read(self) -> tuple[Partition, Seen]:
+        """Every row of the source, by bucket in the scratch directory."""
         log.info("reading source %s", self.data.source)
+        parts = Partition(self.scratch, self.data.buckets)
+        seen = Seen(self.data.tasks, self.data.day_offset_s)
         batches: Iterator[pa.RecordBatch] = SOURCES[self.data.source].read(self.data, self.rejects)
-        parts = partition(batches, self.data.buckets, self.scratch / "runs")
-        seen = Seen()
-
-        def sort(bucket: int) -> tuple[str, ...]:
-            rows = sorted_rows(parts.bucket(bucket))
-            rows.write_ipc(rows_file(self.scratch, bucket, "sorted"))
-            seen.add(rows, f"label_{self.data.tasks[0]}", self.data.day_offset_s)
-            return tuple(name for name in rows.columns if name == "true_probability")
-
-        truth = self._over_buckets("sorting", sort)[0]
+        with closing(ahead(batches, BATCHES_AHEAD)) as ready:
+            for run in runs_of(ready):
+                seen.add(pl.DataFrame(run))
+                parts.add(run)
         log.info("read %d rows, %d rejected", self.rejects.rows, self.rejects.rejected)
-        return seen, truth
+        return parts, seen
 
     def _over_buckets(self, doing: str, function: Callable[[int], Result]) -> list[Result]:
         """Results in bucket order, some buckets at a time."""
@@ -172,45 +194,32 @@ class _Preparation:
                     said_at = time.monotonic()
         return results
 
-    def _write(self, learned: Learned, columns: Columns) -> PrepareReport:
-        items_past = self._write_events(learned, columns)
-
-        def cut(bucket: int) -> _Cut:
-            rows = pl.read_ipc(rows_file(self.scratch, bucket, "mapped"))
-            examples, candidates = cut_bucket(rows, items_past, learned, self.data, columns)
-            examples.write_parquet(bucket_file(self.path, "examples", bucket), compression="lz4")
-            candidates.write_parquet(bucket_file(self.path, "candidates", bucket), compression="lz4")
-            events = rows.filter(~pl.col("candidate_only")).drop("candidate_only")
-            placed = examples.drop("history_start", "candidate_start")
-            sums = np.stack([row_sums(frame) for frame in (events, candidates, placed)])
-            return _Cut(sums, _day_columns(candidates, learned, columns))
-
-        parts = self._over_buckets("cutting examples", cut)
-        sums = np.stack([part.sums for part in parts]).sum(axis=0, dtype=np.uint64)
-        log.info("cut %d examples, %d candidates", sums[2][0], sums[1][0])
-        return self._finish(learned, columns, sums, pl.concat([part.candidates for part in parts]))
-
-    def _write_events(self, learned: Learned, columns: Columns) -> ItemsPast:
+    def _write(
+        self, parts: Partition, learned: Learned, items: ItemsPast, columns: Columns
+    ) -> tuple[DatasetInfo, tuple[DayFigures, ...]]:
         learned.users.write(self.path / "users.parquet")
         learned.items.write(self.path / "items.parquet", category_row=learned.item_category_R)
         learned.categories.write(self.path / "categories.parquet")
-        kept = ["item_row", "event_time_us", *columns.labels()]
 
-        def write(bucket: int) -> pl.DataFrame:
-            file = rows_file(self.scratch, bucket, "sorted")
-            rows = with_rows(pl.read_ipc(file), learned)
-            write_events(rows, bucket_file(self.path, "events", bucket), columns)
-            rows.write_ipc(rows_file(self.scratch, bucket, "mapped"))
-            file.unlink()
-            return rows.filter(~pl.col("candidate_only")).select(kept)
+        def write(bucket: int) -> _Written:
+            rows = with_rows(sorted_rows(parts.bucket(bucket)), learned)
+            events = events_table(rows, columns)
+            examples, candidates = cut_bucket(rows, items, learned, self.data, columns)
+            for kind, table in (("events", events), ("examples", examples), ("candidates", candidates)):
+                table.write_parquet(bucket_file(self.path, kind, bucket), compression="lz4", statistics=False)
+            placed = examples.drop("history_start", "candidate_start")
+            sums = np.stack([row_sums(table) for table in (events, candidates, placed)])
+            return _Written(sums, _day_columns(candidates, learned, columns))
 
-        events = pl.concat(self._over_buckets("writing events", write))
-        labels_NT = np.stack([events[label].to_numpy() for label in columns.labels()], axis=1)
-        return ItemsPast(events["item_row"].to_numpy(), events["event_time_us"].to_numpy(), labels_NT)
+        written = self._over_buckets("cutting examples", write)
+        sums = np.stack([one.sums for one in written]).sum(axis=0, dtype=np.uint64)
+        log.info("cut %d examples, %d candidates", sums[2][0], sums[1][0])
+        candidates = pl.concat([one.candidates for one in written])
+        return self._finish(learned, columns, sums, candidates), day_figures(candidates)
 
     def _finish(
         self, learned: Learned, columns: Columns, sums: NDArray[np.uint64], candidates: pl.DataFrame
-    ) -> PrepareReport:
+    ) -> DatasetInfo:
         names = (*columns.labels(), *columns.context, *columns.dense, self.data.history_cut)
         test = candidates.filter(pl.col("day") == learned.windows.n)
         info = DatasetInfo(
@@ -239,7 +248,13 @@ class _Preparation:
             value_edges=tuple(learned.value_edges.tolist()),
         )
         write_whole(self.path / "dataset.json", file.model_dump_json(indent=2))
-        return PrepareReport(dataset=info, windows=learned.windows, days=day_figures(candidates))
+        return info
+
+
+def _items_past(events: pl.DataFrame, learned: Learned, columns: Columns) -> ItemsPast:
+    item_row_N = learned.items.rows_of(events["item_id"].to_numpy())
+    labels_NT = np.stack([events[label].to_numpy() for label in columns.labels()], axis=1)
+    return ItemsPast(item_row_N, events["event_time_us"].to_numpy(), labels_NT, len(learned.items.id_R))
 
 
 def _day_columns(candidates: pl.DataFrame, learned: Learned, columns: Columns) -> pl.DataFrame:

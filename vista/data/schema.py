@@ -249,6 +249,18 @@ def spans(start_E: NDArray[np.int64], length_E: NDArray[np.int64]) -> NDArray[np
     return shift_L
 
 
+def places(sorted_N: NDArray[np.int64], value_C: NDArray[np.int64]) -> NDArray[np.int64]:
+    """np.searchsorted (left) by rising values: several times faster than jumping through a large array.
+
+    >>> places(np.array([1, 3, 3]), np.array([3, 0, 9])).tolist()
+    [1, 0, 3]
+    """
+    order_C = np.argsort(value_C)
+    place_C = np.empty(len(value_C), np.int64)
+    place_C[order_C] = np.searchsorted(sorted_N, value_C[order_C])
+    return place_C
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Ragged, packed rows of B examples: a user, a history as of a cut, candidates at or after it. One user

@@ -5,6 +5,7 @@ input for which a metric does not exist raises `InputError`; no metric is ever N
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,22 @@ class Finite(Frozen):
     model_config = ConfigDict(allow_inf_nan=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A model's probabilities of N rows: with each row's own history, and with every history frozen at the
+    test boundary."""
+
+    own_N: NDArray[np.float32]
+    frozen_N: NDArray[np.float32]
+
+    def take(self, chosen_M: NDArray[np.int64]) -> "Scores":
+        """Of the chosen rows."""
+        return Scores(self.own_N[chosen_M], self.frozen_N[chosen_M])
+
+
 class Metrics(Finite):
-    """One model on one set of rows. `gauc` is None if no user has both labels."""
+    """One model on one set of rows. `gauc` is of frozen histories; None without them, or if no user has both
+    labels."""
 
     auc: float
     ne: float
@@ -40,14 +55,14 @@ class Metrics(Finite):
     rows: int
 
 
-def measure(users_N: Array, labels_N: Array, scores_N: Array) -> Metrics:
-    """All metrics. Raises `InputError` for empty, non-finite or one-class input."""
+def measure(users_N: Array, labels_N: Array, scores_N: Array, frozen_N: Array | None = None) -> Metrics:
+    """All metrics; GAUC of `frozen_N`. Raises `InputError` for empty, non-finite or one-class input."""
     positive_N, probability_N = checked(labels_N, scores_N, users_N)
     return Metrics(
         auc=auc(positive_N, probability_N),
         ne=normalized_entropy(positive_N, probability_N),
         log_loss=log_loss(positive_N, probability_N),
-        gauc=gauc(users_N, positive_N, probability_N) if _mixed_users(users_N, positive_N).any() else None,
+        gauc=_gauc_if_any(users_N, positive_N, frozen_N),
         calibration=calibration(positive_N, probability_N),
         ece=expected_calibration_error(positive_N, probability_N),
         rows=len(positive_N),
@@ -55,15 +70,19 @@ def measure(users_N: Array, labels_N: Array, scores_N: Array) -> Metrics:
 
 
 def by_slice(
-    slices: Mapping[str, NDArray[np.bool_]], users_N: Array, labels_N: Array, scores_N: Array
+    slices: Mapping[str, NDArray[np.bool_]], users_N: Array, labels_N: Array, scores: Scores
 ) -> dict[str, Metrics | None]:
     """Metrics of the rows that each mask selects; None where a slice does not hold both labels."""
-    positive_N, probability_N = checked(labels_N, scores_N, users_N)
+    positive_N, _ = checked(labels_N, scores.own_N, users_N)
     measured: dict[str, Metrics | None] = {}
     for name, mask_N in slices.items():
         check_mask(name, mask_N, len(positive_N))
         both = np.unique(positive_N[mask_N]).size == 2
-        measured[name] = measure(users_N[mask_N], positive_N[mask_N], probability_N[mask_N]) if both else None
+        rows = np.flatnonzero(mask_N)
+        sliced = scores.take(rows)
+        measured[name] = (
+            measure(users_N[rows], positive_N[rows], sliced.own_N, sliced.frozen_N) if both else None
+        )
     return measured
 
 
@@ -128,6 +147,12 @@ def gauc(users_N: Array, labels_N: Array, scores_N: Array) -> float:
     _, user_N = np.unique(users_N[mixed_N], return_inverse=True)
     auc_U, rows_U = _auc_by_user(user_N, positive_N[mixed_N], probability_N[mixed_N])
     return float(np.average(auc_U, weights=rows_U))
+
+
+def _gauc_if_any(users_N: Array, positive_N: NDArray[np.bool_], frozen_N: Array | None) -> float | None:
+    if frozen_N is None or not _mixed_users(users_N, positive_N).any():
+        return None
+    return gauc(users_N, positive_N, frozen_N)
 
 
 def calibration(labels_N: Array, scores_N: Array) -> float:

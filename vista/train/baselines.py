@@ -4,9 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vista.config import BaselineName, Frozen
 from vista.data.dataset import Dataset
+from vista.data.frozen import frozen
+from vista.data.schema import Examples
+from vista.evaluate.metrics import Scores
 from vista.evaluate.refresh_report import TrainedOn
 from vista.train.jobs import Days, RankerJob, Training, training_days
 from vista.train.loop import fit
@@ -73,20 +77,26 @@ def train_baseline(job: BaselineJob) -> None:
         training = Training(job.ranker)
         progress = fit(training.task())
         fitted = Fitted.of(job.name, training.trained_on(), progress)
-        unfinished.write(fitted, training.predict(job.test_day, job.test_day + 1))
+        unfinished.write(fitted, training.test_scores(job.test_day))
     job.result.end(unfinished)
 
 
-def _lightgbm(job: BaselineJob) -> tuple[Fitted, np.ndarray]:
+def _lightgbm(job: BaselineJob) -> tuple[Fitted, Scores]:
     from vista.train.lightgbm_baseline import fit_lightgbm
 
     dataset = Dataset.open(job.dataset)
     train = dataset.examples(job.days.first, job.days.valid)
     valid = dataset.examples(job.days.valid, job.days.end)
+    model = fit_lightgbm(dataset, train, valid, job.seed)
+
+    def predict(examples: Examples) -> NDArray[np.float32]:
+        scores_N = np.full(dataset.info.candidates, np.nan, np.float32)
+        scores_N[examples.candidate_ids()] = model.predict(examples)
+        return scores_N
+
     test = dataset.examples(job.test_day, job.test_day + 1)
-    probabilities, used = fit_lightgbm(dataset, train, valid, test, job.seed)
-    scores_N = np.full(dataset.info.candidates, np.nan, np.float32)
-    scores_N[test.candidate_ids()] = probabilities
+    as_of_start = frozen(dataset, test, dataset.day_start_us(job.test_day))
     rows = int(dataset.examples(job.days.first, job.days.end).num_candidates_E.sum())
     trained_on = TrainedOn(first_day=job.days.first, end_day=job.days.end, rows=rows)
-    return Fitted(model=job.name, trained_on=trained_on, note=f"{used.rounds} trees"), scores_N
+    fitted = Fitted(model=job.name, trained_on=trained_on, note=f"{model.rounds} trees")
+    return fitted, Scores(predict(test), predict(as_of_start))

@@ -33,9 +33,9 @@ def compose(stage: StageContext) -> RefreshReport:
     release = promoted["release"]
     rows, candidates = stage.test_rows(), stage.dataset.candidates
     users_N, labels_N = candidates.user_id_C[rows], candidates.labels_CT[rows, 0]
-    scores = {name: result.scores_N()[rows] for name, result in model_results(stage).items()}
+    scores = {name: result.scores().take(rows) for name, result in model_results(stage).items()}
     masks = candidate_slices(stage.dataset, rows)
-    sliced = {name: by_slice(masks, users_N, labels_N, scores_N) for name, scores_N in scores.items()}
+    sliced = {name: by_slice(masks, users_N, labels_N, one) for name, one in scores.items()}
     return RefreshReport(
         run_id=stage.config.run_id,
         recipe=stage.recipe.name,
@@ -64,7 +64,7 @@ def compose(stage: StageContext) -> RefreshReport:
         curves=tuple(
             curve for name, result in model_results(stage).items() for curve in curves_of(name, result)
         ),
-        calibration={name: calibration_bins(labels_N, scores_N) for name, scores_N in scores.items()},
+        calibration={name: calibration_bins(labels_N, one.own_N) for name, one in scores.items()},
         summary_map=map_of(stage, delivered["space"], delivered["epoch"]),
     )
 

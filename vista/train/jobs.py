@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from vista.config import Frozen, ModelConfig, TrainConfig
 from vista.data.batches import BatchPlan
 from vista.data.dataset import Dataset
+from vista.data.frozen import frozen
 from vista.data.schema import Batch, Examples
 from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import Epoch
 from vista.errors import InputError
+from vista.evaluate.metrics import Scores
 from vista.evaluate.refresh_report import TrainedOn
 from vista.model.checkpoint import Model, load
 from vista.model.downstream import Downstream
@@ -102,7 +104,15 @@ class Training:
 
     def predict(self, first_day: int, end_day: int) -> NDArray[np.float32]:
         """Probabilities by candidate id for the candidates of some days; NaN elsewhere."""
-        examples = self.dataset.examples(first_day, end_day)
+        return self._predict(self.dataset.examples(first_day, end_day))
+
+    def test_scores(self, day: int) -> Scores:
+        """Probabilities by candidate id for the candidates of a day, also as of its start; NaN elsewhere."""
+        examples = self.dataset.examples(day, day + 1)
+        as_of_start = frozen(self.dataset, examples, self.dataset.day_start_us(day))
+        return Scores(self._predict(examples), self._predict(as_of_start))
+
+    def _predict(self, examples: Examples) -> NDArray[np.float32]:
         return predict(self.model, self.forward, self.plan(examples), self.dataset.info.candidates)
 
     def labels_N(self) -> NDArray[np.float32]:

@@ -4,12 +4,12 @@ N candidates, F dense features, K context columns.
 """
 
 import logging
+from dataclasses import dataclass
 
 import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
-from vista.config import Frozen
 from vista.data.dataset import Dataset
 from vista.data.schema import Examples
 from vista.errors import InputError
@@ -31,25 +31,35 @@ PARAMETERS = {
 }
 
 
-class LightgbmFit(Frozen):
-    """What a fit used: its trees and every feature's share of the total gain, the largest first."""
+@dataclass(frozen=True, slots=True)
+class Lightgbm:
+    """Fitted trees: `rounds` of them are used; `gain` is every feature's share of the total gain, the largest
+    first."""
 
+    booster: lightgbm.Booster
     rounds: int
     gain: dict[str, float]
 
+    def predict(self, examples: Examples) -> NDArray[np.float64]:
+        """Probabilities of the first task in the order of `examples.candidate_ids()`.
 
-def fit_lightgbm(
-    dataset: Dataset, train: Examples, valid: Examples, test: Examples, seed: int, threads: int = 1
-) -> tuple[NDArray[np.float64], LightgbmFit]:
-    """Fit the first task on `train` and predict `test`: probabilities in the order of `test.candidate_ids()`.
+        Raises `InputError` without candidates.
+        """
+        if not len(examples):
+            raise InputError("the test days hold no candidates for lightgbm: give more days of events")
+        predicted = self.booster.predict(_features(examples), num_iteration=self.rounds)
+        return np.asarray(predicted, dtype=np.float64)
+
+
+def fit_lightgbm(dataset: Dataset, train: Examples, valid: Examples, seed: int, threads: int = 1) -> Lightgbm:
+    """Fit the first task on `train`.
 
     The number of trees is the best on `valid`; without validation candidates it is fixed. Every feature is
     of the past of its candidate's cut: the dense ones (they hold the history's length) and the context
-    columns, as categories. Raises `InputError` if `train` or `test` holds no candidate.
+    columns, as categories. Raises `InputError` if `train` holds no candidate.
     """
-    for name, part in (("training", train), ("test", test)):
-        if not len(part):
-            raise InputError(f"the {name} days hold no candidates for lightgbm: give more days of events")
+    if not len(train):
+        raise InputError("the training days hold no candidates for lightgbm: give more days of events")
     parameters = PARAMETERS | {"seed": seed, "num_threads": threads}
     rows = _rows(dataset, train)
     if len(valid):
@@ -62,10 +72,9 @@ def fit_lightgbm(
         )
     else:
         booster = lightgbm.train(parameters, rows, num_boost_round=ROUNDS_WITHOUT_VALIDATION)
-    fit = LightgbmFit(rounds=booster.best_iteration or booster.current_iteration(), gain=_gain(booster))
-    log.info("lightgbm: %d rows, %d trees", rows.num_data(), fit.rounds)
-    predicted = booster.predict(_features(test), num_iteration=fit.rounds)
-    return np.asarray(predicted, dtype=np.float64), fit
+    model = Lightgbm(booster, booster.best_iteration or booster.current_iteration(), _gain(booster))
+    log.info("lightgbm: %d rows, %d trees", rows.num_data(), model.rounds)
+    return model
 
 
 def _features(examples: Examples) -> NDArray[np.float64]:

@@ -106,8 +106,7 @@ def _finish(stage: StageContext, training: Training, state: Path, result: Result
     job = training.job
     assert isinstance(job, DownstreamJob)
     progress = load_best(state, training.model)
-    test_day = stage.dataset.split().n
-    scores_N = training.predict(test_day, test_day + 1)
+    scores = training.test_scores(stage.dataset.split().n)
     unfinished = result.begin()
     foundation = checkpoint_meta(job.foundation)
     changes = {
@@ -117,7 +116,7 @@ def _finish(stage: StageContext, training: Training, state: Path, result: Result
     }
     save(unfinished.checkpoint, training.model, foundation.model_copy(update=changes))
     keep_dictionary(unfinished.checkpoint, stage.dataset, foundation.spec)
-    unfinished.write(Fitted.of(REFERENCE, training.trained_on(), progress), scores_N)
+    unfinished.write(Fitted.of(REFERENCE, training.trained_on(), progress), scores)
     result.end(unfinished)
 
 
@@ -132,7 +131,7 @@ def _compare(stage: StageContext, job: DownstreamJob, join: JoinReport, tracked:
     rows, candidates, gate = stage.test_rows(), stage.dataset.candidates, stage.recipe.gate
     users_N, labels_N = candidates.user_id_C[rows], candidates.labels_CT[rows, 0]
     results = model_results(stage)
-    scores = {name: result.scores_N()[rows] for name, result in results.items()}
+    scores = {name: result.scores().own_N[rows] for name, result in results.items()}
     champion, champion_N = score_champion(stage)
     LOG.info("champion: %s", champion.release if champion.comparable else champion.why)
     delivered = stage.run.report_of("deliver")
@@ -164,7 +163,7 @@ def _compare(stage: StageContext, job: DownstreamJob, join: JoinReport, tracked:
 
 def figures(stage: StageContext, result: Result) -> ModelFigures:
     """A finished model's metrics on the test day, and what it was trained on."""
-    measured = stage.measure(result.scores_N()).model_dump()
+    measured = stage.measure(result.scores()).model_dump()
     return ModelFigures(**measured, trained_on=result.fitted().trained_on)
 
 

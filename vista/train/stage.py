@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vista.config import Frozen, Recipe, RefreshConfig, Settings
 from vista.data.dataset import Dataset
 from vista.errors import CheckpointError
-from vista.evaluate.metrics import Metrics, measure
+from vista.evaluate.metrics import Metrics, Scores, measure
 from vista.evaluate.refresh_report import TrainedOn
 from vista.model.checkpoint import CheckpointMeta
 from vista.recipes import recipe_of
@@ -20,7 +20,7 @@ from vista.runs import RunDirectory, write_whole
 from vista.train.state import Point, Progress
 from vista.train.tracking import Tracked, flattened, git_revision, track
 
-SCORES_FILE = "scores.npy"
+SCORES_FILE = "scores.npz"
 FITTED_FILE = "fitted.json"
 CHECKPOINT_DIRECTORY = "checkpoint"
 
@@ -71,10 +71,11 @@ class StageContext:
         n = self.dataset.split().n
         return np.sort(self.dataset.examples(n, n + 1).candidate_ids())
 
-    def measure(self, scores_N: NDArray[np.float32]) -> Metrics:
+    def measure(self, scores: Scores) -> Metrics:
         """The metrics of probabilities by candidate id on the test day."""
         rows, candidates = self.test_rows(), self.dataset.candidates
-        return measure(candidates.user_id_C[rows], candidates.labels_CT[rows, 0], scores_N[rows])
+        users_N, labels_N = candidates.user_id_C[rows], candidates.labels_CT[rows, 0]
+        return measure(users_N, labels_N, scores.own_N[rows], scores.frozen_N[rows])
 
     def params(self) -> dict[str, Any]:
         return flattened(self.config) | flattened(self.recipe)
@@ -130,14 +131,14 @@ class Result:
         else:
             unfinished.path.rename(self.path)
 
-    def write(self, fitted: Fitted, scores_N: NDArray[np.float32]) -> None:
-        np.save(self.path / SCORES_FILE, scores_N)
+    def write(self, fitted: Fitted, scores: Scores) -> None:
+        np.savez(self.path / SCORES_FILE, own_N=scores.own_N, frozen_N=scores.frozen_N)
         write_whole(self.path / FITTED_FILE, fitted.model_dump_json(indent=2))
 
-    def scores_N(self) -> NDArray[np.float32]:
+    def scores(self) -> Scores:
         """Probabilities of the test day's candidates by candidate id; NaN elsewhere."""
-        scores: NDArray[np.float32] = np.load(self.path / SCORES_FILE)
-        return scores
+        with np.load(self.path / SCORES_FILE) as kept:
+            return Scores(kept["own_N"], kept["frozen_N"])
 
     def fitted(self) -> Fitted:
         return Fitted.model_validate_json((self.path / FITTED_FILE).read_text(encoding="utf-8"))

@@ -44,7 +44,7 @@ def train_foundation(config: RefreshConfig, settings: Settings) -> FoundationRep
             state = train_on_ray(job, tracked, storage=stage.run.training(MODEL), name=config.run_id)
         _finish(stage, training, space, state, result)
     meta = checkpoint_meta(result.checkpoint)
-    metrics = stage.measure(result.scores_N())
+    metrics = stage.measure(result.scores())
     tracked.finish(
         {f"test_{name}": value for name, value in metrics.model_dump().items() if value is not None},
         {"config": stage.run.path / "config.json", "checkpoint": result.checkpoint},
@@ -85,7 +85,7 @@ def _finish(stage: StageContext, training: Training, space: str, state: Path, re
     progress = load_best(state, training.model)
     test_day = stage.dataset.split().n
     LOG.info("foundation: best epoch %s, scoring day %d", progress.best_epoch, test_day)
-    scores_N = training.predict(test_day, test_day + 1)
+    scores = training.test_scores(test_day)
     unfinished = result.begin()
     meta = CheckpointMeta(
         kind="vista",
@@ -98,5 +98,5 @@ def _finish(stage: StageContext, training: Training, space: str, state: Path, re
     save(unfinished.checkpoint, training.model, meta)
     keep_dictionary(unfinished.checkpoint, stage.dataset, training.model.spec)
     fitted = Fitted.of(MODEL, training.trained_on(), progress)
-    unfinished.write(fitted, scores_N)
+    unfinished.write(fitted, scores)
     result.end(unfinished)

@@ -31,11 +31,13 @@ from vista.data.schema import ContextColumn
 
 
 class SourceInfo(Frozen):
-    """What a source's rows mean: bit i of `action_mask` is `actions[i]`."""
+    """What a source's rows mean: bit i of `action_mask` is `actions[i]`. A source that knows positives only
+    asks for `negatives_per_positive` sampled ones."""
 
     actions: tuple[str, ...]
     context: tuple[ContextColumn, ...]
     tasks: tuple[str, ...]
+    negatives_per_positive: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,12 +52,14 @@ def read(config: DataConfig, rejects: Rejects) -> Iterator[pa.RecordBatch]:
 
 def _batches(files: list[TableFile], rejects: Rejects) -> Iterator[pa.RecordBatch]:
     seen = Seen()
-    rows = pl.concat(
+    parts = [
         seen.without_copies(_checked(frame, file, rejects), (*LISTED[:3], "label_label", "history"), rejects)
         for file in files
         for frame in read_table(file, COLUMNS, rejects)
-    )
-    candidates = _consistent(rows, rejects)
+    ]
+    if not any(part.height for part in parts):
+        return  # `finished` says why
+    candidates = _consistent(pl.concat(parts), rejects)
     events = pl.concat([_listed(candidates), candidates.select(*LISTED, "label_label")])
     yield event_batch(
         events.sort("user_id", "position", "label_label", maintain_order=True).with_columns(

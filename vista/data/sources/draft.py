@@ -10,10 +10,21 @@ import pyarrow as pa
 import yaml
 
 from vista.config import DataConfig
+from vista.data.learn import MIN_DAYS
 from vista.data.mapping import POSITIVE, Expression, Mapping, load_mapping, mapping_files, parse_mapping
 from vista.data.rejects import Rejects
+from vista.data.schema import DAY_US
 from vista.data.sources.rows import UNITS_PER_SECOND, epoch_us, iso8601_us, whole_number
-from vista.data.sources.tables import LINE, SEPARATORS, TableFile, columns_of, files_in, folder_of, read_table
+from vista.data.sources.tables import (
+    LINE,
+    SEPARATORS,
+    TableFile,
+    columns_of,
+    files_in,
+    folder_of,
+    read_table,
+    what_is_there,
+)
 from vista.data.sources.user_events import PATTERNS, read_mapped
 from vista.errors import InputError
 
@@ -33,9 +44,15 @@ NAMES = {
     "event": ("event_type", "event", "action", "event_name", "type", "behavior", "behavior_type"),
 }  # fmt: skip
 """Usual names of columns, the most telling first; compared without case."""
+YES_WORDS = ("yes", "y", "t", "on", "ok")
 WANTED_EVENTS = ("purchase", "buy", "order", "transaction", "conversion", "click", "like")
 
 
+NEGATIVES = 4
+NO_LABEL_FOUND = (
+    "# No column says what was shown in vain: every row counts as an item that its user chose, and for each\n"
+    "# row others are drawn. If there is such a column, write `label: ` and what it must be instead.\n"
+)
 CAUTION = (
     "# context, if there is any: columns that are known when an item is shown, not what happened then:\n"
     "# context:\n#   device: [phone, tablet]\n"
@@ -63,10 +80,16 @@ def draft(folder: Path) -> str:
     """The text of a mapping, guessed from names and the first rows of the first file."""
     files = files_in(folder, *PATTERNS)
     if not files:
-        raise InputError(f"{folder} holds no .csv, .csv.gz or .parquet file: put the event files there")
+        raise InputError(
+            f"{folder} holds no .csv, .csv.gz or .parquet file, but {what_is_there(folder)}: put the event "
+            "files there"
+        )
     separator = _separator(files[0])
     columns = columns_of(files[0], separator)
-    rows = next(read_table(files[0], columns, Rejects(), separator=separator), pl.DataFrame())
+    rejects = Rejects()
+    rows = next(read_table(files[0], columns, rejects, separator=separator), pl.DataFrame())
+    if rows.is_empty() and rejects.first:
+        raise InputError(f"no row of {files[0].name} can be read: {rejects.first[0]}")
     if rows.is_empty():
         raise InputError(f"{files[0].name} holds no rows, only names of columns: put events into it")
     return _Draft(rows.drop(LINE).head(SAMPLE_ROWS), separator).text(files[0].name)
@@ -100,6 +123,7 @@ class _Draft:
             "time": _scalar(self.time),
             "time_unit": self._time_unit(),
             "label": _scalar(self._label()),
+            "negatives_per_positive": "" if self._label() else str(NEGATIVES),
             "actions": "".join(f"\n  {name}: {_scalar(text)}" for name, text in self._actions().items()),
             "value": _scalar(self.value or ""),
             "category": _scalar(self.category or ""),
@@ -107,12 +131,18 @@ class _Draft:
             "separator": json.dumps(self.separator) if self.separator != "," else "",
         }
         head = f"# Drafted from {file}, whose columns are {', '.join(self.rows.columns)}. Check every line.\n"
+        if not self._label():
+            head += NO_LABEL_FOUND
         body = "".join(f"{key}: {value}\n" for key, value in lines.items() if value)
         return head + body.replace(": \n", ":\n") + CAUTION
 
     def _named(self, key: str) -> str | None:
-        lower = {column.lower(): column for column in self.rows.columns}
-        return next((lower[name] for name in NAMES[key] if name in lower), None)
+        return next(iter(self._all_named(key)), None)
+
+    def _all_named(self, key: str) -> list[str]:
+        """Columns with a usual name of `key`, the most telling first; `User ID` counts as user_id."""
+        plain = {re.sub(r"\W+", "_", column.lower()): column for column in self.rows.columns}
+        return [plain[name] for name in NAMES[key] if name in plain]
 
     def _timestamps(self) -> str | None:
         """A column that holds timestamps, whatever its name."""
@@ -130,18 +160,28 @@ class _Draft:
         ]
 
     def _label(self) -> str:
-        flags = self._flags()
-        named = self._named("label")
-        if named in flags:
-            return str(named)
+        """The likeliest label; "" if there is none or each is 1 in every row: positives only."""
+        likely = [self._of_named(column) for column in self._all_named("label")]
         if self.event is not None:
             values = self._values(self.event)
-            wanted = [value for value in WANTED_EVENTS if value in values]
-            if wanted:
-                return f"{_column(self.event)} == '{wanted[0]}'"
+            likely += [f"{_column(self.event)} == '{value}'" for value in WANTED_EVENTS if value in values][
+                :1
+            ]
         if self.value is not None and "rating" in self.value.lower():
-            return f"{_column(self.value)} >= 4"
-        return _column(flags[0]) if flags else CHANGE_ME
+            likely.append(f"{_column(self.value)} >= 4")
+        likely = likely or [_column(flag) for flag in self._flags()[:1]]
+        return next((text for text in likely if text == CHANGE_ME or not self._is_constant_1(text)), "")
+
+    def _of_named(self, column: str) -> str:
+        """The expression of a column whose name says that it is a label."""
+        if self.rows.select(Expression(column).truth(self.rows.schema)).to_series().is_not_null().any():
+            return _column(column)
+        yes = [value for value in self._values(column) if value.lower() in YES_WORDS]
+        return f"{_column(column)} == '{yes[0]}'" if yes else CHANGE_ME
+
+    def _is_constant_1(self, text: str) -> bool:
+        truth = self.rows.select(Expression.parse(text).truth(self.rows.schema)).to_series()
+        return bool((truth == 1).fill_null(False).all())
 
     def _actions(self) -> dict[str, str]:
         label = self._label()
@@ -193,7 +233,7 @@ def _trial(folder: Path, mapping: Mapping, name: str) -> list[str]:
     config = DataConfig(source="events", path=str(folder), max_reject_fraction=1.0)
     try:
         batches = list(_figures(read_mapped(folder, mapping, name, config, rejects)))
-        found = [*_summary(pl.concat(batches)), "It would be accepted."]
+        found = _summary(pl.concat(batches))
     except InputError as error:
         found = [f"It would be refused: {error}"]
     if rejects.rejected > limit * rejects.rows:
@@ -214,6 +254,7 @@ def _figures(batches: Iterator[pa.RecordBatch]) -> Iterator[pl.DataFrame]:
             pl.col("event_time_us").max().alias("last"),
             (label <= 1).sum().cast(pl.Int64).alias("candidates"),
             (label == 1).sum().cast(pl.Int64).alias("positives"),
+            (pl.col("event_time_us").filter(label <= 1) // DAY_US).unique().implode().alias("days"),
         )
 
 
@@ -224,7 +265,11 @@ def _summary(figures: pl.DataFrame) -> list[str]:
         pl.col("candidates").sum(),
         pl.col("positives").sum(),
     ).row(0)
+    days = figures["days"].explode().n_unique()
     return [
         f"Times from {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC; "
-        f"the label is 1 in {positives:,} of {candidates:,} rows ({positives / max(candidates, 1):.1%})."
+        f"the label is 1 in {positives:,} of {candidates:,} rows ({positives / max(candidates, 1):.1%}).",
+        "It would be accepted."
+        if days >= MIN_DAYS
+        else f"It would be refused: labels on {days} days; at least {MIN_DAYS} are needed.",
     ]

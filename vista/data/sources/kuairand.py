@@ -101,7 +101,7 @@ def _batches(
                 yield event_batch(_with_videos(events, videos), INFO)
     seen = Seen()
     for file in logs:
-        columns = columns_of(file)
+        columns = list(dict.fromkeys(("time_ms", *NUMBERS, *columns_of(file))))  # copies are equal in all
         for frame in read_table(file, columns, rejects):
             rows = seen.without_copies(_checked(frame, file, rejects), columns, rejects)
             yield event_batch(_with_videos(_events(rows, config.day_offset_s), videos), INFO)

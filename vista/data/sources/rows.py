@@ -59,7 +59,8 @@ def whole_number(values: pl.Series) -> pl.Series:
     if exact.null_count() == values.null_count():
         return exact.cast(pl.Int64)
     number = values.cast(pl.Float64, strict=False)
-    whole = _where((number == number.floor()) & (number.abs() < 2**53), number)
+    exact_below = 2**24 if values.dtype == pl.Float32 else 2**53  # beyond it neighbours have become one
+    whole = _where((number == number.floor()) & (number.abs() < exact_below), number)
     return exact.cast(pl.Int64).fill_null(whole.cast(pl.Int64))
 
 
@@ -77,7 +78,7 @@ def epoch_us(values: pl.Series, unit: str) -> pl.Series:
 def iso8601_us(values: pl.Series) -> pl.Series:
     """Timestamps, or text such as 2024-05-01T12:30:00Z, 2024-05-01 12:30, 2024-05-01, as int64 microseconds;
     UTC where no zone is given; null for anything else."""
-    if values.dtype.is_temporal():
+    if values.dtype in (pl.Date, pl.Datetime):
         return values.cast(pl.Datetime("us"), strict=False).cast(pl.Int64)
     text = (
         values.cast(pl.String, strict=False).str.replace(" ", "T", literal=True).str.replace("Z$", "+00:00")
@@ -132,6 +133,12 @@ def time_check(raw: str, time_us: pl.Expr, unit: str) -> Check:
                 pl.when(fits).then(pl.format("{}: it looks like time_unit: {}", reading, pl.lit(other)))
             )
     wrong = pl.format("time {} is not a time between 1980 and 2100 in unit {}", quoted(raw), pl.lit(unit))
+    if unit == "iso8601":
+        wrong = pl.format("{}: write it as 2024-05-01T12:30:00Z", wrong)
+    else:
+        text = pl.col(raw).cast(pl.String, strict=False)
+        looks = pl.format("{}: it looks like time_unit: iso8601", wrong)
+        reasons.append(pl.when(text.str.contains(r"^\d{4}-\d{2}-\d{2}")).then(looks))
     return Check(~time_us.is_between(FIRST_TIME_US, END_TIME_US, closed="left"), pl.coalesce(*reasons, wrong))
 
 

@@ -6,6 +6,7 @@ their types. What a library would answer with a traceback is here an `InputError
 
 import csv
 import difflib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ ROWS = 1 << 18
 """About so many rows are handled at once."""
 
 BLOCK_BYTES = 1 << 22
+GZIP = b"\x1f\x8b"
+"""First bytes of a gzip file."""
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
 
@@ -49,8 +52,15 @@ def folder_of(path: str) -> Path:
     if not path:
         raise InputError("no data folder was given: name it with --data-dir")
     if not folder.is_dir():
-        raise InputError(f"data folder {path!r} does not exist: check --data-dir")
+        wrong = "is a file: name the folder that holds it" if folder.exists() else "does not exist: check it"
+        raise InputError(f"data folder {path!r} {wrong} (--data-dir)")
     return folder
+
+
+def what_is_there(folder: Path) -> str:
+    """The names of some files of a folder, for a message that says that others are missing."""
+    names = sorted(path.name for path in folder.iterdir())
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "nothing"
 
 
 def files_in(folder: Path, *patterns: str) -> list[TableFile]:
@@ -78,7 +88,7 @@ def columns_of(file: TableFile, separator: str = ",") -> list[str]:
     Raises `InputError` if the file is empty, not what its name says, or has a column twice.
     """
     names = _parquet(file).schema_arrow.names if file.is_parquet else _header(file, separator)
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise InputError(f"{file.name}: column {twice[0]!r} is there twice: rename one of them")
     return list(names)
@@ -217,12 +227,16 @@ def _header(file: TableFile, separator: str) -> list[str]:
     try:
         names = first.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{file.name} is not UTF-8 text (byte {error.start} of line 1): save it as UTF-8"
-        ) from error
+        remedy = f"name it {file.name}.gz, it looks like gzip" if first[:2] == GZIP else "save it as UTF-8"
+        raise InputError(f"{file.name} is not UTF-8 text (byte {error.start} of line 1): {remedy}") from error
     if "\0" in names:
         raise InputError(f"{file.name} is not UTF-8 text (zero bytes in line 1): save it as UTF-8")
-    return next(csv.reader([names.rstrip("\r")], delimiter=separator))
+    try:
+        return next(csv.reader([names.rstrip("\r")], delimiter=separator))
+    except csv.Error as error:
+        raise InputError(
+            f"{file.name}: line 1 does not name columns ({error}): do its lines end with a line feed?"
+        ) from error
 
 
 def _read_parquet(file: TableFile, columns: Sequence[str], rejects: Rejects) -> Iterator[pl.DataFrame]:
@@ -240,7 +254,7 @@ def _read_parquet(file: TableFile, columns: Sequence[str], rejects: Rejects) -> 
 def _plain(file: TableFile, frame: pl.DataFrame) -> pl.DataFrame:
     """Dictionary-encoded columns as text. Raises `InputError` for columns that hold no plain values."""
     for name, kind in frame.schema.items():
-        if kind.is_nested() or kind in (pl.Binary, pl.Object):
+        if kind.is_nested() or kind in (pl.Binary, pl.Object, pl.Duration, pl.Time):
             raise InputError(
                 f"{file.name}: column {name!r} holds {kind}: only numbers, text, booleans and timestamps can "
                 "be used; write it in another type"

@@ -29,11 +29,23 @@ from vista.data.sources.rows import (
     usable,
     whole_number,
 )
-from vista.data.sources.tables import TableFile, columns_of, files_in, folder_of, missing_column, read_table
+from vista.data.sources.tables import (
+    TableFile,
+    columns_of,
+    files_in,
+    folder_of,
+    missing_column,
+    read_table,
+    what_is_there,
+)
 from vista.errors import InputError
 
 PATTERNS = ("*.csv", "*.csv.gz", "*.parquet")
 TASK = "label"
+ONLY_POSITIVES = (
+    ", or, if your files hold only what users chose, write `negatives_per_positive: 4` to have so many items "
+    "drawn for each"
+)
 
 
 def describe(config: DataConfig) -> SourceInfo:
@@ -49,6 +61,7 @@ def info_of(mapping: Mapping) -> SourceInfo:
             for name, values in mapping.context.items()
         ),
         tasks=(TASK,),
+        negatives_per_positive=mapping.negatives_per_positive,
     )
 
 
@@ -73,6 +86,9 @@ def read_mapped(
         for column, key in mapping.columns().items():
             if column not in there:
                 raise InputError(f"{name}: {key}: {missing_column(file, column, there, mapping.separator)}")
+    named = (mapping.user, mapping.item, mapping.time)
+    if len(set(named)) < 3:
+        raise InputError(f"{name}: user, item and time are {', '.join(named)}: name three columns")
     return _read(_Reader(mapping, rejects), files, name, config)
 
 
@@ -80,7 +96,7 @@ def _read(
     reader: "_Reader", files: list[TableFile], name: str, config: DataConfig
 ) -> Iterator[pa.RecordBatch]:
     yield from finished(reader.batches(files), config.path, reader.rejects, config.max_reject_fraction)
-    reader.labels.check(name, reader.mapping, positives_only=config.negatives_per_positive > 0)
+    reader.labels.check(name, reader.mapping)
     for ids in reader.ids.values():
         ids.save()
 
@@ -91,8 +107,8 @@ def data_files(folder: Path, mapping: Mapping) -> list[TableFile]:
     files = files_in(folder, *patterns)
     if not files:
         raise InputError(
-            f"{folder} holds no file that matches {' or '.join(patterns)}: put the event files there, or "
-            "name them with `files:` in the mapping"
+            f"{folder} holds no file that matches {' or '.join(patterns)}, but {what_is_there(folder)}: put "
+            "the event files there, or name them with `files:` in the mapping"
         )
     return files
 
@@ -104,16 +120,17 @@ class _Labels:
     counts: dict[int, int] = field(default_factory=dict)
     values: list[str] = field(default_factory=list)
 
-    def add(self, labels: pl.Series, values: pl.Series) -> None:
+    def add(self, labels: pl.Series, values: pl.Series | None) -> None:
         for label, count in labels.value_counts().rows():
             self.counts[label] = self.counts.get(label, 0) + count
-        if not self.values:
+        if not self.values and values is not None:
             self.values = [str(value) for value in values.unique(maintain_order=True).head(5)]
 
-    def check(self, name: str, mapping: Mapping, positives_only: bool) -> None:
-        """Raises `InputError` for a label that is the same in every row."""
+    def check(self, name: str, mapping: Mapping) -> None:
+        """Raises `InputError` for a label that is the same in every row, unless that is 1 and negatives are
+        sampled."""
         there = {label: count for label, count in self.counts.items() if label != NO_LABEL}
-        if len(there) > 1 or (positives_only and 1 in there):
+        if len(there) > 1 or (mapping.negatives_per_positive and 1 in there):
             return
         if not there:
             raise InputError(
@@ -123,7 +140,7 @@ class _Labels:
         raise InputError(
             f"{name}: label: {mapping.label!r} is {label} in all {count:,} rows: there is nothing to learn. "
             f"Its column holds {', '.join(map(repr, self.values))}: map a label that is 1 in some rows and 0 "
-            "in others"
+            "in others" + (ONLY_POSITIVES if label == 1 else "")
         )
 
 
@@ -154,17 +171,18 @@ class _Reader:
             for frame in read_table(file, columns, self.rejects, separator=self.mapping.separator):
                 good = usable(self._parsed(frame), self._checks(), file.name, self.rejects)
                 rows = seen.without_copies(good, columns, self.rejects)
-                self.labels.add(rows.get_column(LABEL), rows.get_column(self.expressions["label"].column))
+                label = self.expressions.get("label")
+                self.labels.add(rows.get_column(LABEL), rows.get_column(label.column) if label else None)
                 yield event_batch(self._events(rows), self.info)
 
     def _parsed(self, frame: pl.DataFrame) -> pl.DataFrame:
         mapping = self.mapping
-        candidate = self.expressions.get("candidates")
+        label, candidate = self.expressions.get("label"), self.expressions.get("candidates")
         return frame.with_columns(
             self._id(frame[mapping.user], "user").alias(USER),
             self._id(frame[mapping.item], "item").alias(ITEM),
             _time_us(frame[mapping.time], mapping.time_unit).alias(TIME),
-            self.expressions["label"].truth(frame.schema).cast(pl.Int16).alias(LABEL),
+            (label.truth(frame.schema) if label else pl.lit(1)).cast(pl.Int16).alias(LABEL),
             (candidate.truth(frame.schema) == 1 if candidate else pl.lit(True)).alias(CANDIDATE),
             *(
                 expression.truth(frame.schema).alias(f"vista:{key}")

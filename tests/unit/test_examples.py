@@ -95,7 +95,7 @@ def seen_of(events: Events, cuts: Cuts) -> dict[tuple[int, int], Seen]:
         category_row_C=events.category_row_N[cuts.position_C],
     )
     items = ItemsPast(events.item_row_N, events.event_time_us_N, events.labels_NT, ITEMS)
-    dense_CF = dense_features(UsersPast(events, ACTIONS), items, asked)
+    dense_CF = dense_features(UsersPast(events, ACTIONS, items), items, asked)
     return {
         (int(events.user_id_N[row]), int(events.seq_N[row])): Seen(
             int(cuts.cut_us_E[example_C[place]]),

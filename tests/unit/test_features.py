@@ -12,6 +12,7 @@ from vista.config import DataConfig, GeneratedConfig, WindowConfig
 from vista.data.dataset import Dataset
 from vista.data.features import (
     NEVER_S,
+    RECENT_EVENTS,
     Asked,
     ItemsPast,
     UsersPast,
@@ -51,19 +52,21 @@ EVENTS = table(
 )
 
 
-def features_of(position: int) -> dict[str, float]:
+def features_of(position: int, events: Events = EVENTS) -> dict[str, float]:
     """Of the event at `position`, with its own time as the cut."""
     place = np.array([position])
     asked = Asked(
-        user_start_E=EVENTS.user_starts()[place],
+        user_start_E=events.user_starts()[place],
         cut_position_E=place,
-        cut_us_E=EVENTS.event_time_us_N[place],
+        cut_us_E=events.event_time_us_N[place],
         example_C=np.zeros(1, np.int64),
-        item_row_C=EVENTS.item_row_N[place],
-        category_row_C=EVENTS.category_row_N[place],
+        item_row_C=events.item_row_N[place],
+        category_row_C=events.category_row_N[place],
     )
-    items = ItemsPast(EVENTS.item_row_N, EVENTS.event_time_us_N, EVENTS.labels_NT, items=6)
-    row = dense_features(UsersPast(EVENTS, 1), items, asked)[0]
+    items = ItemsPast(
+        events.item_row_N, events.event_time_us_N, events.labels_NT, items=int(events.item_row_N.max())
+    )
+    row = dense_features(UsersPast(events, 1, items), items, asked)[0]
     return dict(zip(dense_names(["click"], ["like"]), row.tolist(), strict=True))
 
 
@@ -71,6 +74,9 @@ def test_features_by_hand() -> None:
     found = features_of(3)  # user 1 at 40 s: item 6, category 1
     everything = (2 + 10 * 0.5) / (4 + 10)  # 1, 0, 1, 0 before; the event without a label does not count
     user = (1 + 10 * everything) / (2 + 10)
+    residuals = (
+        0.5 - 7 / 12
+    )  # 1 - 0.5 at 10 s: nothing known; 0 - (2 + 10 * 0.5) / (2 + 10) at 20 s: 1, 1 before
     expected = {
         "item_log_count": np.log1p(1),
         "item_rate_click": (0 + 10 * everything) / (1 + 10),
@@ -81,17 +87,32 @@ def test_features_by_hand() -> None:
         "user_category_rate_click": (1 + 10 * user) / (2 + 10),
         "user_item_log_count": np.log1p(1),
         "recency_log_s": np.log1p(10),
+        "user_residual_click": residuals / (2 + 10),
+        "user_category_residual_click": residuals / (2 + 10),
     }
-    assert found == pytest.approx(expected, rel=1e-6)
+    for newest in RECENT_EVENTS:
+        expected[f"user_newest_{newest}_rate_click"] = (1 + 2 * user) / (2 + 2)
+        expected[f"user_newest_{newest}_residual_click"] = residuals / (2 + 2)
+    assert found == pytest.approx(expected, rel=1e-5)  # residuals have 20 bits
 
 
 def test_the_first_event_of_all_knows_nothing() -> None:
     found = features_of(0)
     assert found.pop("recency_log_s") == pytest.approx(np.log1p(NEVER_S))
-    assert {name: value for name, value in found.items() if "rate" in name} == {
-        "item_rate_click": 0.5, "user_rate_click": 0.5, "user_category_rate_click": 0.5
-    }  # fmt: skip
+    assert {value for name, value in found.items() if "_rate_" in name} == {0.5}
     assert not any(value for name, value in found.items() if "rate" not in name)
+
+
+def test_only_the_newest_events_count_as_recent() -> None:
+    """A user whose last 5 of 30 events are 0 after 25 times 1."""
+    events = table([(1, 10 * place, 1 + place, 0, 0, int(place < 25)) for place in range(31)])
+    found = features_of(30, events)
+    rates = [found[f"user_newest_{newest}_rate_click"] for newest in RECENT_EVENTS]
+    residuals = [found[f"user_newest_{newest}_residual_click"] for newest in RECENT_EVENTS]
+    user = found["user_rate_click"]
+    assert rates == pytest.approx([(p + 2 * user) / (n + 2) for p, n in ((0, 5), (15, 20), (25, 30))])
+    assert residuals == sorted(residuals)
+    assert residuals[0] < -0.5
 
 
 def test_another_users_event_at_the_same_time_is_not_the_past() -> None:

@@ -117,7 +117,8 @@ class Bench:
         examples = dataset.examples(0, dataset.info.last_day + 1)
         chosen_C = examples.candidate_ids()
         with self.timed("dense features only, one thread", len(chosen_C)):
-            users = UsersPast(dataset.events, len(dataset.file.actions))
+            items = items_past(dataset)
+            users = UsersPast(dataset.events, len(dataset.file.actions), items)
             asked = Asked(
                 user_start_E=examples.history_start_E,
                 cut_position_E=examples.history_start_E + examples.history_length_E,
@@ -126,7 +127,7 @@ class Bench:
                 item_row_C=dataset.candidates.item_row_C[chosen_C],
                 category_row_C=dataset.candidates.category_row_C[chosen_C],
             )
-            dense_features(users, items_past(dataset), asked)
+            dense_features(users, items, asked)
 
     def batches(self, dataset: Dataset) -> None:
         """One epoch; rows are tokens: events of histories and candidates."""

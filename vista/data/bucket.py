@@ -107,7 +107,7 @@ def cut_bucket(
     if columns.source.negatives_per_positive:
         candidates, spots = _with_negatives(candidates, spots, events, learned, data, columns)
     candidates = _with_features(
-        candidates, spots, UsersPast(events, len(columns.source.actions)), items, columns
+        candidates, spots, UsersPast(events, len(columns.source.actions), items), items, columns
     )
     return _examples(rows, cuts, spots, learned), candidates
 

@@ -39,9 +39,10 @@ def frozen(dataset: Dataset, examples: Examples, boundary_us: int | None = None)
         item_row_C=candidates.item_row_C[chosen_C],
         category_row_C=candidates.category_row_C[chosen_C],
     )
-    users = UsersPast(examples.events, len(dataset.file.actions))
+    items = items_past(dataset)
+    users = UsersPast(examples.events, len(dataset.file.actions), items)
     dense_CF, history_length_C = candidates.dense_CF.copy(), candidates.history_length_C.copy()
-    dense_CF[chosen_C] = dense_features(users, items_past(dataset), asked)
+    dense_CF[chosen_C] = dense_features(users, items, asked)
     history_length_C[chosen_C] = length_E[example_C]
     return replace(
         examples,

@@ -102,7 +102,8 @@ class UihTokens(nn.Module):
 class DenseFeatures(nn.Module):
     """Dense features at about unit scale by fixed transforms: nothing is fitted, so nothing can leak.
 
-    Rates and shares (by name) become log-odds, in which .01 and .02 differ; the rest are logs already.
+    Rates and shares (by name) become log-odds, in which .01 and .02 differ; residuals lie
+    closely around 0; the rest are logs already.
     """
 
     fraction_F: Tensor
@@ -111,7 +112,9 @@ class DenseFeatures(nn.Module):
         super().__init__()
         fractions = [any(kind in name for kind in ("_rate_", "_share_")) for name in names]
         self.register_buffer("fraction_F", torch.tensor(fractions))
-        self.scale_F = nn.Parameter(torch.where(torch.tensor(fractions), 0.5, 0.25))
+        scales = [2.0 if "_residual_" in name else 0.5 if fraction else 0.25
+                  for name, fraction in zip(names, fractions, strict=True)]  # fmt: skip
+        self.scale_F = nn.Parameter(torch.tensor(scales))
 
     def forward(self, x_CF: Tensor) -> Tensor:
         odds_CF = x_CF.clamp(0.0, 1.0).logit(eps=1e-3)

@@ -72,6 +72,7 @@ class ModelConfig(Frozen):
     seeds: int = Field(128, ge=1, le=4_096)
     target_layers: int = Field(1, ge=1, le=8)
     mlp: tuple[int, ...] = (512, 128, 64)
+    positions: bool = Field(True, description="reverse positions and time gaps of events")
     max_positions: int = Field(1_024, ge=1, description="reverse positions are clipped here")
     reconstruction_weight: float = Field(1.0, ge=0.0)
     reconstruction_window: int = Field(1_024, ge=2)

@@ -43,13 +43,7 @@ def test_it_does_not_depend_on_who_shares_the_batch() -> None:
         torch.testing.assert_close(alone, together[user], rtol=0, atol=1e-6)  # model.md must-hold 3
 
 
-def _without_order(model: Ranker) -> Ranker:
-    """Positions and gaps set to zero."""
-    order = model.history.summariser.order  # type: ignore[union-attr]
-    with torch.no_grad():
-        order.position.weight.zero_()
-        order.gap.weight.zero_()
-    return model
+WITHOUT_POSITIONS = CONFIG.model_copy(update={"positions": False})
 
 
 def _permuted(batch: Batch) -> Batch:
@@ -59,7 +53,7 @@ def _permuted(batch: Batch) -> Batch:
 
 def test_without_positions_order_does_not_matter() -> None:
     batch = make_batch([60], [0])
-    model = _without_order(_vista())
+    model = _vista(WITHOUT_POSITIONS)
     difference = (_summary(model, batch) - _summary(model, _permuted(batch))).abs().max()
     assert difference < 1e-5  # model.md must-hold 4
 
@@ -84,7 +78,7 @@ def test_a_summary_is_normalised() -> None:
 
 def test_the_history_s_length_reaches_the_summary() -> None:
     """The state is a mean: without the length features, the same event 5 or 500 times would look alike."""
-    model = _without_order(_vista())
+    model = _vista(WITHOUT_POSITIONS)
     few, many = make_batch([5], [0]), make_batch([500], [0])
     same = {name: np.ones(500, np.int64) for name in UIH}
     few = dataclasses.replace(few, **{name: array[:5] for name, array in same.items()})

@@ -37,18 +37,24 @@ def gap_buckets(time_us_L: Tensor, user_L: Tensor) -> Tensor:
 class OrderEmbedding(nn.Module):
     """Normal tokens plus the reverse position and the gap: full attention is otherwise blind to order.
 
-    The norm lets 1e-4 embeddings speak from the first step: without it training stays on a plateau.
+    The norm lets 1e-4 embeddings speak from the first step: without it training stays on a plateau. With
+    `positions` off the order is not told.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.position = nn.Embedding(config.max_positions, config.width)
-        self.gap = nn.Embedding(GAP_BUCKETS, config.width)
         self.norm = SRMSNorm()
-        for table in (self.position, self.gap):
-            nn.init.normal_(table.weight, std=config.embedding_init)
+        self.positions = config.positions
+        if config.positions:
+            self.position = nn.Embedding(config.max_positions, config.width)
+            self.gap = nn.Embedding(GAP_BUCKETS, config.width)
+            for table in (self.position, self.gap):
+                nn.init.normal_(table.weight, std=config.embedding_init)
 
     def forward(self, uih: Uih) -> Tensor:
+        if not self.positions:
+            normal_LD: Tensor = self.norm(uih.tokens_LD)
+            return normal_LD
         positions_L = reverse_positions(uih.seq_offsets, uih.user_L, self.position.num_embeddings)
         gaps_L = gap_buckets(uih.time_us_L, uih.user_L)
         ordered_LD: Tensor = self.norm(uih.tokens_LD) + self.position(positions_L) + self.gap(gaps_L)

@@ -23,6 +23,8 @@ class Frozen(BaseModel):
 SourceName = Literal["generated", "kuairand", "movielens", "amazon_electronics", "events"]
 HistoryCut = Literal["event", "session", "day"]
 Clock = Literal["event_time", "user_fraction"]
+AttentionName = Literal["qla", "linear", "softmax", "silu"]
+Phi = Literal["silu", "shifted_elu", "identity", "relu"]
 BaselineName = Literal["no_history", "mean_pool", "din", "lightgbm", "vista_newest_tenth"]
 
 
@@ -72,6 +74,13 @@ class ModelConfig(Frozen):
     seeds: int = Field(128, ge=1, le=4_096)
     target_layers: int = Field(1, ge=1, le=8)
     mlp: tuple[int, ...] = (512, 128, 64)
+    attention: AttentionName = Field("qla", description="kernel of the summariser's blocks")
+    phi: Phi = Field("silu", description="of queries and keys (qla)")
+    phi_out: Phi = Field("silu", description="of the state that is read (qla)")
+    causal: bool = Field(False, description="events read earlier events only (qla; slow)")
+    seeds_as: Literal["sources", "candidates"] = Field(
+        "sources", description="seeds are read like events, or only read (qla)"
+    )
     positions: bool = Field(True, description="reverse positions and time gaps of events")
     max_positions: int = Field(1_024, ge=1, description="reverse positions are clipped here")
     reconstruction_weight: float = Field(1.0, ge=0.0)
@@ -90,6 +99,16 @@ class ModelConfig(Frozen):
         if self.width % self.heads:
             raise ValueError(
                 f"width {self.width} is not a multiple of heads {self.heads}: change one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _variants_are_of_qla(self) -> Self:
+        variants = ("phi", "phi_out", "causal", "seeds_as")
+        changed = [name for name in variants if getattr(self, name) != type(self).model_fields[name].default]
+        if self.attention != "qla" and changed:
+            raise ValueError(
+                f"attention {self.attention!r} has no {' and no '.join(changed)}: leave it out, or take qla"
             )
         return self
 

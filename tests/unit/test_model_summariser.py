@@ -10,11 +10,24 @@ from torch import Tensor
 
 from vista.config import ModelConfig
 from vista.data.schema import Batch
+from vista.model import recompute
+from vista.model.attention import Packed
 from vista.model.inputs import tensors
-from vista.model.ranker import Ranker
+from vista.model.ranker import Ranker, loss
 from vista.model.summariser import GAP_BUCKETS, Block, gap_buckets, reverse_positions
 
 UIH = ("uih_item_L", "uih_category_L", "uih_action_L", "uih_value_L", "uih_time_us_L")
+
+KINDS = [
+    {"attention": "qla"},
+    {"attention": "linear"},
+    {"attention": "softmax"},
+    {"attention": "silu"},
+    {"causal": True},
+    {"seeds_as": "candidates"},
+    {"phi": "shifted_elu", "phi_out": "identity"},
+]
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
 
 
 def _vista(config: ModelConfig = CONFIG) -> Ranker:
@@ -34,16 +47,16 @@ def _only(batch: Batch, user: int) -> Batch:
     return dataclasses.replace(one, **{name: getattr(batch, name)[rows] for name in UIH})
 
 
-def test_it_does_not_depend_on_who_shares_the_batch() -> None:
-    model = _vista()
-    batch = make_batch([7, 100_000, 0, 33], [0, 0, 0, 0])
+@every_kind
+def test_it_does_not_depend_on_who_shares_the_batch(kind: dict[str, object]) -> None:
+    """model.md must-hold 3. Quadratic kernels get a neighbour of 3,000 events instead of 100,000."""
+    model = _vista(CONFIG.model_copy(update=kind))
+    linear = kind.get("attention", "qla") in ("qla", "linear")
+    batch = make_batch([7, 100_000 if linear else 3_000, 0, 33], [0, 0, 0, 0])
     together = _summary(model, batch)
     for user in (0, 2, 3):
         alone = _summary(model, _only(batch, user))[0]
-        torch.testing.assert_close(alone, together[user], rtol=0, atol=1e-6)  # model.md must-hold 3
-
-
-WITHOUT_POSITIONS = CONFIG.model_copy(update={"positions": False})
+        torch.testing.assert_close(alone, together[user], rtol=0, atol=1e-6)
 
 
 def _permuted(batch: Batch) -> Batch:
@@ -51,21 +64,25 @@ def _permuted(batch: Batch) -> Batch:
     return dataclasses.replace(batch, **{name: getattr(batch, name)[order] for name in UIH[:-1]})
 
 
-def test_without_positions_order_does_not_matter() -> None:
+@every_kind
+def test_without_positions_order_does_not_matter(kind: dict[str, object]) -> None:
+    """model.md must-hold 4; a causal model sees order without being told."""
     batch = make_batch([60], [0])
-    model = _vista(WITHOUT_POSITIONS)
+    model = _vista(CONFIG.model_copy(update={"positions": False, **kind}))
     difference = (_summary(model, batch) - _summary(model, _permuted(batch))).abs().max()
-    assert difference < 1e-5  # model.md must-hold 4
+    assert (difference < 1e-5) == ("causal" not in kind)
 
 
-def test_with_positions_order_matters() -> None:
+@every_kind
+def test_with_positions_order_matters(kind: dict[str, object]) -> None:
     batch = make_batch([60], [0])
-    model = _vista()
+    model = _vista(CONFIG.model_copy(update=kind))
     assert (_summary(model, batch) - _summary(model, _permuted(batch))).abs().max() > 1e-3
 
 
-def test_an_empty_history_has_a_summary() -> None:
-    summary = _summary(_vista(), make_batch([0, 5], [0, 0]))
+@every_kind
+def test_an_empty_history_has_a_summary(kind: dict[str, object]) -> None:
+    summary = _summary(_vista(CONFIG.model_copy(update=kind)), make_batch([0, 5], [0, 0]))
     assert summary.shape == (2, CONFIG.seeds, CONFIG.width)
     assert bool(summary.isfinite().all())
     assert bool((summary[0] != summary[1]).any())
@@ -78,7 +95,7 @@ def test_a_summary_is_normalised() -> None:
 
 def test_the_history_s_length_reaches_the_summary() -> None:
     """The state is a mean: without the length features, the same event 5 or 500 times would look alike."""
-    model = _vista(WITHOUT_POSITIONS)
+    model = _vista(CONFIG.model_copy(update={"positions": False}))
     few, many = make_batch([5], [0]), make_batch([500], [0])
     same = {name: np.ones(500, np.int64) for name in UIH}
     few = dataclasses.replace(few, **{name: array[:5] for name, array in same.items()})
@@ -86,13 +103,16 @@ def test_the_history_s_length_reaches_the_summary() -> None:
     assert (_summary(model, few) - _summary(model, many)).abs().max() > 1e-2
 
 
-def test_the_last_layer_s_shortcut_is_the_whole_layer() -> None:
+@every_kind
+def test_the_last_layer_s_shortcut_is_the_whole_layer(kind: dict[str, object]) -> None:
     torch.manual_seed(0)
-    block = Block(CONFIG)
+    block = Block(CONFIG.model_copy(update=kind))
     x_MD = torch.randn(12, CONFIG.width)
-    seed_rows_BS, offsets = torch.tensor([[3, 4], [10, 11]]), torch.tensor([0, 5, 12])
-    whole = block(x_MD, offsets)
-    torch.testing.assert_close(block.last(x_MD, seed_rows_BS, offsets), whole[seed_rows_BS])
+    seed_rows_BS = torch.tensor([[3, 4], [10, 11]])
+    num_candidates = torch.tensor([2, 2] if "seeds_as" in kind else [0, 0])
+    packed = Packed(torch.tensor([0, 5, 12]), num_candidates, seed_rows_BS)
+    whole = block(x_MD, packed)
+    torch.testing.assert_close(block.last(x_MD, packed), whole[seed_rows_BS])
 
 
 def test_positions_count_back_from_the_newest_event() -> None:
@@ -105,6 +125,39 @@ def test_gaps_are_measured_to_the_user_s_previous_event() -> None:
     users = torch.tensor([0, 0, 0, 0, 0, 1, 1])
     # first event, 0 s, 1 s, 3 s, a gap beyond the last bucket; then another user
     assert gap_buckets(times, users).tolist() == [0, 1, 2, 3, GAP_BUCKETS - 1, 0, 1]
+
+
+@every_kind
+@pytest.mark.parametrize(("lengths", "candidates"), [([], []), ([0], [2]), ([1, 0, 40], [1, 0, 2])])
+def test_every_parameter_takes_part_in_every_step(
+    kind: dict[str, object], lengths: list[int], candidates: list[int]
+) -> None:
+    """A rank's part of a batch may be empty; a parameter without gradient would stop the others."""
+    model = _vista(CONFIG.model_copy(update=kind)).train()
+    batch = tensors(make_batch(lengths, candidates), "cpu")
+    output = model(batch)
+    assert output.reconstruction_loss is not None
+    (loss(output, batch.labels_CT) + output.reconstruction_loss).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in model.parameters())
+
+
+@every_kind
+def test_many_rows_are_worked_on_in_parts(kind: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same loss and gradients as in one piece: parts are added in another order, nothing else."""
+    model = _vista(CONFIG.model_copy(update=kind)).train()
+    batch = tensors(make_batch([9, 0, 40, 300], [3, 2, 4, 1]), "cpu")
+    results = []
+    for part_numbers in (recompute.PART_NUMBERS, 70 * CONFIG.width):
+        monkeypatch.setattr(recompute, "PART_NUMBERS", part_numbers)
+        model.zero_grad()
+        output = model(batch)
+        assert output.reconstruction_loss is not None
+        total = loss(output, batch.labels_CT) + output.reconstruction_loss
+        total.backward()
+        results.append([total.detach(), *(parameter.grad for parameter in model.parameters())])
+    for whole, parts in zip(*results, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("layers", [1, 3])

@@ -80,11 +80,12 @@ class VistaHistory(HistoryModule):
         self, uih: Uih, candidates_CI: Tensor, user_C: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """history_CD, and the reconstruction loss unless its weight is 0."""
-        summary_BSD = self.summariser(uih)
+        ordered_LD = self.summariser.order(uih)
+        summary_BSD = self.summariser.summarise(ordered_LD, uih)
         history_CD = self.target_attention(candidates_CI, summary_BSD, user_C)
         if self.reconstruction is None:
             return history_CD, None
-        return history_CD, self.reconstruction(summary_BSD, self.summariser.order(uih), uih)
+        return history_CD, self.reconstruction(summary_BSD, ordered_LD, uih)
 
 
 class Ranker(nn.Module):

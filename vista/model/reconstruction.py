@@ -1,10 +1,8 @@
 """The generative reconstruction loss: the summary must retain the history (section 3.2.3).
 
-Shape suffixes: B users, G users of one length group, L packed history rows, S seeds, W window, H heads, D
-width, E width of a head.
+Shape suffixes: B users, L packed history rows, G users of one group, W rows of its longest user, S seeds,
+H heads, D width, E width of a head.
 """
-
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from vista.config import ModelConfig
 from vista.model.blocks import SGLU, SRMSNorm
 from vista.model.inputs import Uih
+from vista.model.padding import PaddedGroups
 
 
 class Reconstruction(nn.Module):
@@ -34,21 +33,29 @@ class Reconstruction(nn.Module):
         `ordered_LD` are the tokens with their positions, which the decoder reads. The target u is the
         normalised token without position, and takes no gradient: embeddings could collapse onto it.
         """
-        target_LD = self.norm(uih.tokens_LD).detach()
+        read_LD, target_LD, seq_offsets = self._newest(ordered_LD, uih)
+        padded = PaddedGroups(seq_offsets)
         total = ordered_LD.new_zeros(())
-        predictions = 0
-        lengths_B = uih.seq_offsets.diff().clamp(max=self.window)
-        for users_G, width in _length_groups(lengths_B):
-            slots_W = torch.arange(width, device=users_G.device)
-            lengths_G1 = lengths_B[users_G].unsqueeze(1)
-            known_GW = slots_W < lengths_G1
-            oldest_G1 = uih.seq_offsets[1:][users_G].unsqueeze(1) - lengths_G1
-            rows_GW = (oldest_G1 + slots_W).where(known_GW, 0)
-            v_GWD = self.decode(summary_BSD[users_G], ordered_LD[rows_GW])
-            squared_GW = (v_GWD[:, :-1] - target_LD[rows_GW[:, 1:]]).square().sum(-1)
-            total = total + squared_GW.masked_fill(~known_GW[:, 1:], 0.0).sum()
-            predictions += int(known_GW[:, 1:].sum())
-        return total / max(1, predictions)
+        parts = zip(padded.groups, padded.pad(read_LD), padded.pad(target_LD), strict=True)
+        for group, read_GWD, target_GWD in parts:
+            v_GWD = self.decode(summary_BSD[group.users_G], read_GWD)
+            squared_GW = (v_GWD[:, :-1] - target_GWD[:, 1:]).square().sum(-1)
+            total = total + squared_GW.masked_fill(~group.known_GW[:, 1:], 0.0).sum()
+        predictions = (seq_offsets.diff() - 1).clamp(min=0).sum()
+        return total / predictions.clamp(min=1)
+
+    def _newest(self, ordered_LD: Tensor, uih: Uih) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows of the newest `window` events of each user, their targets, and their offsets."""
+        lengths_B = uih.seq_offsets.diff()
+        kept_B = lengths_B.clamp(max=self.window)
+        seq_offsets = torch.cat([kept_B.new_zeros(1), kept_B.cumsum(0)])
+        tokens_LD = uih.tokens_LD.detach()
+        if bool((lengths_B > self.window).any()):
+            shift_B = uih.seq_offsets[1:] - seq_offsets[1:]
+            rows_L = torch.arange(int(seq_offsets[-1]), device=shift_B.device)
+            rows_L = rows_L + shift_B.repeat_interleave(kept_B)
+            ordered_LD, tokens_LD = ordered_LD.index_select(0, rows_L), tokens_LD.index_select(0, rows_L)
+        return ordered_LD, self.norm(tokens_LD), seq_offsets
 
     def decode(self, summary_GSD: Tensor, tokens_GWD: Tensor) -> Tensor:
         """v_GWD: position i has read the summary and tokens 0 .. i."""
@@ -61,18 +68,3 @@ class Reconstruction(nn.Module):
         x = x + self.sglu(self.norm(x))
         decoded_GWD: Tensor = self.output(self.norm(x))
         return decoded_GWD
-
-
-def _length_groups(lengths_B: Tensor) -> Iterator[tuple[Tensor, int]]:
-    """Users with at least two events by power-of-two length, so that padding at most doubles the work.
-
-    Without any such user there is one empty group: every parameter must take part in every step of a
-    distributed training.
-    """
-    exponents_B = lengths_B.clamp(min=2).double().log2().ceil().long().clamp(min=4)
-    usable_B = lengths_B >= 2
-    found = torch.unique(exponents_B[usable_B]).tolist()
-    for exponent in found or [4]:
-        users_G = (usable_B & (exponents_B == exponent)).nonzero().squeeze(1)
-        longest = int(lengths_B[users_G].max()) if users_G.numel() else 2
-        yield users_G, longest

@@ -1,16 +1,20 @@
 """Stage 1: a user's whole history becomes S summary vectors (section 3.2).
 
+What treats rows alone goes through `by_rows`, so that a history may have a million events.
+
 Shape suffixes: B users, L packed history rows, M packed rows of [uih ; seeds], S seeds, H heads, D width,
-P length features.
+E width of a head, P length features.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import qla, qla_read, qla_state
 from vista.config import ModelConfig
+from vista.model.attention import Packed, attention_of
 from vista.model.blocks import SGLU, SRMSNorm
 from vista.model.inputs import Uih, length_features, num_length_features
+from vista.model.recompute import by_rows
 
 GAP_BUCKETS = 40
 """Log2 buckets of seconds: bucket 39 is centuries; 0 is a user's first event."""
@@ -53,46 +57,45 @@ class OrderEmbedding(nn.Module):
 
     def forward(self, uih: Uih) -> Tensor:
         if not self.positions:
-            normal_LD: Tensor = self.norm(uih.tokens_LD)
-            return normal_LD
+            return by_rows(self.norm, self, uih.tokens_LD)
         positions_L = reverse_positions(uih.seq_offsets, uih.user_L, self.position.num_embeddings)
         gaps_L = gap_buckets(uih.time_us_L, uih.user_L)
-        ordered_LD: Tensor = self.norm(uih.tokens_LD) + self.position(positions_L) + self.gap(gaps_L)
+        return by_rows(self._ordered, self, uih.tokens_LD, positions_L, gaps_L)
+
+    def _ordered(self, tokens_LD: Tensor, positions_L: Tensor, gaps_L: Tensor) -> Tensor:
+        ordered_LD: Tensor = self.norm(tokens_LD) + self.position(positions_L) + self.gap(gaps_L)
         return ordered_LD
 
 
 class QLU(nn.Module):
-    """Quasi-linear attention over [uih ; seeds], all of them sources."""
+    """Attention over [uih ; seeds], quasi-linear unless the configuration names another kernel.
+
+    Queries, keys and values are one projection; the output is normalised, since with 1/n in the state it
+    would shrink with the history's length.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads = config.heads
-        self.query = nn.Linear(config.width, config.width, bias=False)
-        self.key = nn.Linear(config.width, config.width, bias=False)
-        self.value = nn.Linear(config.width, config.width, bias=False)
+        self.heads, self.width = config.heads, config.width
+        self.attention = attention_of(config)
+        self.query_key_value = nn.Linear(config.width, 3 * config.width, bias=False)
         self.norm = SRMSNorm()
         self.output = nn.Linear(config.width, config.width, bias=False)
 
-    def _split(self, x_MD: Tensor) -> Tensor:
-        return x_MD.view(*x_MD.shape[:-1], self.heads, x_MD.shape[-1] // self.heads)
+    def split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """Queries, keys and values side by side -> one [..., H, E] each."""
+        return x.view(*x.shape[:-1], parts, self.heads, self.width // self.heads).unbind(-3)
 
-    def _merge(self, out_MHE: Tensor) -> Tensor:
-        merged_MD: Tensor = self.output(self.norm(out_MHE.flatten(-2)))
-        return merged_MD
+    def query(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.query_key_value.weight[: self.width])
 
-    def forward(self, x_MD: Tensor, seq_offsets: Tensor) -> Tensor:
-        """Every row reads all rows of its user."""
-        no_candidates = torch.zeros_like(seq_offsets[1:])
-        q, k, v = (self._split(project(x_MD)) for project in (self.query, self.key, self.value))
-        return self._merge(qla(q, k, v, seq_offsets, no_candidates, phi="silu", phi_out="silu"))
+    def key_value(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.query_key_value.weight[self.width :])
 
-    def read_seeds(self, x_MD: Tensor, seeds_BSD: Tensor, seq_offsets: Tensor) -> Tensor:
-        """Only the seeds read: all that the last layer needs."""
-        no_candidates = torch.zeros_like(seq_offsets[1:])
-        k, v = self._split(self.key(x_MD)), self._split(self.value(x_MD))
-        kv_BHDE = qla_state(k, v, seq_offsets, no_candidates, phi="silu")
-        q_BSHD = self._split(self.query(seeds_BSD))
-        return self._merge(qla_read(q_BSHD, kv_BHDE, phi="silu", phi_out="silu"))
+    def merge(self, out: Tensor) -> Tensor:
+        """What the heads read, side by side -> what is added to the rows."""
+        merged: Tensor = self.output(self.norm(out))
+        return merged
 
 
 class Block(nn.Module):
@@ -104,17 +107,31 @@ class Block(nn.Module):
         self.qlu = QLU(config)
         self.sglu = SGLU(config.width)
 
-    def forward(self, x_MD: Tensor, seq_offsets: Tensor) -> Tensor:
-        x_MD = x_MD + self.qlu(self.norm(x_MD), seq_offsets)
-        mixed_MD: Tensor = x_MD + self.sglu(self.norm(x_MD))
-        return mixed_MD
+    def forward(self, x_MD: Tensor, packed: Packed) -> Tensor:
+        q, k, v = self.qlu.split(by_rows(self._project, self.qlu, x_MD), 3)
+        out_MHE = self.qlu.attention.rows(q, k, v, packed)
+        return by_rows(self._add, self, x_MD, out_MHE.flatten(-2))
 
-    def last(self, x_MD: Tensor, seed_rows_BS: Tensor, seq_offsets: Tensor) -> Tensor:
-        """The seeds' rows alone, x_BSD."""
-        normal_MD = self.norm(x_MD)
-        x_BSD = x_MD[seed_rows_BS] + self.qlu.read_seeds(normal_MD, normal_MD[seed_rows_BS], seq_offsets)
-        mixed_BSD: Tensor = x_BSD + self.sglu(self.norm(x_BSD))
-        return mixed_BSD
+    def last(self, x_MD: Tensor, packed: Packed) -> Tensor:
+        """The seeds' rows alone, x_BSD: nobody reads the others any more."""
+        k, v = self.qlu.split(by_rows(self._project_read, self.qlu, x_MD), 2)
+        x_BSD = x_MD.index_select(0, packed.seed_rows_BS.flatten())
+        x_BSD = x_BSD.view(*packed.seed_rows_BS.shape, x_MD.shape[1])
+        (q_BSHE,) = self.qlu.split(self.qlu.query(self.norm(x_BSD)), 1)
+        out_BSHE = self.qlu.attention.seeds(q_BSHE, k, v, packed)
+        return self._add(x_BSD, out_BSHE.flatten(-2))
+
+    def _project(self, x_MD: Tensor) -> Tensor:
+        projected: Tensor = self.qlu.query_key_value(self.norm(x_MD))
+        return projected
+
+    def _project_read(self, x_MD: Tensor) -> Tensor:
+        return self.qlu.key_value(self.norm(x_MD))
+
+    def _add(self, x: Tensor, out: Tensor) -> Tensor:
+        x = x + self.qlu.merge(out)
+        mixed: Tensor = x + self.sglu(self.norm(x))
+        return mixed
 
 
 class Summariser(nn.Module):
@@ -126,6 +143,7 @@ class Summariser(nn.Module):
 
     def __init__(self, config: ModelConfig, actions: int) -> None:
         super().__init__()
+        self.seeds_are_candidates = config.seeds_as == "candidates"
         self.order = OrderEmbedding(config)
         self.seeds_SD = nn.Parameter(torch.randn(config.seeds, config.width))
         self.lengths = nn.Linear(num_length_features(actions), config.width)
@@ -134,24 +152,27 @@ class Summariser(nn.Module):
 
     def forward(self, uih: Uih) -> Tensor:
         """uih -> summary_BSD."""
+        return self.summarise(self.order(uih), uih)
+
+    def summarise(self, ordered_LD: Tensor, uih: Uih) -> Tensor:
+        """The tokens of `uih` with their positions -> summary_BSD."""
         seeds_BSD = self.seeds_SD + self.lengths(length_features(uih)).unsqueeze(1)
-        x_MD, seed_rows_BS, seq_offsets = _append_seeds(self.order(uih), seeds_BSD, uih)
+        x_MD, packed = self._append(ordered_LD, seeds_BSD, uih)
         for block in self.blocks[:-1]:
-            x_MD = block(x_MD, seq_offsets)
+            x_MD = block(x_MD, packed)
         last = self.blocks[-1]
         assert isinstance(last, Block)
-        summary_BSD: Tensor = self.norm(last.last(x_MD, seed_rows_BS, seq_offsets))
+        summary_BSD: Tensor = self.norm(last.last(x_MD, packed))
         return summary_BSD
 
-
-def _append_seeds(tokens_LD: Tensor, seeds_BSD: Tensor, uih: Uih) -> tuple[Tensor, Tensor, Tensor]:
-    """Packed rows of [uih ; seeds] per user, where the seeds' rows are, and the new offsets."""
-    users, seeds, width = seeds_BSD.shape
-    ends_B = uih.seq_offsets[1:]
-    rows_L = torch.arange(uih.user_L.numel(), device=ends_B.device)
-    before_B = torch.arange(users + 1, device=ends_B.device) * seeds
-    seed_rows_BS = (ends_B + before_B[:-1]).unsqueeze(1) + torch.arange(seeds, device=ends_B.device)
-    x_MD = tokens_LD.new_zeros(rows_L.numel() + users * seeds, width)
-    x_MD = x_MD.index_copy(0, rows_L + uih.user_L * seeds, tokens_LD)
-    x_MD = x_MD.index_copy(0, seed_rows_BS.flatten(), seeds_BSD.flatten(0, 1))
-    return x_MD, seed_rows_BS, uih.seq_offsets + before_B
+    def _append(self, ordered_LD: Tensor, seeds_BSD: Tensor, uih: Uih) -> tuple[Tensor, Packed]:
+        """Packed rows of [uih ; seeds] per user, and where they are."""
+        users, seeds, _ = seeds_BSD.shape
+        ends_B = uih.seq_offsets[1:]
+        before_B = torch.arange(users + 1, device=ends_B.device) * seeds
+        seed_rows_BS = (ends_B + before_B[:-1]).unsqueeze(1) + torch.arange(seeds, device=ends_B.device)
+        rows_L = torch.arange(uih.user_L.numel(), device=ends_B.device) + uih.user_L * seeds
+        x_MD = torch.cat([ordered_LD, seeds_BSD.flatten(0, 1)])
+        x_MD = torch.empty_like(x_MD).index_copy_(0, torch.cat([rows_L, seed_rows_BS.flatten()]), x_MD)
+        num_candidates = torch.full_like(ends_B, seeds if self.seeds_are_candidates else 0)
+        return x_MD, Packed(uih.seq_offsets + before_B, num_candidates, seed_rows_BS)

@@ -5,11 +5,13 @@ width, A actions, G all features of a candidate, F dense features.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vista.config import ModelConfig
 from vista.data.schema import UNSEEN_ROW, FeatureSpec
 from vista.model.inputs import TensorBatch, Uih
+from vista.model.recompute import by_rows
 
 
 def _table(rows: int, width: int, init: float) -> nn.Embedding:
@@ -75,13 +77,25 @@ class UihTokens(nn.Module):
     def forward(self, item_LI: Tensor, batch: TensorBatch) -> Uih:
         bits_LA = (batch.uih_action_L[:, None] >> self.action_bits) & 1
         actions_LA = bits_LA.to(item_LI.dtype)
-        features = torch.cat([item_LI, actions_LA @ self.action, self.value(batch.uih_value_L)], dim=1)
         return Uih(
-            tokens_LD=self.project(features),
+            tokens_LD=by_rows(self._tokens, self, item_LI, actions_LA, batch.uih_value_L),
             actions_LA=actions_LA,
             time_us_L=batch.uih_time_us_L,
             user_L=batch.uih_user_L,
             seq_offsets=batch.seq_offsets,
+        )
+
+    def _tokens(self, item_LI: Tensor, actions_LA: Tensor, value_L: Tensor) -> Tensor:
+        """The projection of [item ; actions ; value]; that of the few actions and values is done once."""
+        width = self.action.shape[1]
+        of_item, of_action, of_value = self.project.weight.split_with_sizes(
+            [item_LI.shape[1], width, width], 1
+        )
+        actions_LD = actions_LA @ (self.action @ of_action.T)
+        return (
+            F.linear(item_LI, of_item)
+            + actions_LD
+            + (self.value.weight @ of_value.T).index_select(0, value_L)
         )
 
 

@@ -7,7 +7,7 @@ Nothing here reads a file or the environment, except `Settings.from_environment`
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -34,6 +34,9 @@ class GeneratedConfig(Frozen):
     users: int = Field(1_500, ge=1)
     items: int = Field(256, ge=64)
     events_per_user: int = Field(100, ge=1)
+    long_users: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="further users, by their numbers of events"
+    )
     days: int = Field(10, ge=4)
     seed: int = 0
 

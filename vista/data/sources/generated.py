@@ -63,27 +63,31 @@ def oracle_auc(label: pl.Series, true_probability: pl.Series) -> float:
 
 def read(config: DataConfig, rejects: Rejects) -> Iterator[pa.RecordBatch]:
     """All users' rows, some users at a time, with `true_probability` on candidates."""
-    generated = config.generated
-    users_per_block = max(1, BLOCK_EVENTS // generated.events_per_user)
-    for first in range(0, generated.users, users_per_block):
-        users = np.arange(first, min(first + users_per_block, generated.users))
-        rows = _block(generated, users)
+    for user_U, number in _blocks(config.generated):
+        rows = _block(config.generated, user_U, number)
         rejects.rows += rows.height
         yield from rows.to_arrow(compat_level=pl.CompatLevel.oldest()).to_batches()
 
 
-def _before_day_0(config: GeneratedConfig) -> int:
-    """Events of a user before day 0: the old half and half of the rest."""
-    return config.events_per_user - config.events_per_user // 4
+def _blocks(config: GeneratedConfig) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Users that are made together, and how many events each of them has. Long users are the last ones."""
+    users_per_block = max(1, BLOCK_EVENTS // config.events_per_user)
+    for first in range(0, config.users, users_per_block):
+        yield np.arange(first, min(first + users_per_block, config.users)), config.events_per_user
+    for user, number in enumerate(config.long_users, start=config.users):
+        yield np.array([user]), number
 
 
-def _block(config: GeneratedConfig, user_U: NDArray[np.int64]) -> pl.DataFrame:
-    """Rows of some users, each user's in time order."""
+def _block(config: GeneratedConfig, user_U: NDArray[np.int64], number: int) -> pl.DataFrame:
+    """Rows of some users with `number` events each, each user's in time order."""
     random = np.random.default_rng([config.seed, 0, int(user_U[0])])
     cluster_UG = _clusters(user_U)
     return (
         pl.concat(
-            [_past(config, user_U, cluster_UG, random), _candidates(config, user_U, cluster_UG, random)]
+            [
+                _past(config, user_U, cluster_UG, number, random),
+                _candidates(config, user_U, cluster_UG, random),
+            ]
         )
         .sort("user_id", "event_time_us", maintain_order=True)
         .with_columns(
@@ -117,10 +121,12 @@ def _past(
     config: GeneratedConfig,
     user_U: NDArray[np.int64],
     cluster_UG: NDArray[np.int64],
+    number: int,
     random: np.random.Generator,
 ) -> pl.DataFrame:
-    """History only: likes and views of the old half, views of the newer one."""
-    number, before = config.events_per_user, _before_day_0(config)
+    """History only: likes and views of the old half, views of the newer one, half of which is before day
+    0."""
+    before = number - number // 4
     place_N = np.arange(number)
     old_N = place_N < number // 2
     long_N = old_N & (place_N % 2 == 0)

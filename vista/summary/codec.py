@@ -121,12 +121,12 @@ def _bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 def _int8(summary_BSD: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.int8]]:
     """Scales, rounded up so that no value is clipped, and bodies, rounded to nearest, ties to even."""
-    exact_BS = np.abs(summary_BSD).max(axis=2, initial=0.0) / np.float32(_INT8_MAX)
+    exact_BS = np.abs(summary_BSD).max(axis=2, initial=0.0).astype(np.float64) / _INT8_MAX
     if (exact_BS > np.finfo(np.float16).max).any():
         raise InputError(f"a summary holds {exact_BS.max() * _INT8_MAX:.3g}: int8 ends at 8.3e+06; use bf16")
     nearest_BS = exact_BS.astype(np.float16)
     with np.errstate(over="ignore"):  # the neighbour of the largest is not taken
         up_BS = np.nextafter(nearest_BS, np.float16(np.inf))
-    scale_BS = np.where(nearest_BS.astype(np.float32) < exact_BS, up_BS, nearest_BS)
+    scale_BS = np.where(nearest_BS.astype(np.float64) < exact_BS, up_BS, nearest_BS)
     divisor_BS = np.where(scale_BS == 0, 1, scale_BS).astype(np.float32)  # a row of zeros stays zeros
     return scale_BS, np.rint(summary_BSD / divisor_BS[:, :, None]).astype(np.int8)

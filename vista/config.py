@@ -73,6 +73,7 @@ class ModelConfig(Frozen):
     layers: int = Field(1, ge=1, le=16)
     seeds: int = Field(128, ge=1, le=4_096)
     target_layers: int = Field(1, ge=1, le=8)
+    recent_tail: int = Field(0, ge=0, le=1_024, description="newest raw events beside the summary in stage 2")
     mlp: tuple[int, ...] = (512, 128, 64)
     attention: AttentionName = Field("qla", description="kernel of the summariser's blocks")
     phi: Phi = Field("silu", description="of queries and keys (qla)")
@@ -162,6 +163,15 @@ class Recipe(Frozen):
     gate: GateConfig = GateConfig()
     baselines: tuple[BaselineName, ...] = ("no_history", "mean_pool", "din", "lightgbm")
 
+    @model_validator(mode="after")
+    def _the_tail_is_part_of_the_history(self) -> Self:
+        if self.model.recent_tail > self.data.max_uih:
+            raise ValueError(
+                f"recent_tail {self.model.recent_tail} is more than max_uih {self.data.max_uih}: "
+                "change one of them"
+            )
+        return self
+
 
 class RefreshConfig(Frozen):
     """A run as people start it: a recipe's name and the few scalars worth changing. Airflow's form is its
@@ -176,6 +186,9 @@ class RefreshConfig(Frozen):
     )
     width: int | None = Field(None, ge=8, le=4_096, description="embedding width; empty: the recipe's")
     layers: int | None = Field(None, ge=1, le=16, description="summariser layers; empty: the recipe's")
+    recent_tail: int | None = Field(
+        None, ge=0, le=1_024, description="newest raw events beside the summary; empty: the recipe's"
+    )
     max_uih: int | None = Field(
         None, ge=1, le=1_000_000, description="newest events of a history that are read; empty: the recipe's"
     )

@@ -101,7 +101,12 @@ def recipe_of(config: RefreshConfig) -> Recipe:
     recipe = RECIPES[config.recipe](config.data_dir)
     overrides: dict[str, dict[str, object]] = {
         "data": {"max_uih": config.max_uih, "seed": config.seed},
-        "model": {"seeds": config.seeds, "width": config.width, "layers": config.layers},
+        "model": {
+            "seeds": config.seeds,
+            "width": config.width,
+            "layers": config.layers,
+            "recent_tail": config.recent_tail,
+        },
         "foundation": {
             "epochs": config.epochs,
             "learning_rate": config.learning_rate,

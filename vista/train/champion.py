@@ -88,7 +88,7 @@ def _score(stage: StageContext, release: Release) -> NDArray[np.float32]:
         reader = SummaryReader(epochs)
     except EpochError as error:
         raise _NotComparable(f"the epochs of {release.space} cannot be read: {error}") from error
-    plan = batch_plan(examples, stage.recipe.downstream, max_uih=0)
+    plan = batch_plan(examples, stage.recipe.downstream, max_uih=model.config.recent_tail)
     return predict(model, summary_forward(model, reader), plan, dataset.info.candidates)
 
 

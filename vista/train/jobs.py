@@ -75,7 +75,7 @@ class Training:
             downstream = Downstream.from_foundation(foundation)
             self.reader = SummaryReader(usable_epochs(job.catalog_url, job.space))
             self.model, self.forward = downstream, summary_forward(downstream, self.reader)
-            self.max_uih = 0  # stage 2 reads summaries, no history
+            self.max_uih = downstream.config.recent_tail  # stage 2 reads summaries, and no more than this
 
     def task(self) -> Task:
         """What `fit` needs."""

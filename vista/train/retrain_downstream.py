@@ -113,7 +113,7 @@ def _finish(stage: StageContext, training: Training, state: Path, result: Result
     changes = {
         "kind": "downstream",
         "trained_until_us": stage.dataset.day_start_us(job.days.end),
-        "max_uih": 0,
+        "max_uih": training.max_uih,
     }
     save(unfinished.checkpoint, training.model, foundation.model_copy(update=changes))
     keep_dictionary(unfinished.checkpoint, stage.dataset, foundation.spec)

@@ -198,6 +198,10 @@ class RefreshConfig(Frozen):
     learning_rate: float | None = Field(None, gt=0.0, le=1.0, description="foundation's; empty: the recipe's")
     workers: int | None = Field(None, ge=1, le=1_024, description="Ray Train workers; empty: the recipe's")
     codec: Literal["bf16", "int8"] | None = Field(None, description="of the records; empty: the recipe's")
+    warm_start: bool = Field(
+        False,
+        description="go on from the newest foundation of the space that serves, in that space",
+    )
 
 
 class Settings(Frozen):

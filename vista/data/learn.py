@@ -86,8 +86,11 @@ class Learned:
         return np.where(np.isfinite(value_N), bucket_N, 0).astype(np.int32)
 
 
-def learn(seen: Seen, data: DataConfig, windows: WindowConfig) -> Learned:
-    """Raises `InputError` without candidates, on fewer than MIN_DAYS days or with a constant label."""
+def learn(
+    seen: Seen, data: DataConfig, windows: WindowConfig, value_edges: tuple[float, ...] | None = None
+) -> Learned:
+    """`value_edges` are fitted if they are not given. Raises `InputError` without candidates, on fewer than
+    MIN_DAYS days or with a constant label."""
     users, categories = Dictionary.build(seen.users), Dictionary.build(seen.categories)
     items = Dictionary.build(seen.items)
     days, split = _calendar(pl.concat(seen.candidate_days), data, windows)
@@ -101,10 +104,12 @@ def learn(seen: Seen, data: DataConfig, windows: WindowConfig) -> Learned:
     item_category_R[items.rows_of(first["id"].to_numpy()) - 1] = rows_of_column(
         categories, first["category_id"]
     )
-    return Learned(
-        users, items, categories, item_category_R, days, split,
-        _value_edges(seen.values, days.start_us(split.k), data.value_buckets),
-    )  # fmt: skip
+    edges = (
+        _value_edges(seen.values, days.start_us(split.k), data.value_buckets)
+        if value_edges is None
+        else np.array(value_edges, np.float32)
+    )
+    return Learned(users, items, categories, item_category_R, days, split, edges)
 
 
 def rows_of_column(dictionary: Dictionary, ids: pl.Series) -> NDArray[np.int32]:

@@ -21,7 +21,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vista.config import DataConfig, Frozen, RefreshConfig, Settings, WindowConfig
+from vista.config import DataConfig, Frozen, WindowConfig
 from vista.data.bucket import Columns, cut_bucket, with_rows, write_events
 from vista.data.dataset import DatasetFile
 from vista.data.digest import digest, row_sums
@@ -35,8 +35,7 @@ from vista.data.sources import SOURCES, SourceInfo
 from vista.data.sources.generated import oracle_auc
 from vista.data.validate import DayFigures, check_newest_day, day_figures
 from vista.errors import InputError, RejectedDataError
-from vista.recipes import recipe_of
-from vista.runs import RunDirectory, write_whole
+from vista.runs import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -58,14 +57,12 @@ class PrepareReport(Frozen):
     days: tuple[DayFigures, ...]
 
 
-def prepare(config: RefreshConfig, settings: Settings) -> PrepareReport:
-    """First stage of a refresh: the run's data set, in the run's `data` directory."""
-    recipe = recipe_of(config)
-    return prepare_dataset(recipe.data, RunDirectory.open(settings.runs, config).data, recipe.windows)
-
-
-def prepare_dataset(data: DataConfig, path: Path, windows: WindowConfig) -> PrepareReport:
+def prepare_dataset(
+    data: DataConfig, path: Path, windows: WindowConfig, value_edges: tuple[float, ...] | None = None
+) -> PrepareReport:
     """Read, validate and write a data set; `path` is replaced when the new one is complete.
+
+    Edges of value buckets are fitted if none are given.
 
     Raises `InputError` or `RejectedDataError` for input that cannot be used and `DataValidationError` if the
     newest day is not like the others; `path` is then as it was, and the rejected rows lie beside it.
@@ -74,7 +71,7 @@ def prepare_dataset(data: DataConfig, path: Path, windows: WindowConfig) -> Prep
     rejects.unlink(missing_ok=True)
     with _whole_or_nothing(path) as unfinished:
         try:
-            return _Preparation(data, windows, unfinished).run()
+            return _Preparation(data, windows, unfinished, value_edges).run()
         except RejectedDataError as error:
             (unfinished / REJECTS_FILE).replace(rejects)
             raise RejectedDataError(f"{error}\nEvery one, with its reason, is in {rejects}") from error
@@ -113,9 +110,12 @@ class _Cut:
 class _Preparation:
     """One run of `prepare_dataset` in an unfinished directory."""
 
-    def __init__(self, data: DataConfig, windows: WindowConfig, path: Path) -> None:
+    def __init__(
+        self, data: DataConfig, windows: WindowConfig, path: Path, value_edges: tuple[float, ...] | None
+    ) -> None:
         self.data = data
         self.windows = windows
+        self.value_edges = value_edges
         self.path = path
         self.scratch = path / "scratch"
         self.source: SourceInfo = SOURCES[data.source].describe(data)
@@ -130,7 +130,7 @@ class _Preparation:
         for name in ("scratch", "events", "examples", "candidates"):
             (self.path / name).mkdir()
         seen, truth = self._read()
-        learned = learn(seen, self.data, self.windows)
+        learned = learn(seen, self.data, self.windows, self.value_edges)
         columns = Columns(
             tasks=self.data.tasks,
             context=tuple(f"context_{column.name}" for column in self.source.context),

@@ -143,6 +143,14 @@ class Days:
     def start_us(self, day: int) -> int:
         return self.origin_us + day * DAY_US
 
+    def first_after(self, time_us: int) -> int:
+        """The first day that starts at `time_us` or later.
+
+        >>> Days(10).first_after(10), Days(10).first_after(11)
+        (0, 1)
+        """
+        return -((self.origin_us - time_us) // DAY_US)
+
 
 @dataclass(frozen=True, slots=True)
 class Events:

@@ -17,6 +17,7 @@ from vista.errors import InputError
 from vista.evaluate.refresh_report import TrainedOn
 from vista.model.checkpoint import Model, load
 from vista.model.downstream import Downstream
+from vista.model.inherit import inherit
 from vista.model.inputs import tensors
 from vista.model.ranker import Ranker, RankerOutput, SlotName
 from vista.summary.join import SummaryReader
@@ -32,7 +33,8 @@ class Days(Frozen):
 
 
 class RankerJob(Frozen):
-    """The training of a model that reads raw histories: the foundation, or a baseline."""
+    """The training of a model that reads raw histories: the foundation, or a baseline. `start` is a
+    checkpoint that it goes on from."""
 
     dataset: Path
     slot: SlotName
@@ -40,6 +42,7 @@ class RankerJob(Frozen):
     train: TrainConfig
     max_uih: int
     days: Days
+    start: Path | None = None
 
 
 class DownstreamJob(Frozen):
@@ -66,8 +69,12 @@ class Training:
         self.model: Model
         if isinstance(job, RankerJob):
             known_until_us = self.dataset.day_start_us(job.days.valid)
-            self.model = Ranker(job.model, self.dataset.spec(known_until_us), job.slot)
-            self.forward = history_forward(self.model)
+            ranker = Ranker(job.model, self.dataset.spec(known_until_us), job.slot)
+            if job.start is not None:
+                earlier, _ = load(job.start)
+                assert isinstance(earlier, Ranker)
+                inherit(ranker, earlier)
+            self.model, self.forward = ranker, history_forward(ranker)
             self.max_uih = job.max_uih
         else:
             foundation, _ = load(job.foundation)

@@ -285,8 +285,11 @@ class Batch:
 class HistoryBatch:
     """Users without candidates, to be summarised. `seq_B` is the largest arrival number and
     `event_time_us_B` the newest time of the user's events before the batch's cut; -1 for a user who has
-    none."""
+    none. `seq_L` are the arrival numbers of the histories' rows; all events with one below `whole_until_B`
+    lie before the cut."""
 
     batch: Batch
     seq_B: NDArray[np.int64]
     event_time_us_B: NDArray[np.int64]
+    seq_L: NDArray[np.int64]
+    whole_until_B: NDArray[np.int64]

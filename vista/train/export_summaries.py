@@ -145,6 +145,7 @@ def _missing(
                 as_of_us=epoch.as_of_us,
                 codec=epoch.codec,
                 zstd=stage.recipe.delivery.zstd,
+                states=stage.recipe.delivery.states,
             )
             for epoch, _ in missing
         ),

@@ -44,7 +44,8 @@ def train_foundation(config: RefreshConfig, settings: Settings) -> FoundationRep
     job, space = planned(stage)
     training = Training(job)
     training.task()  # what is wrong with the data is found here, before any worker starts
-    tracked = stage.track(MODEL, space, stage.params())
+    begun = {} if job.start is None else {"start": str(job.start)}
+    tracked = stage.track(MODEL, space, stage.params() | begun)
     result = stage.result(MODEL)
     if not result.exists():
         with ray_session(job.train.workers):

@@ -29,7 +29,7 @@ from vista.train.state import Point
 from vista.train.tracking import CurveLog, track
 from vista.train.vocabulary import Vocabulary
 
-CONFIG = RefreshConfig(recipe="smoke", run_id="unit")
+CONFIG = RefreshConfig(recipe="smoke", run_id="unit", recent_tail=3)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,7 @@ def test_every_row_is_joined_and_checked(stage: StageContext, good: Training) ->
     assert 0 < join.oldest_summary_s <= 86_400
     scores_N = good.predict(windows.n, windows.n + 1)
     assert np.isfinite(scores_N[stage.test_rows()]).all()
+    assert good.max_uih == 3  # the recent tail, and nothing more of the history
 
 
 def test_a_summary_that_has_seen_its_day_is_a_leak(stage: StageContext) -> None:
@@ -127,7 +128,7 @@ def test_the_champion_is_scored_where_it_can_be(stage: StageContext, good: Train
 
     vocabulary.model_copy(update={"items": "of other ids", "value_edges": (1.0,)}).write(checkpoint)
     champion, _ = score_champion(stage)
-    assert champion.why.endswith("was trained on data with other items")  # it reads no values
+    assert champion.why.endswith("was trained on data with other items, value_edges")
     release(stage, "good", str(tmp_path / "gone"))
     champion, _ = score_champion(stage)
     assert "cannot be read" in champion.why

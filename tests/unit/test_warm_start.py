@@ -184,6 +184,19 @@ def test_the_space_goes_on_and_serves(settings: Settings, cold: Refreshed, warm:
     assert champion.comparable, champion.why
 
 
+def test_a_champion_without_a_tail_reads_no_values(warm: Refreshed) -> None:
+    """So other value buckets do not part it from a challenger; other ids do."""
+    downstream = Path(warm.release.downstream)
+    vocabulary = Vocabulary.read(downstream)
+    vocabulary.model_copy(update={"value_edges": (1.0,)}).write(downstream)
+    champion, _ = score_champion(warm.stage)
+    assert champion.comparable, champion.why
+    vocabulary.model_copy(update={"users": "others"}).write(downstream)
+    champion, _ = score_champion(warm.stage)
+    assert champion.why.endswith("was trained on data with other users")
+    vocabulary.write(downstream)
+
+
 def test_it_trains_on_what_the_start_had_not_seen(cold: Refreshed, warm: Refreshed) -> None:
     """No day twice, none left out; the new checkpoint is exported as of when it could first exist."""
     split = warm.stage.dataset.split()

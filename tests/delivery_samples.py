@@ -161,7 +161,8 @@ def settings_of(home: Path, regions: Sequence[str] = ("east", "west")) -> Settin
 
 def deliver_here(home: Path, epoch: Epoch, settings: Settings) -> None:
     """Bring an epoch to every region, in this process."""
-    with closing(open_log(settings.log_url, BUCKETS)) as log, open_regions(settings, BUCKETS) as stores:
+    buckets = epoch.buckets
+    with closing(open_log(settings.log_url, buckets)) as log, open_regions(settings, buckets) as stores:
         backfill(epoch, log, home / f"backfill-{epoch.space}-{epoch.epoch}.json")
         for name, store in stores.items():
             drain(name, log, store)

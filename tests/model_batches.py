@@ -1,11 +1,13 @@
-"""Hand-made batches for the tests of the model."""
+"""Hand-made batches and states for the tests of the model."""
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from vista.config import ModelConfig
 from vista.data.schema import Batch, ContextColumn, FeatureSpec
+from vista.model.incremental import SummaryState
 
 SPEC = FeatureSpec(
     num_items=50,
@@ -43,4 +45,15 @@ def make_batch(lengths: Sequence[int], candidates: Sequence[int], *, seed: int =
         candidate_dense_CF=draw.normal(size=(count, 2)).astype(np.float32),
         candidate_id_C=np.arange(count),
         labels_CT=draw.integers(0, 2, (count, 2)).astype(np.float32),
+    )
+
+
+def golden_state() -> SummaryState:
+    """The state of tests/golden/state.bin: user 42, two actions, one head of 2 x 3."""
+    return SummaryState(
+        seq_B=torch.tensor([199]),
+        event_time_us_B=torch.tensor([1_699_999_999_000_000]),
+        weight_B=torch.tensor([200.0], dtype=torch.float64),
+        actions_BA=torch.tensor([[120.0, 3.0]], dtype=torch.float64),
+        kv_BHDE=torch.tensor([[[[0.5, -0.25, 1.0], [0.0, 1.5, -2.0]]]], dtype=torch.float64),
     )

@@ -17,14 +17,16 @@ from vista.config import (
     WindowConfig,
 )
 from vista.data.prepare import prepare_dataset
+from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import Epoch
+from vista.delivery.publish import commit
 from vista.evaluate.metrics import Metrics
 from vista.evaluate.refresh_report import TrainedOn
 from vista.jobs import run_stage
 from vista.model.checkpoint import CheckpointMeta, save
 from vista.model.ranker import SlotName
 from vista.summary.export import ExportedEpoch
-from vista.train.export_summaries import BucketExport, export_task
+from vista.train.export_summaries import BucketExport, as_of_times, export_task
 from vista.train.jobs import Days, RankerJob, Training
 from vista.train.loop import World, fit
 from vista.train.stage import Fitted, StageContext
@@ -101,6 +103,7 @@ def foundation_in_place(config: RefreshConfig, settings: Settings) -> StageConte
     report = FoundationReport(
         space=kept.space,
         checkpoint=str(result.checkpoint),
+        start=None,
         digest=kept.digest,
         trained_until_us=kept.trained_until_us,
         mlflow_run_id="",
@@ -109,6 +112,35 @@ def foundation_in_place(config: RefreshConfig, settings: Settings) -> StageConte
     )
     stage.run.keep_stage_report("train_foundation", report, seconds=0.0)
     return stage
+
+
+def opened(stage: StageContext, as_of_us: int, space: str, **changes: object) -> Epoch:
+    """A new epoch of the run's foundation."""
+    foundation = stage.run.report_of("train_foundation")
+    values: dict[str, object] = {
+        "space": space,
+        "export_id": f"{space}/{as_of_us}",
+        "as_of_us": as_of_us,
+        "trained_until_us": foundation["trained_until_us"],
+        "checkpoint": foundation["checkpoint"],
+        "codec": "int8",
+        "buckets": stage.dataset.buckets,
+    }
+    with closing(open_catalog(stage.settings.catalog_url)) as catalog:
+        return catalog.open_epoch(**(values | changes))  # type: ignore[arg-type]
+
+
+def published(stage: StageContext, epoch: Epoch) -> Epoch:
+    """Export and publish an epoch."""
+    attempt = Path(stage.settings.warehouse, epoch.space, str(epoch.epoch))
+    export_again(stage, epoch, attempt)
+    with closing(open_catalog(stage.settings.catalog_url)) as catalog:
+        return commit(catalog, epoch, attempt)
+
+
+def epoch_times(stage: StageContext) -> list[int]:
+    """When the run's foundation is to be exported."""
+    return as_of_times(stage.dataset, stage.run.report_of("train_foundation")["trained_until_us"])
 
 
 def export_again(stage: StageContext, epoch: Epoch, attempt: Path) -> None:

@@ -75,6 +75,7 @@ class ModelConfig(Frozen):
     layers: int = Field(1, ge=1, le=16)
     seeds: int = Field(128, ge=1, le=4_096)
     target_layers: int = Field(1, ge=1, le=8)
+    recent_tail: int = Field(0, ge=0, le=1_024, description="newest raw events beside the summary in stage 2")
     mlp: tuple[int, ...] = (512, 128, 64)
     attention: AttentionName = Field("qla", description="kernel of the summariser's blocks")
     phi: Phi = Field("silu", description="of queries and keys (qla)")
@@ -85,6 +86,11 @@ class ModelConfig(Frozen):
     )
     positions: bool = Field(True, description="reverse positions and time gaps of events")
     max_positions: int = Field(1_024, ge=1, description="reverse positions are clipped here")
+    half_life_s: float | None = Field(
+        None,
+        gt=0.0,
+        description="of an event's weight, by its age at the user's newest event (one layer of qla)",
+    )
     reconstruction_weight: float = Field(1.0, ge=0.0)
     reconstruction_window: int = Field(1_024, ge=2)
     embedding_init: float = Field(1e-4, gt=0.0)
@@ -114,6 +120,35 @@ class ModelConfig(Frozen):
             )
         return self
 
+    @model_validator(mode="after")
+    def _decay_is_of_one_sum(self) -> Self:
+        obstacles = _differences(self, ONE_SUM)
+        if self.half_life_s is not None and obstacles:
+            raise ValueError(
+                f"half_life_s {self.half_life_s:g}: {obstacles}; leave it out, or change the model"
+            )
+        return self
+
+
+ONE_SUM: dict[str, object] = {"layers": 1, "attention": "qla", "causal": False, "seeds_as": "sources"}
+"""Fields of a `ModelConfig` whose summaries read events through one sum over them."""
+
+
+def incremental_obstacles(model: ModelConfig) -> str:
+    """Why an event cannot be added to a summary of this model exactly; empty if it can.
+
+    >>> incremental_obstacles(ModelConfig(layers=2))
+    'layers is 2, not 1; positions is True, not False'
+    """
+    return _differences(model, ONE_SUM | {"positions": False})
+
+
+def _differences(model: ModelConfig, wanted: dict[str, object]) -> str:
+    found = {name: getattr(model, name) for name in wanted}
+    return "; ".join(
+        f"{name} is {found[name]}, not {wanted[name]}" for name in wanted if found[name] != wanted[name]
+    )
+
 
 class TrainConfig(Frozen):
     """One training: the optimiser, its budget and how it is spread."""
@@ -138,6 +173,7 @@ class DeliveryConfig(Frozen):
     codec: Literal["bf16", "int8"] = "int8"
     zstd: bool = True
     epochs_kept: int = Field(3, ge=2, description="current, previous, next")
+    states: bool = Field(False, description="the table also holds what an update per event needs")
 
 
 class GateConfig(Frozen):
@@ -164,12 +200,29 @@ class Recipe(Frozen):
     gate: GateConfig = GateConfig()
     baselines: tuple[BaselineName, ...] = ("no_history", "mean_pool", "din", "lightgbm")
 
+    @model_validator(mode="after")
+    def _states_are_of_sums(self) -> Self:
+        if self.delivery.states and (obstacles := incremental_obstacles(self.model)):
+            raise ValueError(f"an event cannot be added to these summaries: {obstacles}")
+        return self
+
+    @model_validator(mode="after")
+    def _the_tail_is_part_of_the_history(self) -> Self:
+        if self.model.recent_tail > self.data.max_uih:
+            raise ValueError(
+                f"recent_tail {self.model.recent_tail} is more than max_uih {self.data.max_uih}: "
+                "change one of them"
+            )
+        return self
+
 
 class RefreshConfig(Frozen):
     """A run as people start it: a recipe's name and the few scalars worth changing. Airflow's form is its
     schema."""
 
-    recipe: str = Field("generated", description="smoke, generated, kuairand, movielens or events")
+    recipe: str = Field(
+        "generated", description="smoke, generated, incremental, kuairand, movielens or events"
+    )
     data_dir: str = Field("", description="folder with the source's files; not needed by generated data")
     run_id: str = Field("", description="an earlier run's name resumes it; empty starts a new run")
     seed: int = Field(0, ge=0, le=2**31 - 1)  # LightGBM's limit
@@ -178,6 +231,9 @@ class RefreshConfig(Frozen):
     )
     width: int | None = Field(None, ge=8, le=4_096, description="embedding width; empty: the recipe's")
     layers: int | None = Field(None, ge=1, le=16, description="summariser layers; empty: the recipe's")
+    recent_tail: int | None = Field(
+        None, ge=0, le=1_024, description="newest raw events beside the summary; empty: the recipe's"
+    )
     max_uih: int | None = Field(
         None, ge=1, le=1_000_000, description="newest events of a history that are read; empty: the recipe's"
     )
@@ -187,6 +243,10 @@ class RefreshConfig(Frozen):
     learning_rate: float | None = Field(None, gt=0.0, le=1.0, description="foundation's; empty: the recipe's")
     workers: int | None = Field(None, ge=1, le=1_024, description="Ray Train workers; empty: the recipe's")
     codec: Literal["bf16", "int8"] | None = Field(None, description="of the records; empty: the recipe's")
+    warm_start: bool = Field(
+        False,
+        description="go on from the newest foundation of the space that serves, in that space",
+    )
 
 
 class Settings(Frozen):

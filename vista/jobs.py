@@ -31,7 +31,7 @@ class Job:
 
 
 STAGES: dict[str, Job] = {
-    "prepare": Job(RefreshConfig, "vista.data.prepare:prepare", "read events, validate them, cut examples"),
+    "prepare": Job(RefreshConfig, "vista.train.prepare:prepare", "read events, validate them, cut examples"),
     "train_foundation": Job(
         RefreshConfig,
         "vista.train.train_foundation:train_foundation",

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from vista.config import (
     DataConfig,
+    DeliveryConfig,
     GeneratedConfig,
     ModelConfig,
     Recipe,
@@ -31,6 +32,22 @@ def generated(data_dir: str) -> Recipe:
         foundation=TrainConfig(epochs=4, max_candidates_per_batch=512),
         downstream=TrainConfig(epochs=2, max_candidates_per_batch=512),
         baselines=("no_history", "mean_pool", "din", "lightgbm", "vista_newest_tenth"),
+    )
+
+
+def incremental(data_dir: str) -> Recipe:
+    """Generated data with summaries that follow their users event by event, exactly and in constant time.
+
+    That takes one layer, no positions, no truncation; the table holds every user's state beside the record.
+    """
+    base = generated(data_dir)
+    return Recipe(
+        name="incremental",
+        data=base.data.model_copy(update={"max_uih": 1_000_000}),
+        model=base.model.model_copy(update={"positions": False}),
+        foundation=base.foundation,
+        downstream=base.downstream,
+        delivery=DeliveryConfig(states=True),
     )
 
 
@@ -87,7 +104,7 @@ def events(data_dir: str) -> Recipe:
 
 
 RECIPES: dict[str, Callable[[str], Recipe]] = {
-    recipe.__name__: recipe for recipe in (smoke, generated, kuairand, movielens, events)
+    recipe.__name__: recipe for recipe in (smoke, generated, incremental, kuairand, movielens, events)
 }
 
 
@@ -101,7 +118,12 @@ def recipe_of(config: RefreshConfig) -> Recipe:
     recipe = RECIPES[config.recipe](config.data_dir)
     overrides: dict[str, dict[str, object]] = {
         "data": {"max_uih": config.max_uih, "seed": config.seed},
-        "model": {"seeds": config.seeds, "width": config.width, "layers": config.layers},
+        "model": {
+            "seeds": config.seeds,
+            "width": config.width,
+            "layers": config.layers,
+            "recent_tail": config.recent_tail,
+        },
         "foundation": {
             "epochs": config.epochs,
             "learning_rate": config.learning_rate,

@@ -12,6 +12,7 @@ from signal import SIGKILL
 import pytest
 import torch
 from training_data import (
+    epoch_times,
     export_again,
     foundation_in_place,
     prepare_small,
@@ -23,7 +24,6 @@ from training_data import (
 from infra.processes import descendants, guarded, stop, wait_until
 from vista.config import RefreshConfig
 from vista.summary.table import verify_attempt
-from vista.train.export_summaries import as_of_times
 from vista.train.jobs import Training, usable_epochs
 from vista.train.state import Progress, load_best
 from vista.train.tracking import Tracked, track
@@ -137,7 +137,7 @@ def test_killed_export_goes_on(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     config = RefreshConfig(recipe="generated", run_id="killed", max_uih=20)
     stage = foundation_in_place(config, settings)
-    total = stage.dataset.buckets * len(as_of_times(stage.dataset))
+    total = stage.dataset.buckets * len(epoch_times(stage))
     warehouse, log = Path(settings.warehouse), tmp_path / "driver.log"
     arguments = ("-m", "vista", "export_summaries", "--recipe", "generated", "--run-id", "killed")
     options = ("--max-uih", "20")

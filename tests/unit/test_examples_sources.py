@@ -29,6 +29,8 @@ COMPARED = (
 )  # fmt: skip
 """All of a batch but the numbering of candidates, and value buckets where their fit sees other days."""
 
+RECENT_TAIL = 3
+
 MODES: tuple[HistoryCut, ...] = ("event", "session", "day")
 GENERATED = GeneratedConfig(users=60, items=64, events_per_user=40, days=6)
 
@@ -44,9 +46,9 @@ def prepared(rows: pl.DataFrame, config: DataConfig, path: Path, patch: pytest.M
     return Dataset.open(path)
 
 
-def given_before(dataset: Dataset, day: int) -> Batch:
+def given_before(dataset: Dataset, day: int, max_uih: int) -> Batch:
     examples = dataset.examples(0, day)
-    return gather(examples, np.arange(len(examples)), 10**6)
+    return gather(examples, np.arange(len(examples)), max_uih)
 
 
 def shuffled(rows: pl.DataFrame, from_us: int) -> pl.DataFrame:
@@ -107,17 +109,20 @@ def check(config: DataConfig, tmp_path: Path, patch: pytest.MonkeyPatch, one_use
     whole = prepared(rows, config, tmp_path / "whole", patch)
     day = whole.split().k
     from_us = whole.day_start_us(day)
-    before = given_before(whole, day)
     after = prepared(shuffled(rows, from_us), config, tmp_path / "shuffled", patch)
     assert after.info.digest != whole.info.digest
-    assert_same(before, given_before(after, day), (*COMPARED, "uih_value_L"))
+    cuts = {max_uih: given_before(whole, day, max_uih) for max_uih in (10**6, RECENT_TAIL)}
+    for max_uih, before in cuts.items():
+        assert_same(before, given_before(after, day, max_uih), (*COMPARED, "uih_value_L"))
+        assert (before.uih_time_us_L <= np.repeat(before.cut_us_B, np.diff(before.seq_offsets))).all()
     last = whole.split().n
     if SOURCES[config.source].describe(config).negatives_per_positive:
         return
     blind = prepared(relabelled(rows, whole.day_start_us(last)), config, tmp_path / "relabelled", patch)
     assert_frozen(frozen_at(whole, last), frozen_at(blind, last), whole.day_start_us(last))
-    left = rows.filter(pl.col("event_time_us") < from_us)
-    assert_same(before, given_before(prepared(left, config, tmp_path / "left", patch), day), COMPARED)
+    left = prepared(rows.filter(pl.col("event_time_us") < from_us), config, tmp_path / "left", patch)
+    for max_uih, before in cuts.items():
+        assert_same(before, given_before(left, day, max_uih), COMPARED)
 
 
 def assert_frozen(before: Batch, after: Batch, boundary_us: int) -> None:

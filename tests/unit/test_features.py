@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from vista.config import DataConfig, GeneratedConfig, WindowConfig
+from vista.data.batches import gather
 from vista.data.dataset import Dataset
 from vista.data.features import (
     NEVER_S,
@@ -133,15 +134,19 @@ def test_serving_gives_the_features_of_training(dataset: Dataset) -> None:
         ids = examples.candidate_start_E[example] + np.arange(examples.num_candidates_E[example])
         rows = dataset.candidates.item_row_C[ids]
         user, cut_us = int(examples.user_id_E[example]), int(examples.cut_us_E[example])
-        batch = serving_batch(dataset, user, dataset.items.id_R[rows - 1].tolist(), cut_us)
+        batch = serving_batch(dataset, user, dataset.items.id_R[rows - 1].tolist(), cut_us, recent_tail=3)
         assert_array_equal(batch.candidate_dense_CF, dataset.candidates.dense_CF[ids])
         assert_array_equal(batch.candidate_item_C, rows)
         assert_array_equal(batch.candidate_category_C, dataset.candidates.category_row_C[ids])
-        assert batch.seq_offsets.tolist() == [0, 0]
+        tail = gather(examples, np.array([example]), 3)
+        for name in ("seq_offsets", "uih_item_L", "uih_action_L", "uih_value_L", "uih_time_us_L"):
+            assert_array_equal(getattr(batch, name), getattr(tail, name))
+        assert (batch.uih_time_us_L < cut_us).all()
 
 
 def test_serving_an_unknown_user_and_item_gives_unseen_rows(dataset: Dataset) -> None:
-    batch = serving_batch(dataset, -5, [10**12], dataset.day_start_us(4))
+    batch = serving_batch(dataset, -5, [10**12], dataset.day_start_us(4), recent_tail=3)
+    assert batch.seq_offsets.tolist() == [0, 0]
     assert (batch.user_row_B.tolist(), batch.candidate_item_C.tolist()) == ([0], [0])
     assert np.isfinite(batch.candidate_dense_CF).all()
 

@@ -43,7 +43,7 @@ def served(dataset: Dataset, examples: Examples, example: int) -> np.ndarray:
     rows = examples.candidates.item_row_C[start : start + examples.num_candidates_E[example]]
     user, cut_us = int(examples.user_id_E[example]), int(examples.cut_us_E[example])
     ids = dataset.items.id_R[rows - 1].tolist()
-    return serving_batch(dataset, user, ids, cut_us).candidate_dense_CF
+    return serving_batch(dataset, user, ids, cut_us, recent_tail=0).candidate_dense_CF
 
 
 def test_at_the_start_of_a_day_everybody_has_that_cut(dataset: Dataset) -> None:

@@ -1,5 +1,6 @@
 """The downstream model and checkpoints."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import get_args
@@ -8,16 +9,20 @@ import pytest
 import torch
 from model_batches import CONFIG, SPEC, make_batch
 
+from vista.config import ModelConfig
+from vista.data.schema import Batch
 from vista.errors import CheckpointError
 from vista.model.checkpoint import CheckpointMeta, load, save
 from vista.model.downstream import Downstream
 from vista.model.inputs import tensors
-from vista.model.ranker import Ranker, SlotName
+from vista.model.ranker import Ranker, SlotName, loss
+
+WITH_TAIL = CONFIG.model_copy(update={"recent_tail": 3})
 
 
-def _foundation() -> Ranker:
+def _foundation(config: ModelConfig = CONFIG) -> Ranker:
     torch.manual_seed(0)
-    return Ranker(CONFIG, SPEC, "vista").eval()
+    return Ranker(config, SPEC, "vista").eval()
 
 
 def _meta(kind: SlotName | str) -> CheckpointMeta:
@@ -26,8 +31,9 @@ def _meta(kind: SlotName | str) -> CheckpointMeta:
     )
 
 
-def test_from_summaries_it_scores_like_the_foundation() -> None:
-    foundation = _foundation()
+@pytest.mark.parametrize("config", [CONFIG, WITH_TAIL], ids=["no tail", "tail"])
+def test_from_summaries_it_scores_like_the_foundation(config: ModelConfig) -> None:
+    foundation = _foundation(config)
     downstream = Downstream.from_foundation(foundation).eval()
     batch = tensors(make_batch([9, 0, 40], [3, 2, 4]), "cpu")
     with torch.no_grad():
@@ -44,6 +50,50 @@ def test_it_does_not_read_the_raw_history() -> None:
     batches[1].candidate_dense_CF[:] = batches[0].candidate_dense_CF
     first, second = (downstream(tensors(batch, "cpu"), summary).logits_CT for batch in batches)
     assert torch.equal(first, second)
+
+
+def test_of_the_raw_history_it_reads_the_recent_tail() -> None:
+    downstream = Downstream.from_foundation(_foundation(WITH_TAIL)).eval()
+    summary = torch.randn(2, CONFIG.seeds, CONFIG.width)
+    batch = make_batch([9, 2], [3, 2])
+
+    def logits(changed_row: int) -> torch.Tensor:
+        changed = batch.uih_item_L.copy()
+        changed[changed_row] = (changed[changed_row] + 1) % SPEC.num_items
+        other = dataclasses.replace(batch, uih_item_L=changed)
+        found: torch.Tensor = downstream(tensors(other, "cpu"), summary).logits_CT
+        return found
+
+    before = downstream(tensors(batch, "cpu"), summary).logits_CT
+    assert torch.equal(logits(5), before)  # the fourth newest of user 0
+    assert not torch.equal(logits(6)[:3], before[:3])
+    assert torch.equal(logits(6)[3:], before[3:])
+
+
+def _planted(seed: int) -> Batch:
+    """The label says of which half of the items the user's newest event was."""
+    batch = make_batch([6] * 40, [2] * 40, seed=seed)
+    newest_C = batch.uih_item_L[batch.seq_offsets[1:] - 1].repeat(2)
+    batch.labels_CT[:] = (newest_C < 25)[:, None]
+    return batch
+
+
+def test_the_tail_tells_what_a_stale_summary_cannot() -> None:
+    accuracy = {}
+    for config in (CONFIG, WITH_TAIL):
+        torch.manual_seed(0)
+        model, stale = Downstream(config, SPEC), torch.randn(40, CONFIG.seeds, CONFIG.width)
+        optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for step in range(60):
+            batch = tensors(_planted(step), "cpu")
+            loss(model(batch, stale), batch.labels_CT).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        batch = tensors(_planted(10_000), "cpu")
+        right = (model.eval()(batch, stale).logits_CT > 0) == (batch.labels_CT > 0.5)
+        accuracy[config.recent_tail] = right.float().mean().item()
+    assert accuracy[0] < 0.65  # a coin, on 80 rows
+    assert accuracy[3] > 0.9
 
 
 def test_its_weights_are_a_copy() -> None:
@@ -66,11 +116,12 @@ def test_the_fallback_is_the_summary_of_no_events() -> None:
     torch.testing.assert_close(mended, torch.stack([summary[0], summary[1] + 1]))
 
 
+@pytest.mark.parametrize("config", [CONFIG, WITH_TAIL], ids=["no tail", "tail"])
 @pytest.mark.parametrize("kind", [*get_args(SlotName), "downstream"])
-def test_a_checkpoint_brings_the_same_model_back(tmp_path: Path, kind: SlotName) -> None:
+def test_a_checkpoint_brings_the_same_model_back(tmp_path: Path, kind: SlotName, config: ModelConfig) -> None:
     torch.manual_seed(0)
-    model = Downstream(CONFIG, SPEC) if kind == "downstream" else Ranker(CONFIG, SPEC, kind)
-    kept = save(tmp_path, model, _meta(kind))
+    model = Downstream(config, SPEC) if kind == "downstream" else Ranker(config, SPEC, kind)
+    kept = save(tmp_path, model, _meta(kind).model_copy(update={"config": config}))
     random_state = torch.get_rng_state()
     loaded, meta = load(tmp_path)
     assert torch.equal(torch.get_rng_state(), random_state)

@@ -33,7 +33,9 @@ from vista.summary.codec import decode_summary
 from vista.summary.export import ExportedEpoch, export_bucket
 
 SPACE = "smoke-test"
-MODEL = ModelConfig(width=8, heads=2, seeds=3, mlp=(16,), embedding_init=0.5, use_user_id=False)
+MODEL = ModelConfig(
+    width=8, heads=2, seeds=3, mlp=(16,), embedding_init=0.5, use_user_id=False, recent_tail=2
+)
 USER, ITEMS = "7", ["3", "11", "19"]
 
 
@@ -120,7 +122,8 @@ def by_hand(settings: Settings, number: int, *, fallback: bool = False) -> np.nd
         assert record is not None
         summary_SD = torch.from_numpy(decode_summary(record)[1])
     cut_us = newest_event_us(data) + 1
-    batch = serving_batch(Dataset.open(data), int(USER), [int(item) for item in ITEMS], cut_us)
+    batch = serving_batch(Dataset.open(data), int(USER), [int(item) for item in ITEMS], cut_us, 2)
+    assert batch.seq_offsets.tolist() == [0, 2]
     with torch.inference_mode():
         logits_CT = model(tensors(batch, "cpu"), summary_SD[None]).logits_CT
     found: np.ndarray = torch.sigmoid(logits_CT).numpy()

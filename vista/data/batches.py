@@ -5,7 +5,7 @@ position to resume from.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import numpy as np
@@ -88,9 +88,7 @@ def pack(
 def gather(examples: Examples, chosen_B: NDArray[np.int64], max_uih: int) -> Batch:
     """The batch of these examples, each history cut to its newest `max_uih` events."""
     events, candidates = examples.events, examples.candidates
-    full_B = examples.history_length_E[chosen_B]
-    length_B = np.minimum(full_B, max_uih)
-    row_L = spans(examples.history_start_E[chosen_B] + full_B - length_B, length_B)
+    row_L, length_B = history_rows(examples, chosen_B, max_uih)
     id_C = spans(examples.candidate_start_E[chosen_B], examples.num_candidates_E[chosen_B])
     return Batch(
         user_id_B=examples.user_id_E[chosen_B],
@@ -109,6 +107,28 @@ def gather(examples: Examples, chosen_B: NDArray[np.int64], max_uih: int) -> Bat
         candidate_dense_CF=candidates.dense_CF[id_C],
         candidate_id_C=id_C,
         labels_CT=candidates.labels_CT[id_C],
+    )
+
+
+def history_rows(
+    examples: Examples, chosen_B: NDArray[np.int64], max_uih: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions [L] of these examples' events, each history cut to its newest `max_uih`, and lengths [B]."""
+    full_B = examples.history_length_E[chosen_B]
+    length_B = np.minimum(full_B, max_uih)
+    return spans(examples.history_start_E[chosen_B] + full_B - length_B, length_B), length_B
+
+
+def rows_where(batch: Batch, mask_L: NDArray[np.bool_]) -> Batch:
+    """The same users and candidates with the history rows of `mask_L`."""
+    kept_before = np.append(0, np.cumsum(mask_L))
+    rows = {
+        field.name: getattr(batch, field.name) for field in fields(Batch) if field.name.startswith("uih_")
+    }
+    return replace(
+        batch,
+        seq_offsets=kept_before[batch.seq_offsets],
+        **{name: column_L[mask_L] for name, column_L in rows.items()},
     )
 
 

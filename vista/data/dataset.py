@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from vista.config import DataConfig, Frozen
-from vista.data.batches import gather, pack
+from vista.data.batches import gather, history_rows, pack
 from vista.data.dictionary import Dictionary
 from vista.data.files import SOURCE_DATE, bucket_file, events_of, read_prepared
 from vista.data.schema import (
@@ -182,6 +182,7 @@ class Dataset:
         length_E = np.minimum(examples.history_length_E, max_uih)
         first = pack(length_E, np.zeros_like(length_E), max_tokens, 1)
         newest_seq_N = _running_maximum(events)
+        whole_until_E = _whole_until(events, examples.history_start_E, as_of_us)
         for low, high in pairwise(first):
             chosen_B = np.arange(low, high)
             newest_B = (examples.history_start_E + examples.history_length_E - 1)[low:high]
@@ -190,6 +191,8 @@ class Dataset:
                 batch=gather(examples, chosen_B, max_uih),
                 seq_B=np.where(some_B, newest_seq_N[newest_B], -1),
                 event_time_us_B=np.where(some_B, events.event_time_us_N[newest_B], -1),
+                seq_L=events.seq_N[history_rows(examples, chosen_B, max_uih)[0]],
+                whole_until_B=whole_until_E[low:high],
             )
 
     def _no_candidates(self) -> Candidates:
@@ -231,6 +234,13 @@ def _users_as_of(events: Events, users: Dictionary, as_of_us: int, none: Candida
         events=events,
         candidates=none,
     )
+
+
+def _whole_until(events: Events, start_U: NDArray[np.int64], as_of_us: int) -> NDArray[np.int64]:
+    """[U] the first arrival number of an event at or after `as_of_us`, else that of the next to come."""
+    number_U = np.diff(np.append(start_U, len(events.seq_N)))
+    late_N = np.where(events.event_time_us_N < as_of_us, len(events.seq_N), events.seq_N)
+    return np.minimum(number_U, np.minimum.reduceat(late_N, start_U)) if len(start_U) else number_U
 
 
 def _running_maximum(events: Events) -> NDArray[np.int64]:

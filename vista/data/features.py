@@ -229,9 +229,11 @@ def _recency(events: Events, asked: Asked) -> NDArray[np.float64]:
     return recency_E
 
 
-def serving_batch(dataset: Dataset, user_id: int, item_ids: Sequence[int], cut_us: int) -> Batch:
-    """One user with an empty history and the candidates `item_ids`, with the dense features that training
-    would give at `cut_us`, context 0 and label 0.
+def serving_batch(
+    dataset: Dataset, user_id: int, item_ids: Sequence[int], cut_us: int, recent_tail: int
+) -> Batch:
+    """One user with the newest `recent_tail` events before `cut_us` and the candidates `item_ids`, with the
+    dense features that training would give at `cut_us`, context 0 and label 0.
 
     Unknown users and items get the unseen row and the features of an empty past. `candidate_id_C` counts
     from 0.
@@ -264,7 +266,7 @@ def serving_batch(dataset: Dataset, user_id: int, item_ids: Sequence[int], cut_u
         context_CK=np.zeros((len(zeros_C), len(dataset.file.context)), np.int32),
         dense_CF=dense_CF,
     )
-    return gather(_one_example(dataset, user_id, cut_us, own, candidates), zero, 0)
+    return gather(_one_example(dataset, user_id, cut_us, own, candidates), zero, recent_tail)
 
 
 def items_past(dataset: Dataset) -> ItemsPast:
@@ -283,7 +285,7 @@ def _one_example(
         day_E=dataset.days.of(zero + cut_us).astype(np.int32),
         cut_us_E=zero + cut_us,
         history_start_E=zero,
-        history_length_E=zero,
+        history_length_E=zero + len(events.user_id_N),
         candidate_start_E=zero,
         num_candidates_E=zero + len(candidates.user_id_C),
         events=events,

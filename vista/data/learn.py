@@ -88,13 +88,24 @@ class Learned:
         return np.where(np.isfinite(value_N), bucket_N, 0).astype(np.int32)
 
 
-def learn(seen: Seen, data: DataConfig, source: SourceInfo, windows: WindowConfig) -> Learned:
-    """Raises `InputError` without candidates, on fewer than MIN_DAYS days or with a constant label (a source
-    that samples negatives may have positives only)."""
+def learn(
+    seen: Seen,
+    data: DataConfig,
+    source: SourceInfo,
+    windows: WindowConfig,
+    value_edges: tuple[float, ...] | None = None,
+) -> Learned:
+    """`value_edges` are fitted if they are not given. Raises `InputError` without candidates, on fewer than
+    MIN_DAYS days or with a constant label (a source that samples negatives may have positives only)."""
     users, items = Dictionary.build(seen.users), Dictionary.build(seen.items)
     categories = Dictionary.build(seen.categories)
     days, split = _calendar(seen.candidates(), data, source, windows)
     category = seen.items.sort("first_seen_us", "id")["category_id"]  # in the order of the rows
+    edges = (
+        _value_edges(seen.events(), days.start_us(split.k), data.value_buckets)
+        if value_edges is None
+        else np.array(value_edges, np.float32)
+    )
     return Learned(
         users=users,
         items=items,
@@ -102,7 +113,7 @@ def learn(seen: Seen, data: DataConfig, source: SourceInfo, windows: WindowConfi
         item_category_R=rows_of_column(categories, category),
         days=days,
         windows=split,
-        value_edges=_value_edges(seen.events(), days.start_us(split.k), data.value_buckets),
+        value_edges=edges,
     )
 
 

@@ -21,7 +21,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vista.config import DataConfig, Frozen, RefreshConfig, Settings, WindowConfig
+from vista.config import DataConfig, Frozen, WindowConfig
 from vista.data.ahead import ahead
 from vista.data.bucket import Columns, cut_bucket, events_table, sorted_rows, with_rows
 from vista.data.dataset import DatasetFile
@@ -36,8 +36,7 @@ from vista.data.sources import SOURCES, SourceInfo
 from vista.data.sources.generated import oracle_auc
 from vista.data.validate import DayFigures, check_newest_day, day_figures
 from vista.errors import InputError, RejectedDataError
-from vista.recipes import recipe_of
-from vista.runs import RunDirectory, write_whole
+from vista.runs import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +63,12 @@ class PrepareReport(Frozen):
     seconds: dict[str, float]
 
 
-def prepare(config: RefreshConfig, settings: Settings) -> PrepareReport:
-    """First stage of a refresh: the run's data set, in the run's `data` directory."""
-    recipe = recipe_of(config)
-    return prepare_dataset(recipe.data, RunDirectory.open(settings.runs, config).data, recipe.windows)
-
-
-def prepare_dataset(data: DataConfig, path: Path, windows: WindowConfig) -> PrepareReport:
+def prepare_dataset(
+    data: DataConfig, path: Path, windows: WindowConfig, value_edges: tuple[float, ...] | None = None
+) -> PrepareReport:
     """Read, validate and write a data set; `path` is replaced when the new one is complete.
+
+    Edges of value buckets are fitted if none are given.
 
     Raises `InputError` or `RejectedDataError` for input that cannot be used and `DataValidationError` if the
     newest day is not like the others; `path` is then as it was, and the rejected rows lie beside it.
@@ -80,7 +77,7 @@ def prepare_dataset(data: DataConfig, path: Path, windows: WindowConfig) -> Prep
     rejects.unlink(missing_ok=True)
     with _whole_or_nothing(path) as unfinished:
         try:
-            return _Preparation(data, windows, unfinished).run()
+            return _Preparation(data, windows, unfinished, value_edges).run()
         except RejectedDataError as error:
             (unfinished / REJECTS_FILE).replace(rejects)
             raise RejectedDataError(f"{error}\nEvery one, with its reason, is in {rejects}") from error
@@ -119,9 +116,12 @@ class _Written:
 class _Preparation:
     """One run of `prepare_dataset` in an unfinished directory."""
 
-    def __init__(self, data: DataConfig, windows: WindowConfig, path: Path) -> None:
+    def __init__(
+        self, data: DataConfig, windows: WindowConfig, path: Path, value_edges: tuple[float, ...] | None
+    ) -> None:
         self.data = data
         self.windows = windows
+        self.value_edges = value_edges
         self.path = path
         self.scratch = path / "scratch"
         self.source: SourceInfo = SOURCES[data.source].describe(data)
@@ -166,7 +166,7 @@ class _Preparation:
         with self._pass("read"):
             parts, seen = self._read()
         with self._pass("learn"):
-            learned = learn(seen, self.data, self.source, self.windows)
+            learned = learn(seen, self.data, self.source, self.windows, self.value_edges)
             return parts, learned, _items_past(seen.events(), learned, columns)
 
     def _read(self) -> tuple[Partition, Seen]:

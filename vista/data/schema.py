@@ -143,6 +143,14 @@ class Days:
     def start_us(self, day: int) -> int:
         return self.origin_us + day * DAY_US
 
+    def first_after(self, time_us: int) -> int:
+        """The first day that starts at `time_us` or later.
+
+        >>> Days(10).first_after(10), Days(10).first_after(11)
+        (0, 1)
+        """
+        return -((self.origin_us - time_us) // DAY_US)
+
 
 @dataclass(frozen=True, slots=True)
 class Events:
@@ -289,8 +297,11 @@ class Batch:
 class HistoryBatch:
     """Users without candidates, to be summarised. `seq_B` is the largest arrival number and
     `event_time_us_B` the newest time of the user's events before the batch's cut; -1 for a user who has
-    none."""
+    none. `seq_L` are the arrival numbers of the histories' rows; all events with one below `whole_until_B`
+    lie before the cut."""
 
     batch: Batch
     seq_B: NDArray[np.int64]
     event_time_us_B: NDArray[np.int64]
+    seq_L: NDArray[np.int64]
+    whole_until_B: NDArray[np.int64]

@@ -22,6 +22,7 @@ class Packed:
     seq_offsets: Tensor  # [B + 1] of the M rows
     num_candidates: Tensor  # [B] 0, or S where the seeds read and nobody reads them
     seed_rows_BS: Tensor
+    weight_M: Tensor | None = None  # of the values, mean 1 over a user's rows; None for all alike
 
 
 class Attention:
@@ -53,9 +54,14 @@ class QuasiLinear(Attention):
 
 
 class QuasiLinearSources(QuasiLinear):
-    """The same with seeds that are sources: a last layer reads the state only for them."""
+    """The same with seeds that are sources: a last layer reads the state only for them.
+
+    Only here events may be weighed: decay is for models of one layer.
+    """
 
     def seeds(self, q_BSHE: Tensor, k_MHE: Tensor, v_MHE: Tensor, packed: Packed) -> Tensor:
+        if packed.weight_M is not None:
+            v_MHE = v_MHE * packed.weight_M[:, None, None]
         kv_BHDE = qla_state(k_MHE, v_MHE, packed.seq_offsets, packed.num_candidates, phi=self.phi)
         return qla_read(q_BSHE, kv_BHDE, phi=self.phi, phi_out=self.phi_out)
 

@@ -1,4 +1,4 @@
-"""The downstream model: stage 2 and the MLP on cached summaries, without the raw history.
+"""The downstream model: stage 2 and the MLP on cached summaries, without the long raw history.
 
 Shape suffixes: B users, S seeds, C candidates, D width.
 """
@@ -11,13 +11,17 @@ from torch import Tensor, nn
 
 from vista.config import ModelConfig
 from vista.data.schema import Batch, FeatureSpec
+from vista.model.embeddings import UihTokens
 from vista.model.inputs import TensorBatch, tensors
 from vista.model.ranker import Ranker, RankerOutput, Scorer, VistaHistory
 from vista.model.target_attention import TargetAttention
 
 
 class Downstream(nn.Module):
-    """Scores candidates from `summary_BSD` alone; `fallback_summary_SD` stands in for a missing summary."""
+    """Scores candidates from `summary_BSD` and the `recent_tail` newest raw events, by default none.
+
+    `fallback_summary_SD` stands in for a missing summary.
+    """
 
     fallback_summary_SD: Tensor
 
@@ -25,6 +29,7 @@ class Downstream(nn.Module):
         super().__init__()
         self.config, self.spec = config, spec
         self.scorer = Scorer(config, spec)
+        self.tokens = UihTokens(config, spec, self.scorer.items.width) if config.recent_tail else None
         self.target_attention = TargetAttention(config, self.scorer.items.width)
         self.scorer.add_mlp(config, spec, config.width)
         self.register_buffer("fallback_summary_SD", torch.zeros(config.seeds, config.width))
@@ -37,6 +42,8 @@ class Downstream(nn.Module):
         model = cls(foundation.config, foundation.spec)
         model.scorer.load_state_dict(foundation.scorer.state_dict())
         model.target_attention.load_state_dict(foundation.history.target_attention.state_dict())
+        if model.tokens is not None:
+            model.tokens.load_state_dict(foundation.tokens.state_dict())
         device = next(foundation.parameters()).device
         was_training = foundation.training
         foundation.eval()
@@ -48,9 +55,12 @@ class Downstream(nn.Module):
         return model
 
     def forward(self, batch: TensorBatch, summary_BSD: Tensor) -> RankerOutput:
-        """Logits of the batch's candidates; its histories are not read."""
+        """Logits of the batch's candidates; of its histories only the recent tail is read."""
         candidates_CI = self.scorer.embed(batch)
-        history_CD = self.target_attention(candidates_CI, summary_BSD, batch.candidate_user_C)
+        uih = None
+        if self.tokens is not None:
+            uih = self.tokens(self.scorer.items(batch.uih_item_L, batch.uih_category_L), batch)
+        history_CD = self.target_attention(candidates_CI, summary_BSD, uih, batch.candidate_user_C)
         return RankerOutput(self.scorer.logits(candidates_CI, history_CD, batch))
 
     def with_fallback(self, summary_BSD: Tensor, found_B: Tensor) -> Tensor:

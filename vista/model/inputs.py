@@ -85,7 +85,11 @@ def length_features(uih: Uih) -> Tensor:
     """
     users = uih.seq_offsets.numel() - 1
     length_B1 = uih.seq_offsets.diff().to(uih.actions_LA.dtype).unsqueeze(1)
-    count_BA = segment_sum(uih.actions_LA, uih.user_L, users)
+    return log_lengths(length_B1, segment_sum(uih.actions_LA, uih.user_L, users))
+
+
+def log_lengths(length_B1: Tensor, count_BA: Tensor) -> Tensor:
+    """`length_features` of a history of so many events, of which so many have each action."""
     share_BA = (count_BA + 1) / (length_B1 + 2)
     return torch.cat([length_B1.log1p(), count_BA.log1p(), share_BA], dim=1)
 

@@ -73,7 +73,7 @@ class VistaHistory(HistoryModule):
         self.width = config.width
 
     def forward(self, uih: Uih, candidates_CI: Tensor, user_C: Tensor) -> Tensor:
-        history_CD: Tensor = self.target_attention(candidates_CI, self.summariser(uih), user_C)
+        history_CD: Tensor = self.target_attention(candidates_CI, self.summariser(uih), uih, user_C)
         return history_CD
 
     def with_reconstruction(
@@ -82,7 +82,7 @@ class VistaHistory(HistoryModule):
         """history_CD, and the reconstruction loss unless its weight is 0."""
         ordered_LD = self.summariser.order(uih)
         summary_BSD = self.summariser.summarise(ordered_LD, uih)
-        history_CD = self.target_attention(candidates_CI, summary_BSD, user_C)
+        history_CD = self.target_attention(candidates_CI, summary_BSD, uih, user_C)
         if self.reconstruction is None:
             return history_CD, None
         return history_CD, self.reconstruction(summary_BSD, ordered_LD, uih)

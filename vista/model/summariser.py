@@ -6,6 +6,8 @@ Shape suffixes: B users, L packed history rows, M packed rows of [uih ; seeds], 
 E width of a head, P length features.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from vista.config import ModelConfig
 from vista.model.attention import Packed, attention_of
 from vista.model.blocks import SGLU, SRMSNorm
+from vista.model.decay import source_weights
 from vista.model.inputs import Uih, length_features, num_length_features
 from vista.model.recompute import by_rows
 
@@ -116,12 +119,19 @@ class Block(nn.Module):
 
     def last(self, x_MD: Tensor, packed: Packed) -> Tensor:
         """The seeds' rows alone, x_BSD: nobody reads the others any more."""
-        k, v = self.qlu.split(by_rows(self._project_read, self.qlu, x_MD), 2)
+        k, v = self.key_value(x_MD)
         x_BSD = x_MD.index_select(0, packed.seed_rows_BS.flatten())
         x_BSD = x_BSD.view(*packed.seed_rows_BS.shape, x_MD.shape[1])
+        return self.read(x_BSD, lambda q_BSHE: self.qlu.attention.seeds(q_BSHE, k, v, packed))
+
+    def key_value(self, x_MD: Tensor) -> tuple[Tensor, ...]:
+        """What the rows are read by: keys and values, MHE each."""
+        return self.qlu.split(by_rows(self._project_read, self.qlu, x_MD), 2)
+
+    def read(self, x_BSD: Tensor, reading: Callable[[Tensor], Tensor]) -> Tensor:
+        """The seeds' rows after they have read: `reading` is what queries q_BSHE find."""
         (q_BSHE,) = self.qlu.split(self.qlu.query(self.norm(x_BSD)), 1)
-        out_BSHE = self.qlu.attention.seeds(q_BSHE, k, v, packed)
-        return self._add(x_BSD, out_BSHE.flatten(-2))
+        return self._add(x_BSD, reading(q_BSHE).flatten(-2))
 
     def _project(self, x_MD: Tensor) -> Tensor:
         projected: Tensor = self.qlu.query_key_value(self.norm(x_MD))
@@ -146,6 +156,7 @@ class Summariser(nn.Module):
     def __init__(self, config: ModelConfig, actions: int) -> None:
         super().__init__()
         self.seeds_are_candidates = config.seeds_as == "candidates"
+        self.half_life_s = config.half_life_s
         self.order = OrderEmbedding(config)
         self.seeds_SD = nn.Parameter(torch.randn(config.seeds, config.width))
         self.lengths = nn.Linear(num_length_features(actions), config.width)
@@ -174,7 +185,13 @@ class Summariser(nn.Module):
         before_B = torch.arange(users + 1, device=ends_B.device) * seeds
         seed_rows_BS = (ends_B + before_B[:-1]).unsqueeze(1) + torch.arange(seeds, device=ends_B.device)
         rows_L = torch.arange(uih.user_L.numel(), device=ends_B.device) + uih.user_L * seeds
+        rows_M = torch.cat([rows_L, seed_rows_BS.flatten()])
         x_MD = torch.cat([ordered_LD, seeds_BSD.flatten(0, 1)])
-        x_MD = torch.empty_like(x_MD).index_copy_(0, torch.cat([rows_L, seed_rows_BS.flatten()]), x_MD)
+        x_MD = torch.empty_like(x_MD).index_copy_(0, rows_M, x_MD)
         num_candidates = torch.full_like(ends_B, seeds if self.seeds_are_candidates else 0)
-        return x_MD, Packed(uih.seq_offsets + before_B, num_candidates, seed_rows_BS)
+        weight_M = None
+        if self.half_life_s is not None:
+            weight_L, weight_BS = source_weights(uih, seeds, self.half_life_s)
+            weight_M = torch.cat([weight_L, weight_BS.flatten()])
+            weight_M = torch.empty_like(weight_M).index_copy_(0, rows_M, weight_M)
+        return x_MD, Packed(uih.seq_offsets + before_B, num_candidates, seed_rows_BS, weight_M)

@@ -149,7 +149,8 @@ def _read(name: str, store: Store, release: Release, epoch: Epoch, user_id: int)
 def _probabilities(
     model: Downstream, found: Found, dataset: Dataset, user_id: int, items: Sequence[int], cut_us: int
 ) -> NDArray[np.float32]:
-    batch = tensors(serving_batch(dataset, user_id, items, cut_us), "cpu")
+    recent_tail = model.config.recent_tail
+    batch = tensors(serving_batch(dataset, user_id, items, cut_us, recent_tail), "cpu")
     summary_SD = model.fallback_summary_SD
     if found.summary_SD is not None:
         if found.summary_SD.shape != tuple(summary_SD.shape):

@@ -1,6 +1,7 @@
 """The table route: one Parquet file per bucket and its manifest, below an attempt's directory.
 
-<attempt>/bucket-00017.parquet  user_id, seq, event_time_us, value (the record's bytes); sorted by user_id
+<attempt>/bucket-00017.parquet  user_id, seq, event_time_us, value (the record's bytes); sorted by user_id;
+                                of summaries that follow every event also state (vista.summary.state)
 <attempt>/bucket-00017.json     the manifest, written last: a shard with a manifest is whole
 """
 
@@ -10,6 +11,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +33,7 @@ TABLE_SCHEMA = pa.schema(
         pa.field("value", pa.binary(), nullable=False),
     ]
 )
+STATE_FIELD = pa.field("state", pa.binary(), nullable=False)
 ROW_GROUP_ROWS = 1_024
 
 
@@ -73,8 +76,10 @@ def write_shard(
     seqs: NDArray[np.int64],
     event_times: NDArray[np.int64],
     records: Sequence[bytes],
+    states: Sequence[bytes] | None = None,
 ) -> Shard:
-    """Write one bucket, whole or not at all; the same rows in any order give the same bytes.
+    """Write one bucket, whole or not at all; the same rows in any order give the same bytes. `states` become
+    one more column.
 
     Raises `EpochError` for a user that is there twice.
     """
@@ -86,6 +91,8 @@ def write_shard(
     table = pa.table(
         [users, seqs[order], event_times[order], pa.array(sorted_records, pa.binary())], TABLE_SCHEMA
     )
+    if states is not None:
+        table = table.append_column(STATE_FIELD, [[states[row] for row in order.tolist()]])
     path = _write_parquet(directory, bucket, table)
     content = hashlib.sha256()
     for record in sorted_records:
@@ -148,14 +155,22 @@ def verify_attempt(directory: Path, buckets: int) -> AttemptSummary:
     )
 
 
-def read_bucket(location: Path | str, bucket: int) -> Iterator[ShardRows]:
-    """The rows of one bucket, a row group at a time, in order of user id. Raises `EpochError`."""
+def read_bucket(
+    location: Path | str, bucket: int, column: Literal["value", "state"] = "value"
+) -> Iterator[ShardRows]:
+    """The rows of one bucket, a row group at a time, in order of user id, with the records or the states as
+    `records`. Raises `EpochError`."""
     path = _parquet(Path(location), bucket)
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS):
+            if column not in file.schema_arrow.names:
+                raise EpochError(
+                    f"{path} holds no {column}: the recipe's summaries do not follow every event"
+                )
+            columns = ["user_id", "seq", "event_time_us", column]
+            for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=columns):
                 users, seqs, times = (batch.column(index).to_numpy() for index in range(3))
-                yield ShardRows(users, seqs, times, batch.column("value").to_pylist())
+                yield ShardRows(users, seqs, times, batch.column(column).to_pylist())
     except (OSError, pa.ArrowException) as error:
         raise EpochError(f"{path} cannot be read ({error}): was the epoch deleted?") from error
 

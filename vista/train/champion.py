@@ -1,7 +1,5 @@
 """The model that serves now, on the rows that its challenger is judged on."""
 
-import hashlib
-import json
 from contextlib import closing
 from pathlib import Path
 
@@ -9,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vista.config import Frozen
-from vista.data.dataset import Dataset
 from vista.data.schema import FeatureSpec
 from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import Epoch, Release
@@ -17,13 +14,11 @@ from vista.delivery.release import current_release
 from vista.errors import CheckpointError, EpochError
 from vista.model.checkpoint import load
 from vista.model.downstream import Downstream
-from vista.runs import write_whole
 from vista.summary.join import SummaryReader
 from vista.train.jobs import batch_plan, summary_forward, usable_epochs
 from vista.train.loop import predict
 from vista.train.stage import StageContext
-
-DICTIONARY_FILE = "dictionary.json"
+from vista.train.vocabulary import Vocabulary
 
 
 class Champion(Frozen):
@@ -51,36 +46,15 @@ def score_champion(stage: StageContext) -> tuple[Champion, NDArray[np.float32] |
     return Champion(release=release.id, comparable=True), scores_N
 
 
-def keep_dictionary(checkpoint: Path, dataset: Dataset, spec: FeatureSpec) -> None:
-    """Write beside a checkpoint what its rows mean: a digest of the ids that it knows."""
-    digest = dictionary_digest(dataset, spec)
-    write_whole(checkpoint / DICTIONARY_FILE, json.dumps({"digest": digest}))
-
-
-def dictionary_digest(dataset: Dataset, spec: FeatureSpec) -> str:
-    """SHA-256 of the prefixes of the dictionaries that a model of `spec` knows.
-
-    The same for a data set that has grown since, because dictionaries are only appended to; another one if
-    an id has been removed or has another row.
-    """
-    known = (
-        (dataset.items, spec.num_items),
-        (dataset.users, spec.num_users),
-        (dataset.categories, spec.num_categories),
-    )
-    digest = hashlib.sha256()
-    for dictionary, rows in known:
-        ids = dictionary.id_R[: rows - 1]
-        digest.update(len(ids).to_bytes(8, "little") + ids.astype("<i8").tobytes())
-    return digest.hexdigest()
-
-
 def _score(stage: StageContext, release: Release) -> NDArray[np.float32]:
     dataset, test_day = stage.dataset, stage.dataset.split().n
-    model, digest = _load(release)
+    model, vocabulary = _load(release)
     _check_features(model.spec, dataset.spec(dataset.day_start_us(test_day)))
-    if digest != dictionary_digest(dataset, model.spec):
-        raise _NotComparable(f"release {release.id} was trained on data with another dictionary of ids")
+    differ = vocabulary.differences(Vocabulary.of(dataset, model.spec))
+    if not model.config.recent_tail and "value_edges" in differ:  # it reads no event, so no value
+        differ.remove("value_edges")
+    if differ:
+        raise _NotComparable(f"release {release.id} was trained on data with other {', '.join(differ)}")
     examples = dataset.examples(test_day, test_day + 1)
     epochs = usable_epochs(stage.settings.catalog_url, release.space)
     _check_covered(epochs, examples.cut_us_E, release)
@@ -88,20 +62,20 @@ def _score(stage: StageContext, release: Release) -> NDArray[np.float32]:
         reader = SummaryReader(epochs)
     except EpochError as error:
         raise _NotComparable(f"the epochs of {release.space} cannot be read: {error}") from error
-    plan = batch_plan(examples, stage.recipe.downstream, max_uih=0)
+    plan = batch_plan(examples, stage.recipe.downstream, max_uih=model.config.recent_tail)
     return predict(model, summary_forward(model, reader), plan, dataset.info.candidates)
 
 
-def _load(release: Release) -> tuple[Downstream, str]:
+def _load(release: Release) -> tuple[Downstream, Vocabulary]:
     directory = Path(release.downstream)
     try:
         model, _ = load(directory)
-        kept: dict[str, str] = json.loads((directory / DICTIONARY_FILE).read_text(encoding="utf-8"))
-    except (CheckpointError, OSError) as error:
+        vocabulary = Vocabulary.read(directory)
+    except CheckpointError as error:
         raise _NotComparable(f"the model of release {release.id} cannot be read: {error}") from error
     if not isinstance(model, Downstream):
         raise _NotComparable(f"{directory} of release {release.id} is no downstream model")
-    return model, kept["digest"]
+    return model, vocabulary
 
 
 def _check_features(theirs: FeatureSpec, ours: FeatureSpec) -> None:

@@ -1,4 +1,5 @@
-"""Stage: summarise all users as of the start of every day k .. n, and publish each as a whole epoch."""
+"""Stage: summarise all users as of the start of every day from the end of the foundation's training to the
+test day, and publish each as a whole epoch."""
 
 import hashlib
 import logging
@@ -55,9 +56,8 @@ def export_summaries(config: RefreshConfig, settings: Settings) -> ExportReport:
     checkpoint = Path(foundation["checkpoint"])
     meta = checkpoint_meta(checkpoint)
     with closing(open_catalog(settings.catalog_url)) as catalog:
-        opened = [
-            _open(catalog, stage, meta, checkpoint, as_of_us) for as_of_us in as_of_times(stage.dataset)
-        ]
+        times = as_of_times(stage.dataset, meta.trained_until_us)
+        opened = [_open(catalog, stage, meta, checkpoint, as_of_us) for as_of_us in times]
         attempts = [_attempt(settings, config, epoch) for epoch in opened]
         tasks = [
             task
@@ -79,10 +79,10 @@ def export_summaries(config: RefreshConfig, settings: Settings) -> ExportReport:
     )
 
 
-def as_of_times(dataset: Dataset) -> list[int]:
-    """The starts of the days k .. n."""
-    windows = dataset.split()
-    return [dataset.day_start_us(day) for day in range(windows.k, windows.n + 1)]
+def as_of_times(dataset: Dataset, trained_until_us: int) -> list[int]:
+    """The starts of the days up to the test day at which a model trained until then could exist."""
+    first_day = dataset.days.first_after(trained_until_us)
+    return [dataset.day_start_us(day) for day in range(first_day, dataset.split().n + 1)]
 
 
 def export_task(task: BucketExport) -> int:
@@ -145,6 +145,7 @@ def _missing(
                 as_of_us=epoch.as_of_us,
                 codec=epoch.codec,
                 zstd=stage.recipe.delivery.zstd,
+                states=stage.recipe.delivery.states,
             )
             for epoch, _ in missing
         ),

@@ -19,6 +19,7 @@ from vista.evaluate.metrics import Scores
 from vista.evaluate.refresh_report import TrainedOn
 from vista.model.checkpoint import Model, load
 from vista.model.downstream import Downstream
+from vista.model.inherit import inherit
 from vista.model.inputs import tensors
 from vista.model.ranker import Ranker, RankerOutput, SlotName
 from vista.summary.join import SummaryReader
@@ -34,7 +35,8 @@ class Days(Frozen):
 
 
 class RankerJob(Frozen):
-    """The training of a model that reads raw histories: the foundation, or a baseline."""
+    """The training of a model that reads raw histories: the foundation, or a baseline. `start` is a
+    checkpoint that it goes on from."""
 
     dataset: Path
     slot: SlotName
@@ -42,6 +44,7 @@ class RankerJob(Frozen):
     train: TrainConfig
     max_uih: int
     days: Days
+    start: Path | None = None
 
 
 class DownstreamJob(Frozen):
@@ -68,8 +71,12 @@ class Training:
         self.model: Model
         if isinstance(job, RankerJob):
             known_until_us = self.dataset.day_start_us(job.days.valid)
-            self.model = Ranker(job.model, self.dataset.spec(known_until_us), job.slot)
-            self.forward = history_forward(self.model)
+            ranker = Ranker(job.model, self.dataset.spec(known_until_us), job.slot)
+            if job.start is not None:
+                earlier, _ = load(job.start)
+                assert isinstance(earlier, Ranker)
+                inherit(ranker, earlier)
+            self.model, self.forward = ranker, history_forward(ranker)
             self.max_uih = job.max_uih
         else:
             foundation, _ = load(job.foundation)
@@ -77,7 +84,7 @@ class Training:
             downstream = Downstream.from_foundation(foundation)
             self.reader = SummaryReader(usable_epochs(job.catalog_url, job.space))
             self.model, self.forward = downstream, summary_forward(downstream, self.reader)
-            self.max_uih = 0  # stage 2 reads summaries, no history
+            self.max_uih = downstream.config.recent_tail  # stage 2 reads summaries, and no more than this
 
     def task(self) -> Task:
         """What `fit` needs."""

@@ -14,12 +14,13 @@ from vista.evaluate.slices import candidate_slices
 from vista.model.checkpoint import save
 from vista.summary.join import SummaryReader
 from vista.train.baselines import baseline_jobs, train_baseline
-from vista.train.champion import Champion, keep_dictionary, score_champion
+from vista.train.champion import Champion, score_champion
 from vista.train.compute import ray_session, run_tasks, train_on_ray
 from vista.train.jobs import DownstreamJob, Training, training_days
 from vista.train.stage import Fitted, Result, StageContext, checkpoint_meta
 from vista.train.state import load_best
 from vista.train.tracking import Tracked
+from vista.train.vocabulary import Vocabulary
 
 LOG = logging.getLogger(__name__)
 MODEL = "downstream"
@@ -66,7 +67,7 @@ def retrain_downstream(config: RefreshConfig, settings: Settings) -> DownstreamR
             if not result.exists():
                 storage = stage.run.training(MODEL)
                 state = train_on_ray(job, tracked, storage=storage, name=config.run_id)
-                _finish(stage, training, state, result)
+                finish(stage, training, state)
             run_tasks(train_baseline, baselines, "baselines")
     report = _compare(stage, job, join, tracked)
     _track_result(result, tracked, report)
@@ -101,9 +102,9 @@ def check_join(dataset: Dataset, reader: SummaryReader, first_day: int) -> JoinR
     return JoinReport(rows=rows, without_summary=missing, oldest_summary_s=oldest_us / 1e6)
 
 
-def _finish(stage: StageContext, training: Training, state: Path, result: Result) -> None:
+def finish(stage: StageContext, training: Training, state: Path) -> None:
     """Score the test day with the best weights and put the model's result in place."""
-    job = training.job
+    job, result = training.job, stage.result(MODEL)
     assert isinstance(job, DownstreamJob)
     progress = load_best(state, training.model)
     scores = training.test_scores(stage.dataset.split().n)
@@ -112,10 +113,10 @@ def _finish(stage: StageContext, training: Training, state: Path, result: Result
     changes = {
         "kind": "downstream",
         "trained_until_us": stage.dataset.day_start_us(job.days.end),
-        "max_uih": 0,
+        "max_uih": training.max_uih,
     }
     save(unfinished.checkpoint, training.model, foundation.model_copy(update=changes))
-    keep_dictionary(unfinished.checkpoint, stage.dataset, foundation.spec)
+    Vocabulary.of(stage.dataset, foundation.spec).write(unfinished.checkpoint)
     unfinished.write(Fitted.of(REFERENCE, training.trained_on(), progress), scores)
     result.end(unfinished)
 

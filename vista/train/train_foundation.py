@@ -1,4 +1,8 @@
-"""Stage: train the foundation model on days [first_day, k) with Ray Train and measure it on the test day."""
+"""Stage: train the foundation model with Ray Train and measure it on the test day.
+
+A cold run trains on the days [first_day, k) and begins a space. A warm one goes on from an earlier checkpoint
+of the space that serves, on the days from there to the test day.
+"""
 
 import hashlib
 import logging
@@ -8,11 +12,12 @@ from vista.config import Frozen, RefreshConfig, Settings
 from vista.evaluate.metrics import Metrics
 from vista.evaluate.refresh_report import TrainedOn
 from vista.model.checkpoint import CheckpointMeta, save
-from vista.train.champion import keep_dictionary
 from vista.train.compute import ray_session, train_on_ray
 from vista.train.jobs import RankerJob, Training, training_days
-from vista.train.stage import Fitted, Result, StageContext, checkpoint_meta
+from vista.train.stage import Fitted, StageContext, checkpoint_meta
 from vista.train.state import load_best
+from vista.train.vocabulary import Vocabulary
+from vista.train.warm_start import warm_start
 
 LOG = logging.getLogger(__name__)
 MODEL = "foundation"
@@ -20,10 +25,12 @@ REGISTERED = "vista-foundation"
 
 
 class FoundationReport(Frozen):
-    """`checkpoint` is a directory that `vista.model.checkpoint.load` reads; metrics are of the test day."""
+    """`checkpoint` is a directory that `vista.model.checkpoint.load` reads, `start` the one that the training
+    went on from, if it did; metrics are of the test day."""
 
     space: str
     checkpoint: str
+    start: Path | None
     digest: str
     trained_until_us: int
     mlflow_run_id: str
@@ -34,15 +41,16 @@ class FoundationReport(Frozen):
 def train_foundation(config: RefreshConfig, settings: Settings) -> FoundationReport:
     """Train, evaluate, register. Run again after a crash, it resumes from the last checkpoint."""
     stage = StageContext.open(config, settings)
-    job, space = foundation_job(stage), space_of(stage)
+    job, space = planned(stage)
     training = Training(job)
     training.task()  # what is wrong with the data is found here, before any worker starts
-    tracked = stage.track(MODEL, space, stage.params())
+    begun = {} if job.start is None else {"start": str(job.start)}
+    tracked = stage.track(MODEL, space, stage.params() | begun)
     result = stage.result(MODEL)
     if not result.exists():
         with ray_session(job.train.workers):
             state = train_on_ray(job, tracked, storage=stage.run.training(MODEL), name=config.run_id)
-        _finish(stage, training, space, state, result)
+        finish(stage, training, space, state)
     meta = checkpoint_meta(result.checkpoint)
     metrics = stage.measure(result.scores())
     tracked.finish(
@@ -53,6 +61,7 @@ def train_foundation(config: RefreshConfig, settings: Settings) -> FoundationRep
     return FoundationReport(
         space=space,
         checkpoint=str(result.checkpoint),
+        start=job.start,
         digest=meta.digest,
         trained_until_us=meta.trained_until_us,
         mlflow_run_id=tracked.run_id,
@@ -61,8 +70,19 @@ def train_foundation(config: RefreshConfig, settings: Settings) -> FoundationRep
     )
 
 
+def planned(stage: StageContext) -> tuple[RankerJob, str]:
+    """What this run trains, and the space of its summaries. A warm training goes on where its start ended: no
+    day twice, none left out."""
+    job = foundation_job(stage)
+    if not stage.config.warm_start:
+        return job, space_of(stage)
+    start = warm_start(stage)
+    days = training_days(start.first_day, stage.dataset.split().n, stage.recipe.windows.valid_days)
+    return job.model_copy(update={"days": days, "start": start.checkpoint}), start.space
+
+
 def foundation_job(stage: StageContext, *, history_share: int = 1) -> RankerJob:
-    """The foundation's training; `history_share` 10 reads the newest tenth of what it reads."""
+    """The foundation's cold training; `history_share` 10 reads the newest tenth of what it reads."""
     windows, recipe = stage.dataset.split(), stage.recipe
     return RankerJob(
         dataset=stage.run.data,
@@ -80,8 +100,9 @@ def space_of(stage: StageContext) -> str:
     return f"{stage.recipe.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def _finish(stage: StageContext, training: Training, space: str, state: Path, result: Result) -> None:
+def finish(stage: StageContext, training: Training, space: str, state: Path) -> None:
     """Score the test day with the best weights and put the model's result in place."""
+    result = stage.result(MODEL)
     progress = load_best(state, training.model)
     test_day = stage.dataset.split().n
     LOG.info("foundation: best epoch %s, scoring day %d", progress.best_epoch, test_day)
@@ -96,7 +117,7 @@ def _finish(stage: StageContext, training: Training, space: str, state: Path, re
         max_uih=training.max_uih,
     )
     save(unfinished.checkpoint, training.model, meta)
-    keep_dictionary(unfinished.checkpoint, stage.dataset, training.model.spec)
+    Vocabulary.of(stage.dataset, training.model.spec).write(unfinished.checkpoint)
     fitted = Fitted.of(MODEL, training.trained_on(), progress)
     unfinished.write(fitted, scores)
     result.end(unfinished)

@@ -1,0 +1,310 @@
+"""Two refreshes of a shop whose events grow by a day: the second goes on in the space of the first.
+
+The stages' own functions, in this process, without Ray and MLflow.
+"""
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from delivery_samples import deliver_here
+from training_data import epoch_times, opened, published, settings_of
+
+from vista.config import RefreshConfig, Settings
+from vista.data.schema import DAY_US
+from vista.delivery.catalog import open_catalog
+from vista.delivery.interfaces import AuditLine, Epoch, Release
+from vista.delivery.regions import open_backends
+from vista.delivery.release import promote
+from vista.errors import InputError
+from vista.evaluate.metrics import Metrics
+from vista.jobs import run_stage
+from vista.model.checkpoint import load
+from vista.model.ranker import Ranker
+from vista.serve.score import score
+from vista.train import retrain_downstream, train_foundation
+from vista.train.champion import score_champion
+from vista.train.export_summaries import ExportReport
+from vista.train.jobs import RankerJob, Training
+from vista.train.loop import Snapshot, fit
+from vista.train.stage import StageContext, checkpoint_meta
+from vista.train.train_foundation import FoundationReport, planned
+from vista.train.vocabulary import Vocabulary
+
+USERS, DAYS, START_US = 30, 6, 19_000 * DAY_US
+MAPPING = """
+user: customer
+item: product
+category: department
+time: us
+time_unit: us
+value: price
+label: "bought"
+string_ids: [item]
+"""
+
+
+def write_day(folder: Path, day: int) -> None:
+    """One file per day: every user sees four products, of which each day brings three new ones."""
+    random = np.random.default_rng(day)
+    product = random.integers(0, 12 + 3 * day, (USERS, 4))
+    time_us = START_US + day * DAY_US + np.sort(random.integers(0, DAY_US, (USERS, 4)), axis=1)
+    pl.DataFrame(
+        {
+            "customer": np.repeat(np.arange(USERS), 4),
+            "product": [f"P-{number}" for number in product.flatten()],
+            "department": product.flatten() % 3,
+            "us": time_us.flatten(),
+            "price": (random.random(USERS * 4) * 10 ** (1 + day % 3)).round(2),  # other quantiles every day
+            "bought": (product.flatten() + np.repeat(np.arange(USERS), 4)) % 2,
+        }
+    ).write_csv(folder / f"day-{day:02d}.csv")
+
+
+def shop(folder: Path, days: int) -> Path:
+    folder.mkdir()
+    (folder / "events.yaml").write_text(MAPPING)
+    for day in range(days):
+        write_day(folder, day)
+    return folder
+
+
+def config_of(folder: Path, run_id: str, **changes: object) -> RefreshConfig:
+    values = {"recipe": "events", "data_dir": str(folder), "run_id": run_id, "seeds": 2, "width": 8}
+    return RefreshConfig.model_validate(values | {"workers": 1} | changes)
+
+
+def prepared(config: RefreshConfig, settings: Settings) -> StageContext:
+    run_stage("prepare", config, settings)
+    return StageContext.open(config, settings)
+
+
+def trained(training: Training, directory: Path) -> Path:
+    """Fit in this process; where the final state is."""
+
+    def keep(snapshot: Snapshot) -> None:
+        snapshot.write(directory)
+
+    fit(training.task(), keep=keep)
+    return directory
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """A finished refresh."""
+
+    stage: StageContext
+    job: RankerJob
+    epoch: Epoch
+    release: Release
+
+    @property
+    def foundation(self) -> Ranker:
+        model, _ = load(Path(self.release.foundation))
+        assert isinstance(model, Ranker)
+        return model
+
+
+def refresh(config: RefreshConfig, settings: Settings) -> Refreshed:
+    stage = prepared(config, settings)
+    job, space = planned(stage)
+    training = Training(job)
+    state = trained(training, stage.run.training("foundation") / "state")
+    train_foundation.finish(stage, training, space, state)
+    checkpoint = stage.result("foundation").checkpoint
+    meta = checkpoint_meta(checkpoint)
+    report = FoundationReport(
+        space=space,
+        checkpoint=str(checkpoint),
+        start=job.start,
+        digest=meta.digest,
+        trained_until_us=meta.trained_until_us,
+        mlflow_run_id="",
+        metrics=Metrics(auc=0.5, ne=1, log_loss=1, gauc=None, calibration=1, ece=0, rows=1),
+        trained_on=training.trained_on(),
+    )
+    stage.run.keep_stage_report("train_foundation", report, seconds=0.0)
+    epochs = [published(stage, opened(stage, as_of_us, space)) for as_of_us in epoch_times(stage)]
+    exported = ExportReport(space=space, epochs=(), newest_epoch=epochs[-1].epoch)
+    stage.run.keep_stage_report("export_summaries", exported, seconds=0.0)
+    downstream = Training(retrain_downstream.downstream_job(stage))
+    state = trained(downstream, stage.run.training("downstream") / "state")
+    retrain_downstream.finish(stage, downstream, state)
+    deliver_here(settings.home, epochs[-1], settings)
+    return Refreshed(stage, job, epochs[-1], promoted(stage, epochs[-1]))
+
+
+def promoted(stage: StageContext, epoch: Epoch) -> Release:
+    with open_backends(stage.settings) as backends:
+        releases = backends.catalog.releases()
+        return promote(
+            backends,
+            space=epoch.space,
+            epoch=epoch.epoch,
+            foundation=str(stage.result("foundation").checkpoint),
+            downstream=str(stage.result("downstream").checkpoint),
+            actor="test",
+            reason="",
+            instead_of=releases[-1].id if releases else None,
+        ).release
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    torch.set_num_threads(1)
+    return settings_of(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def cold(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Refreshed:
+    return refresh(config_of(shop(tmp_path_factory.mktemp("cold") / "shop", DAYS), "cold"), settings)
+
+
+@pytest.fixture(scope="module")
+def warm(settings: Settings, cold: Refreshed, tmp_path_factory: pytest.TempPathFactory) -> Refreshed:
+    """The next day's refresh."""
+    folder = shop(tmp_path_factory.mktemp("warm") / "shop", DAYS + 1)
+    return refresh(config_of(folder, "warm", warm_start=True), settings)
+
+
+def test_the_space_goes_on_and_serves(settings: Settings, cold: Refreshed, warm: Refreshed) -> None:
+    n = cold.stage.dataset.split().n
+    assert warm.epoch.space == cold.epoch.space
+    assert warm.epoch.epoch == cold.epoch.epoch + 1
+    assert warm.epoch.as_of_us == warm.stage.dataset.day_start_us(n + 1) > cold.epoch.as_of_us
+    answer = score(settings, "7", ["P-3", "P-28"])  # P-28 may be new
+    assert (answer.release, answer.epoch, answer.degraded) == (warm.release.id, warm.epoch.epoch, None)
+    champion, _ = score_champion(warm.stage)
+    assert champion.comparable, champion.why
+
+
+def test_a_champion_without_a_tail_reads_no_values(warm: Refreshed) -> None:
+    """So other value buckets do not part it from a challenger; other ids do."""
+    downstream = Path(warm.release.downstream)
+    vocabulary = Vocabulary.read(downstream)
+    vocabulary.model_copy(update={"value_edges": (1.0,)}).write(downstream)
+    champion, _ = score_champion(warm.stage)
+    assert champion.comparable, champion.why
+    vocabulary.model_copy(update={"users": "others"}).write(downstream)
+    champion, _ = score_champion(warm.stage)
+    assert champion.why.endswith("was trained on data with other users")
+    vocabulary.write(downstream)
+
+
+def test_it_trains_on_what_the_start_had_not_seen(cold: Refreshed, warm: Refreshed) -> None:
+    """No day twice, none left out; the new checkpoint is exported as of when it could first exist."""
+    split = warm.stage.dataset.split()
+    assert warm.job.start == Path(cold.release.foundation)
+    assert (cold.job.days.end, warm.job.days.first, warm.job.days.end) == (
+        cold.stage.dataset.split().k, cold.job.days.end, split.n,
+    )  # fmt: skip
+    assert warm.epoch.trained_until_us == warm.epoch.as_of_us
+
+
+def test_tables_grow_from_the_unseen_row(cold: Refreshed, warm: Refreshed) -> None:
+    earlier, begun = cold.foundation, Training(warm.job).model
+    assert begun.spec.num_items > earlier.spec.num_items
+    known = earlier.spec.num_items
+    for name, weights in begun.state_dict().items():
+        before = earlier.state_dict()[name]
+        assert torch.equal(weights[: len(before)], before) if weights.dim() else torch.equal(weights, before)
+    table = begun.scorer.items.item.table.weight
+    assert torch.equal(table[known:], table[:1].expand(len(table) - known, -1))
+
+
+def test_value_buckets_stay_those_of_the_space(cold: Refreshed, warm: Refreshed) -> None:
+    edges = cold.stage.dataset.file.value_edges
+    assert len(edges) > 2
+    assert warm.stage.dataset.file.value_edges == edges
+    assert Vocabulary.read(Path(warm.release.foundation)).value_edges == edges
+
+
+def test_a_resumed_run_begins_where_it_began(settings: Settings, warm: Refreshed) -> None:
+    """Its own epoch is published by now, and newer than what it began with."""
+    assert planned(warm.stage)[0] == warm.job
+
+
+def test_a_refresh_of_earlier_days_does_not_begin_with_later_ones(
+    settings: Settings, cold: Refreshed, warm: Refreshed, tmp_path: Path
+) -> None:
+    config = config_of(shop(tmp_path / "shop", DAYS), "backfill", warm_start=True)
+    job, space = planned(prepared(config, settings))
+    assert (job.start, space) == (Path(cold.release.foundation), cold.epoch.space)
+    early = prepared(config_of(shop(tmp_path / "early", 4), "early", warm_start=True), settings)
+    with pytest.raises(InputError, match=r"was trained beyond 2022-01-10 00:00 UTC, which leaves no day"):
+        planned(early)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seeds": 3}, "seeds was 2 and is 3"),
+        ({"width": 16}, "width was 8 and is 16"),
+        ({"layers": 2}, "layers was 1 and is 2"),
+        ({"recent_tail": 4}, "recent_tail was 0 and is 4"),
+    ],
+)
+def test_another_shape_is_another_space(
+    settings: Settings, warm: Refreshed, changes: dict[str, object], named: str
+) -> None:
+    """The difference is named before anything is trained."""
+    folder = Path(warm.stage.config.data_dir)
+    config = config_of(folder, f"other-{next(iter(changes))}", warm_start=True, **changes)
+    job, _ = planned(prepared(config, settings))
+    with pytest.raises(InputError, match=f"warm_start: {named}: that is another space"):
+        Training(job)
+
+
+def without_the_first_product(folder: Path) -> None:
+    first = folder / "day-00.csv"
+    rows = pl.read_csv(first)
+    rows.filter(pl.col("product") != rows["product"][0]).write_csv(first)
+
+
+def in_another_order(folder: Path) -> None:
+    """Two products change names, so text ids are numbered otherwise; their rows have the same numbers."""
+    first = folder / "day-00.csv"
+    text = first.read_text()
+    first.write_text(text.replace("P-1,", "P-?,").replace("P-2,", "P-1,").replace("P-?,", "P-2,"))
+
+
+@pytest.mark.parametrize("change", [without_the_first_product, in_another_order])
+def test_ids_that_are_gone_or_have_other_rows_are_named(
+    settings: Settings, warm: Refreshed, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    folder = shop(tmp_path / "shop", DAYS + 1)
+    change(folder)
+    stage = prepared(config_of(folder, change.__name__, warm_start=True), settings)
+    with pytest.raises(InputError, match=r"warm_start: items.* removed or reordered"):
+        planned(stage)
+
+
+def test_without_a_release_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
+    config = config_of(shop(tmp_path / "shop", DAYS), "first", warm_start=True)
+    with pytest.raises(InputError, match=r"nothing is released in .* run without warm_start first"):
+        run_stage("prepare", config, settings_of(tmp_path))
+
+
+def test_the_checkpoint_of_a_withdrawn_epoch_is_no_start(
+    settings: Settings, cold: Refreshed, warm: Refreshed, tmp_path: Path
+) -> None:
+    copy = settings.model_copy(update={"catalog_url": f"sqlite:///{tmp_path}/catalog.db"})
+    with (
+        closing(sqlite3.connect(settings.home / "catalog.db")) as source,
+        closing(sqlite3.connect(tmp_path / "catalog.db")) as target,
+    ):
+        source.backup(target)
+    folder = shop(tmp_path / "shop", DAYS + 2)
+    stage = prepared(config_of(folder, "third", warm_start=True), copy)
+    assert planned(stage)[0].start == Path(warm.release.foundation)
+    line = AuditLine(time_us=0, actor="test", action="withdraw", reason="", before="", after="")
+    with closing(open_catalog(copy.catalog_url)) as catalog:
+        catalog.withdraw(warm.epoch.space, warm.epoch.epoch, line)
+    stage = prepared(config_of(folder, "third-again", warm_start=True), copy)
+    assert planned(stage)[0].start == Path(cold.release.foundation)

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from vista.config import ModelConfig
 from vista.data.schema import FeatureSpec
-from vista.model.baselines import Din, HistoryModule, MeanPool
+from vista.model.baselines.din import Din
+from vista.model.baselines.pooled import MeanPool
 from vista.model.blocks import mlp
 from vista.model.embeddings import CandidateFeatures, ItemTables, UihTokens
+from vista.model.history import HistoryModule
 from vista.model.inputs import TensorBatch, Uih
 from vista.model.reconstruction import Reconstruction
 from vista.model.summariser import Summariser

@@ -83,6 +83,8 @@ class UihTokens(nn.Module):
             time_us_L=batch.uih_time_us_L,
             user_L=batch.uih_user_L,
             seq_offsets=batch.seq_offsets,
+            user_row_B=batch.user_row_B,
+            cut_us_B=batch.cut_us_B,
         )
 
     def _tokens(self, item_LI: Tensor, actions_LA: Tensor, value_L: Tensor) -> Tensor:

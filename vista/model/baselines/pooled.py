@@ -11,8 +11,13 @@ from torch import Tensor
 from vista.config import ModelConfig
 from vista.data.schema import FeatureSpec
 from vista.model.baselines.chunks import chunks_of, rows_of
+from vista.model.blocks import mlp
+from vista.model.embeddings import IdTable
 from vista.model.history import HistoryModule
 from vista.model.inputs import Uih, length_features, num_length_features, segment_sum
+
+TOWER = (128,)
+"""Hidden units of each tower."""
 
 
 def pooled(uih: Uih) -> Tensor:
@@ -43,3 +48,25 @@ class MeanPool(HistoryModule):
 
     def forward(self, uih: Uih, candidates_CI: Tensor, user_C: Tensor) -> Tensor:
         return pooled(uih)[user_C]
+
+
+class TwoTower(HistoryModule):
+    """A tower of the user (id and pooled history) and one of the item, which meet in their dot product only
+    (Covington et al., 2016). Gives both ends and their products, whose sum is the dot product.
+    """
+
+    def __init__(self, config: ModelConfig, spec: FeatureSpec, item_width: int) -> None:
+        super().__init__()
+        self.user = IdTable(spec.num_users, config) if config.use_user_id else None
+        id_width = config.width if self.user is not None else 0
+        self.user_tower = mlp(pooled_width(config, spec) + id_width, TOWER, config.width, config.dropout)
+        self.item_tower = mlp(item_width, TOWER, config.width, config.dropout)
+        self.width = 3 * config.width
+
+    def forward(self, uih: Uih, candidates_CI: Tensor, user_C: Tensor) -> Tensor:
+        user_BE = pooled(uih)
+        if self.user is not None:
+            user_BE = torch.cat([user_BE, self.user(uih.user_row_B)], dim=1)
+        user_CD = self.user_tower(user_BE)[user_C]
+        item_CD = self.item_tower(candidates_CI)
+        return torch.cat([user_CD, item_CD, user_CD * item_CD], dim=1)

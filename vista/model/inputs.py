@@ -18,6 +18,7 @@ class TensorBatch:
     """`Batch` on a device; `uih_user_L` and `candidate_user_C` say whose each row is (0 .. B - 1)."""
 
     user_row_B: Tensor
+    cut_us_B: Tensor
     seq_offsets: Tensor  # [B + 1]
     uih_user_L: Tensor
     uih_item_L: Tensor
@@ -43,6 +44,8 @@ class Uih:
     time_us_L: Tensor
     user_L: Tensor
     seq_offsets: Tensor  # [B + 1]
+    user_row_B: Tensor
+    cut_us_B: Tensor  # when each history ends and its candidates are scored
 
 
 def tensors(batch: Batch, device: torch.device | str) -> TensorBatch:
@@ -50,6 +53,7 @@ def tensors(batch: Batch, device: torch.device | str) -> TensorBatch:
     users = np.arange(len(batch.num_candidates))
     arrays = {
         "user_row_B": batch.user_row_B,
+        "cut_us_B": batch.cut_us_B,
         "seq_offsets": batch.seq_offsets,
         "uih_user_L": np.repeat(users, np.diff(batch.seq_offsets)),
         "uih_item_L": batch.uih_item_L,

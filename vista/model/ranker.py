@@ -3,6 +3,7 @@
 Shape suffixes: B users, S seeds, C candidates, I item features, D width, E what a slot gives, T tasks.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,17 +13,28 @@ from torch import Tensor, nn
 
 from vista.config import ModelConfig
 from vista.data.schema import FeatureSpec
-from vista.model.baselines import Din, HistoryModule, MeanPool
+from vista.model.baselines.din import Din
+from vista.model.baselines.hstu import Hstu
+from vista.model.baselines.pooled import MeanPool, TwoTower
+from vista.model.baselines.transformer import Mha, SasRec
 from vista.model.blocks import mlp
 from vista.model.embeddings import CandidateFeatures, ItemTables, UihTokens
+from vista.model.history import HistoryModule
 from vista.model.inputs import TensorBatch, Uih
 from vista.model.reconstruction import Reconstruction
 from vista.model.summariser import Summariser
 from vista.model.target_attention import TargetAttention
 
-SlotName = Literal["vista", "no_history", "mean_pool", "din"]
+SlotName = Literal["vista", "no_history", "mean_pool", "ttsn", "din", "mha", "sasrec", "hstu"]
 
-BASELINES: dict[SlotName, type[MeanPool] | type[Din]] = {"mean_pool": MeanPool, "din": Din}
+BASELINES: dict[SlotName, Callable[[ModelConfig, FeatureSpec, int], HistoryModule]] = {
+    "mean_pool": MeanPool,
+    "ttsn": TwoTower,
+    "din": Din,
+    "mha": Mha,
+    "sasrec": SasRec,
+    "hstu": Hstu,
+}
 
 
 @dataclass(frozen=True, slots=True)

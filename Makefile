@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(COMPUTE)/bin/python -m pytest
 AIRFLOW_PYTEST := AIRFLOW_HOME=$(CURDIR)/build/airflow-tests AIRFLOW__CORE__DAGS_FOLDER=$(CURDIR)/dags \
   AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python -m pytest
 
-.PHONY: help install run ui test test-airflow test-compute test-faults check fmt golden lock clean
+.PHONY: help install run ui test test-airflow test-compute test-faults check fmt golden lock bench-data clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed 's/:.*  ## /\t/' | expand -t 16
@@ -68,6 +68,9 @@ lock: | $(UV)  ## resolve requirements/*.in again
 	  $(UV) pip compile requirements/$$name.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --custom-compile-command "make lock" -o requirements/$$name.txt -q || exit 1; \
 	done
+
+bench-data: install  ## events prepared and tokens fed per second, as JSON
+	$(COMPUTE)/bin/python -m vista.data.bench
 
 clean:  ## delete caches and build/, never runs, stores or environments
 	rm -rf build/airflow-tests .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

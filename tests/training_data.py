@@ -58,6 +58,13 @@ def settings_of(home: Path) -> Settings:
     return Settings.from_environment({"VISTA_HOME": str(home), "VISTA_RUNS": str(home / "runs")})
 
 
+def untimed(progress: Progress) -> Progress:
+    """Without what no two trainings share: how long their epochs took."""
+    points = tuple(point for point in progress.curve if "epoch_s" not in point.values)
+    assert len(points) < len(progress.curve)
+    return progress.model_copy(update={"curve": points})
+
+
 def two_workers(job: RankerJob, result: Path) -> tuple[Progress, dict[str, Tensor]]:
     """Train with two gloo workers, without Ray."""
     with closing(socket.socket()) as one:

@@ -19,8 +19,8 @@ from vista.model.checkpoint import load
 from vista.model.downstream import Downstream
 from vista.runs import write_whole
 from vista.summary.join import SummaryReader
-from vista.train.jobs import batch_plan, summary_forward, usable_epochs
-from vista.train.loop import predict
+from vista.train.jobs import summary_forward, usable_epochs
+from vista.train.loop import batch_plan, predict
 from vista.train.stage import StageContext
 
 DICTIONARY_FILE = "dictionary.json"

@@ -10,6 +10,7 @@ from torch import Tensor
 from vista.config import (
     DataConfig,
     GeneratedConfig,
+    HistoryCut,
     ModelConfig,
     RefreshConfig,
     Settings,
@@ -34,10 +35,10 @@ from vista.train.train_foundation import FoundationReport, foundation_job, space
 DAYS = 6
 
 
-def prepare_small(path: Path, users: int = 60) -> Path:
+def prepare_small(path: Path, users: int = 60, history_cut: HistoryCut = "session") -> Path:
     """A data set of six days in `path`."""
     generated = GeneratedConfig(users=users, items=64, events_per_user=24, days=DAYS)
-    data = DataConfig(source="generated", buckets=2, max_uih=16, generated=generated)
+    data = DataConfig(source="generated", buckets=2, max_uih=16, history_cut=history_cut, generated=generated)
     prepare_dataset(data, path, WindowConfig())
     return path
 

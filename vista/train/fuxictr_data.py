@@ -44,8 +44,7 @@ def write_fuxictr_data(
     for an (item, actions) pair. Ids that the training rows do not know are 0, as in our models.
     """
     folder.mkdir(parents=True)
-    known_until_us = int(dataset.candidates.event_time_us_C[rows.train.candidate_ids()].max()) + 1
-    spec = dataset.spec(known_until_us)
+    spec = dataset.spec(rows.known_until_us())
     items = _Items.of(dataset, spec, actions)
     items.frame().write_parquet(folder / "items.parquet")
     events = dataset.events

@@ -7,6 +7,7 @@ kill and repeat it. `code_digest` of this module is what a cell's result depends
 """
 
 import logging
+import shutil
 import sys
 import time
 import uuid
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 
 from vista.config import Frozen
 from vista.data.dataset import Dataset
-from vista.evaluate.metrics import Metrics, measure
+from vista.data.schema import Examples
+from vista.evaluate.metrics import Metrics, Scores, measure
 from vista.model.ranker import Ranker
 from vista.runs import write_whole
 from vista.train.experiments.grids import Arm, Block
@@ -77,7 +79,7 @@ class CellJob(Frozen):
 class _Trained:
     """Probabilities of the test rows by candidate id, and how they came to be."""
 
-    scores_C: NDArray[np.float32]
+    scores: Scores
     training: Training | None = None
     probes: Probes | None = None
 
@@ -92,21 +94,26 @@ def make_cell(job: CellJob) -> Cell:
         rows = rows.permuted(job.seed)
     trained = (_lightgbm if job.arm.kind == "lightgbm" else _ranker)(job, dataset, rows)
     candidates, ids_N = rows.test.candidates, rows.test_ids()
-    scores_N = trained.scores_C[ids_N]
+    scores = trained.scores.take(ids_N)
     cell = Cell(
         block=job.block.name,
         arm=job.arm.name,
         seed=job.seed,
-        metrics=measure(candidates.user_id_C[ids_N], candidates.labels_CT[ids_N, 0], scores_N),
+        metrics=measure(
+            candidates.user_id_C[ids_N], candidates.labels_CT[ids_N, 0], scores.own_N, scores.frozen_N
+        ),
         seconds=round(time.monotonic() - started, 1),
         training=trained.training,
         probes=trained.probes,
     )
     unfinished = job.directory.with_name(f".{job.directory.name}.{uuid.uuid4().hex}")
     unfinished.mkdir(parents=True)
-    np.save(unfinished / SCORES_FILE, scores_N)
+    np.save(unfinished / SCORES_FILE, scores.own_N)
     write_whole(unfinished / CELL_FILE, cell.model_dump_json(indent=2))
-    unfinished.rename(job.directory)
+    if job.directory.exists():  # made by another process meanwhile, equal but for its seconds
+        shutil.rmtree(unfinished)
+    else:
+        unfinished.rename(job.directory)
     return cell
 
 
@@ -114,9 +121,8 @@ def _ranker(job: CellJob, dataset: Dataset, rows: Rows) -> _Trained:
     assert job.arm.kind != "lightgbm"
     config = job.arm.train.model_copy(update={"seed": job.seed})
     max_uih, candidates = job.block.data.max_uih, rows.train.candidates
-    known_until_us = int(candidates.event_time_us_C[rows.train.candidate_ids()].max()) + 1
     torch.default_generator.manual_seed(job.seed)
-    ranker = Ranker(job.arm.model, dataset.spec(known_until_us), job.arm.kind)
+    ranker = Ranker(job.arm.model, dataset.spec(rows.known_until_us()), job.arm.kind)
     forward = history_forward(ranker)
     progress = fit(
         Task(
@@ -128,11 +134,12 @@ def _ranker(job: CellJob, dataset: Dataset, rows: Rows) -> _Trained:
             labels_N=candidates.labels_CT[:, 0],
         )
     )
-    test = batch_plan(rows.test, config, max_uih=max_uih)
+    plans = [batch_plan(part, config, max_uih=max_uih) for part in (rows.test, rows.frozen_test(dataset))]
+    own_C, frozen_C = (predict(ranker, forward, plan, dataset.info.candidates) for plan in plans)
     return _Trained(
-        scores_C=predict(ranker, forward, test, dataset.info.candidates),
+        scores=Scores(own_C, frozen_C),
         training=_training(progress, len(rows.train.candidate_ids())),
-        probes=probe(ranker, test, rows.test_ids()) if job.arm.probed else None,
+        probes=probe(ranker, plans[0], rows.test_ids()) if job.arm.probed else None,
     )
 
 
@@ -152,10 +159,14 @@ def _training(progress: Progress, rows: int) -> Training:
 
 
 def _lightgbm(job: CellJob, dataset: Dataset, rows: Rows) -> _Trained:
-    probabilities, _ = fit_lightgbm(dataset, rows.train, rows.valid, rows.test, job.seed)
-    scores_C = np.full(dataset.info.candidates, np.nan, np.float32)
-    scores_C[rows.test.candidate_ids()] = probabilities
-    return _Trained(scores_C)
+    model = fit_lightgbm(dataset, rows.train, rows.valid, job.seed)
+
+    def by_candidate(examples: Examples) -> NDArray[np.float32]:
+        scores_C = np.full(dataset.info.candidates, np.nan, np.float32)
+        scores_C[examples.candidate_ids()] = model.predict(examples)
+        return scores_C
+
+    return _Trained(Scores(by_candidate(rows.test), by_candidate(rows.frozen_test(dataset))))
 
 
 def main() -> None:

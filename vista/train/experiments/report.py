@@ -79,7 +79,7 @@ class ExperimentReport(Frozen):
             "95% intervals of a paired bootstrap over users, from the lowest to the highest of the seeds"
         )
         yield ""
-        yield "| model | AUC | NE | log-loss | VISTA's AUC minus it | VISTA is | rows/s | s |"
+        yield "| model | AUC | NE | GAUC | VISTA's AUC minus it | VISTA is | rows/s | s |"
         yield "|---|---|---|---|---|---|---|---|"
         for arm in block.arms:
             if not arm.permuted_labels:
@@ -98,7 +98,7 @@ class ExperimentReport(Frozen):
             arm,
             spread([cell.metrics.auc for cell in cells]),
             spread([cell.metrics.ne for cell in cells]),
-            spread([cell.metrics.log_loss for cell in cells]),
+            spread([cell.metrics.gauc for cell in cells if cell.metrics.gauc is not None]),
             _hull(differences) if differences else "",
             verdict(differences) if differences else "",
             f"{fmean(one.rows_per_s for one in trained):,.0f}" if trained else "-",
@@ -228,9 +228,11 @@ def verdict(differences: Sequence[Interval]) -> str:
 def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation over seeds.
 
-    >>> spread([0.25, 0.75]), spread([0.5])
-    ('0.5000 +- 0.3536', '0.5000')
+    >>> spread([0.25, 0.75]), spread([0.5]), spread([])
+    ('0.5000 +- 0.3536', '0.5000', '-')
     """
+    if not values:
+        return "-"
     return f"{fmean(values):.4f}" + (f" +- {stdev(values):.4f}" if len(values) > 1 else "")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vista.data.dataset import Dataset
+from vista.data.frozen import frozen
 from vista.data.schema import Examples
 from vista.train.experiments.grids import DateSplit, UserSplit
 
@@ -41,6 +42,14 @@ class Rows:
             labels_CT[ids] = labels_CT[rng.permutation(ids)]
         candidates = replace(self.train.candidates, labels_CT=labels_CT)
         return Rows(*(replace(part, candidates=candidates) for part in parts))
+
+    def frozen_test(self, dataset: Dataset) -> Examples:
+        """The test rows with each user's history as of the user's first one: what GAUC is measured on."""
+        return frozen(dataset, self.test)
+
+    def known_until_us(self) -> int:
+        """Just after the newest training row: ids that appear later are unseen."""
+        return int(self.train.candidates.event_time_us_C[self.train.candidate_ids()].max()) + 1
 
     def test_ids(self) -> NDArray[np.int64]:
         """Candidate ids of the test rows, in ascending order: how scores are kept."""

@@ -24,13 +24,15 @@ EXPERIMENTS_FILE = Path(__file__).parents[1] / "EXPERIMENTS.md"
 def _option(name: str, field: FieldInfo) -> click.Option:
     kinds = [kind for kind in get_args(field.annotation) if kind is not types.NoneType]
     kind = kinds[0] if kinds and isinstance(kinds[0], type) else field.annotation
+    required = field.is_required()
+    default = None if required else field.get_default()
     return click.Option(
         [f"--{name.replace('_', '-')}"],
         type=kind if kind in (int, float, str) else str,
-        required=field.is_required(),
+        required=required,
         help=field.description,
         default=None,
-        show_default=str(field.get_default()) if field.get_default() not in (None, "") else False,
+        show_default=str(default) if default not in (None, "") else False,
     )
 
 

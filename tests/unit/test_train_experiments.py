@@ -1,6 +1,8 @@
 """`experiment kuairand` and `table2`: the public splits, cells that are made once, and what they prove."""
 
 import csv
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 from training_data import prepare_small
 
+from infra.processes import descendants, wait_until
 from vista.__main__ import commands
 from vista.config import ExperimentConfig, ModelConfig, Settings, TrainConfig
 from vista.data.dataset import Dataset
@@ -155,6 +158,28 @@ def test_a_cell_over_its_limit_is_reported(
     assert [(one.arm, one.failed) for one in report.missing] == [("din", False)]
     assert "Missing: din, seed 0: not done in" in report.table()
     assert not (tmp_path / "cells").exists()
+
+
+def test_an_interrupted_experiment_leaves_no_process(data_dir_kuairand: Path, tmp_path: Path) -> None:
+    """The signal reaches the experiment alone, as from a scheduler, while its cells stand still: it must not
+    wait for one of them to end."""
+    command = [sys.executable, "-m", "vista", "experiment", "kuairand", "--data-dir", str(data_dir_kuairand)]
+    environment = os.environ | {"VISTA_HOME": str(tmp_path / "home"), "VISTA_RUNS": str(tmp_path / "runs")}
+    running = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert running.stderr is not None
+    try:
+        assert wait_until(lambda: len(descendants(running.pid)) >= 2, timeout_s=120), "no cells were started"
+        cells = descendants(running.pid)
+        for pid in cells:
+            os.kill(pid, signal.SIGSTOP)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(30) == 130
+    finally:
+        running.kill()
+    assert "the same command goes on" in running.stderr.read()
+    assert not [pid for pid in cells if Path(f"/proc/{pid}").exists()]
 
 
 def test_a_failed_cell_does_not_stop_the_others(

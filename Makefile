@@ -5,6 +5,7 @@ SHELL := /bin/bash
 
 COMPUTE := .venv
 AIRFLOW := .venv-airflow
+FUXICTR := .venv-fuxictr
 UV := $(shell command -v uv || echo build/uv/bin/uv)
 PYTHON_VERSIONS := >=3.11,<3.13
 # A make variable set on the command line (SEEDS=16) becomes KEY=VALUE of the launcher; nothing else does.
@@ -13,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(COMPUTE)/bin/python -m pytest
 AIRFLOW_PYTEST := AIRFLOW_HOME=$(CURDIR)/build/airflow-tests AIRFLOW__CORE__DAGS_FOLDER=$(CURDIR)/dags \
   AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python -m pytest
 
-.PHONY: help install run ui test test-airflow test-compute test-faults check fmt golden lock clean
+.PHONY: help install run ui test test-airflow test-compute test-faults check fmt golden lock bench-data bench-train clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed 's/:.*  ## /\t/' | expand -t 16
@@ -25,6 +26,9 @@ $(COMPUTE)/installed: requirements/compute.txt | $(UV)
 
 $(AIRFLOW)/installed: requirements/airflow.txt | $(UV)
 	@infra/install.sh $(UV) $(AIRFLOW) requirements/airflow.txt '$(PYTHON_VERSIONS)'
+
+$(FUXICTR)/installed: infra/fuxictr/requirements.txt | $(UV)
+	@infra/install.sh $(UV) $(FUXICTR) $< '$(PYTHON_VERSIONS)'
 
 build/uv/bin/uv:
 	@echo "uv is not installed: installing it into build/uv"
@@ -63,11 +67,17 @@ golden: install  ## rewrite the golden files; say why in the commit
 	VISTA_GOLDEN=write $(PYTEST) tests/golden
 	VISTA_GOLDEN=write $(AIRFLOW_PYTEST) tests/dags
 
-lock: | $(UV)  ## resolve requirements/*.in again
-	@for name in compute airflow; do \
-	  $(UV) pip compile requirements/$$name.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	    --custom-compile-command "make lock" -o requirements/$$name.txt -q || exit 1; \
+lock: | $(UV)  ## resolve every requirements file again
+	@for name in requirements/compute requirements/airflow infra/fuxictr/requirements; do \
+	  $(UV) pip compile $$name.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --custom-compile-command "make lock" -o $$name.txt -q || exit 1; \
 	done
+
+bench-data: install  ## events prepared and tokens fed per second, as JSON
+	$(COMPUTE)/bin/python -m vista.data.bench
+
+bench-train: install $(FUXICTR)/installed  ## training throughput beside FuxiCTR: make bench-train DATA_DIR=.../kuairand-pure
+	$(COMPUTE)/bin/python -m vista.train.bench --data-dir $(DATA_DIR) --peer $(FUXICTR)/bin/python
 
 clean:  ## delete caches and build/, never runs, stores or environments
 	rm -rf build/airflow-tests .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

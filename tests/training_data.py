@@ -10,6 +10,7 @@ from torch import Tensor
 from vista.config import (
     DataConfig,
     GeneratedConfig,
+    HistoryCut,
     ModelConfig,
     RefreshConfig,
     Settings,
@@ -36,10 +37,10 @@ from vista.train.train_foundation import FoundationReport, foundation_job, space
 DAYS = 6
 
 
-def prepare_small(path: Path, users: int = 60) -> Path:
+def prepare_small(path: Path, users: int = 60, history_cut: HistoryCut = "session") -> Path:
     """A data set of six days in `path`."""
     generated = GeneratedConfig(users=users, items=64, events_per_user=24, days=DAYS)
-    data = DataConfig(source="generated", buckets=2, max_uih=16, generated=generated)
+    data = DataConfig(source="generated", buckets=2, max_uih=16, history_cut=history_cut, generated=generated)
     prepare_dataset(data, path, WindowConfig())
     return path
 
@@ -58,6 +59,13 @@ def small_job(dataset: Path, slot: SlotName = "vista", **changes: object) -> Ran
 def settings_of(home: Path) -> Settings:
     """Embedded back ends below `home`."""
     return Settings.from_environment({"VISTA_HOME": str(home), "VISTA_RUNS": str(home / "runs")})
+
+
+def untimed(progress: Progress) -> Progress:
+    """Without what no two trainings share: how long their epochs took."""
+    points = tuple(point for point in progress.curve if "epoch_s" not in point.values)
+    assert len(points) < len(progress.curve)
+    return progress.model_copy(update={"curve": points})
 
 
 def two_workers(job: RankerJob, result: Path) -> tuple[Progress, dict[str, Tensor]]:

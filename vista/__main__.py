@@ -7,27 +7,32 @@ import json
 import logging
 import sys
 import types
+from pathlib import Path
 from typing import Any, get_args
 
 import click
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from vista.config import Frozen, RefreshConfig, Settings
+from vista.config import ExperimentConfig, Frozen, RefreshConfig, Settings
 from vista.errors import InputError, VistaError
 from vista.jobs import STAGES, run_stage
+
+EXPERIMENTS_FILE = Path(__file__).parents[1] / "EXPERIMENTS.md"
 
 
 def _option(name: str, field: FieldInfo) -> click.Option:
     kinds = [kind for kind in get_args(field.annotation) if kind is not types.NoneType]
     kind = kinds[0] if kinds and isinstance(kinds[0], type) else field.annotation
+    required = field.is_required()
+    default = None if required else field.get_default()
     return click.Option(
         [f"--{name.replace('_', '-')}"],
         type=kind if kind in (int, float, str) else str,
-        required=field.is_required(),
+        required=required,
         help=field.description,
         default=None,
-        show_default=str(field.get_default()) if field.get_default() not in (None, "") else False,
+        show_default=str(default) if default not in (None, "") else False,
     )
 
 
@@ -156,17 +161,19 @@ def _describe_events(folder: str) -> None:
     "experiment",
     params=[
         click.Argument(["name"]),
-        click.Option(["--data-dir"], required=True, help="folder with the source's files"),
-        click.Option(["--seeds"], type=click.IntRange(min=1), default=3, show_default=True),
-        click.Option(["--models"], help="comma-separated; all if not given"),
-        click.Option(["--out"], help="folder of the results; by default experiments/NAME below VISTA_RUNS"),
+        *(_option(*item) for item in ExperimentConfig.model_fields.items()),
+        click.Option(["--record"], is_flag=True, help="add the result to EXPERIMENTS.md"),
     ],
 )
-def _experiment(name: str, **values: Any) -> None:
-    """Train models on the public split called NAME (kuairand) and compare them, seed by seed."""
-    from vista.train.experiment import ExperimentConfig, run_experiment
+def _experiment(name: str, record: bool, **values: Any) -> None:
+    """Train models on public splits and compare them, seed by seed: kuairand, table2."""
+    from vista.train.experiments.report import append_record
+    from vista.train.experiments.run import run_experiment
 
-    report = run_experiment(name, configured(ExperimentConfig, values), Settings.from_environment())
+    config: ExperimentConfig = configured(ExperimentConfig, values)
+    report = run_experiment(name, config, Settings.from_environment())
+    if record:
+        append_record(EXPERIMENTS_FILE, report.record())
     click.echo(report.table())
 
 

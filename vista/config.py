@@ -249,6 +249,20 @@ class RefreshConfig(Frozen):
     )
 
 
+class ExperimentConfig(Frozen):
+    """An experiment as people start it."""
+
+    data_dir: str = Field(
+        description="folder of the data: of kuairand the source's own, of table2 the one above kuairand-pure "
+        "and ml-1m"
+    )
+    sets: str = Field("", description="data sets, comma-separated; empty: all")
+    models: str = Field("", description="models, comma-separated; empty: all")
+    seeds: int = Field(3, ge=1, description="every model is trained with the seeds 0 .. SEEDS - 1")
+    workers: int = Field(2, ge=1, description="cells at a time, each a process of one thread")
+    out: str = Field("", description="folder of the results; empty: experiments/NAME below VISTA_RUNS")
+
+
 class Settings(Frozen):
     """Which back ends: URLs from the environment, read once by `vista.__main__` and passed on.
 

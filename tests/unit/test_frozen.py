@@ -1,4 +1,4 @@
-"""Histories frozen at a boundary: what a plain loop gives, for one boundary and for one of each user."""
+"""Features and histories at own cuts and frozen at a boundary: what serving and a plain loop give."""
 
 from pathlib import Path
 
@@ -18,15 +18,19 @@ FIRST_S = 1_767_225_600
 
 @pytest.fixture(scope="module", params=["event", "session", "day"])
 def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """A shop whose users come at few times, so that cuts, days and equal times meet often."""
+    """A shop whose users come at few times, so that cuts, days and equal times meet often; a third of the
+    events are history only, also at midnight."""
     folder = tmp_path_factory.mktemp("shop")
     random = np.random.default_rng(0)
     rows = [
-        f"{random.integers(0, 20)},{random.integers(0, 12)},{FIRST_S + hour * 3_600},{random.integers(0, 2)}"
-        for hour in random.integers(0, 6 * 24, 600)
+        f"{random.integers(0, 20)},{random.integers(0, 12)},{FIRST_S + hour * 3_600},{random.integers(0, 2)},"
+        f"{random.integers(0, 3)}"
+        for hour in random.integers(0, 6 * 24, 900)
     ]
-    (folder / "shop.csv").write_text("\n".join(["who,what,ts,bought", *rows]) + "\n")
-    (folder / "events.yaml").write_text("user: who\nitem: what\ntime: ts\ntime_unit: s\nlabel: bought\n")
+    (folder / "shop.csv").write_text("\n".join(["who,what,ts,bought,shown", *rows]) + "\n")
+    (folder / "events.yaml").write_text(
+        "user: who\nitem: what\ntime: ts\ntime_unit: s\nlabel: bought\ncandidates: shown > 0\n"
+    )
     mode: HistoryCut = request.param
     config = DataConfig(source="events", path=str(folder), buckets=3, history_cut=mode)
     prepare_dataset(config, folder / "data", WindowConfig())
@@ -44,6 +48,18 @@ def served(dataset: Dataset, examples: Examples, example: int) -> np.ndarray:
     user, cut_us = int(examples.user_id_E[example]), int(examples.cut_us_E[example])
     ids = dataset.items.id_R[rows - 1].tolist()
     return serving_batch(dataset, user, ids, cut_us, recent_tail=0).candidate_dense_CF
+
+
+def test_without_freezing_features_are_those_of_the_own_cut(dataset: Dataset) -> None:
+    """Of events whose users had no other at the time of the cut, since serving knows times only."""
+    examples = dataset.examples(0, dataset.split().n + 1)
+    compared = 0
+    for place, user in enumerate(examples.user_id_E.tolist()):
+        if (own_times(dataset, user) == examples.cut_us_E[place]).sum() <= 1:
+            ids = examples.candidate_start_E[place] + np.arange(examples.num_candidates_E[place])
+            assert_array_equal(examples.candidates.dense_CF[ids], served(dataset, examples, place))
+            compared += 1
+    assert compared > len(examples) / 2
 
 
 def test_at_the_start_of_a_day_everybody_has_that_cut(dataset: Dataset) -> None:

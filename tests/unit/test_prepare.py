@@ -22,7 +22,7 @@ from vista.data.bench import main as bench
 from vista.data.bucket import sorted_rows
 from vista.data.dataset import Dataset
 from vista.data.learn import Seen, learn, windows_of
-from vista.data.partition import Partition, runs_of
+from vista.data.partition import Partition, chunks_of
 from vista.data.prepare import PrepareReport, prepare_dataset
 from vista.data.schema import Batch, bucket_of, buckets_of
 from vista.data.sources import SourceInfo
@@ -165,15 +165,15 @@ def test_arrival_order_numbers_events_and_breaks_ties() -> None:
     ]
 
 
-def test_partition_keeps_arrival_order_across_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vista.data.partition.RUN_ROWS", 10)
+def test_partition_keeps_arrival_order_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vista.data.partition.CHUNK_ROWS", 10)
     users = np.random.default_rng(0).integers(0, 9, 100)
     table = pa.table({"user_id": users, "arrival": np.arange(100)})
-    runs = list(runs_of(table.to_batches(max_chunksize=7)))
-    assert len(runs) > 3
-    parts = Partition(tmp_path / "runs", 5)
-    for run in runs:
-        parts.add(run)
+    chunks = list(chunks_of(table.to_batches(max_chunksize=7)))
+    assert len(chunks) > 3
+    parts = Partition(tmp_path / "chunks", 5)
+    for chunk in chunks:
+        parts.add(chunk)
     found = [parts.bucket(bucket) for bucket in range(5)]
     for bucket, rows in enumerate(found):
         assert rows["arrival"].to_pylist() == np.flatnonzero(buckets_of(users, 5) == bucket).tolist()

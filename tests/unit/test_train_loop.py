@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 from torch import Tensor
-from training_data import DAYS, prepare_small, small_job, two_workers
+from training_data import DAYS, prepare_small, small_job, two_workers, untimed
 
 from vista.config import TrainConfig
 from vista.errors import InputError
@@ -43,10 +43,18 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: 
 def test_a_seed_decides_everything(dataset: Path) -> None:
     first, weights = trained(small_job(dataset))
     again, same = trained(small_job(dataset))
-    assert first == again
+    assert untimed(first) == untimed(again)
     assert_equal(weights, same)
     other, _ = trained(small_job(dataset, seed=1))
-    assert other.curve != first.curve
+    assert untimed(other).curve != untimed(first).curve
+
+
+def test_waiting_for_data_is_measured(dataset: Path) -> None:
+    """A point per epoch; the first batch of one is always waited for."""
+    progress, _ = trained(small_job(dataset))
+    seconds = [point.values for point in progress.curve if "epoch_s" in point.values]
+    assert len(seconds) == 2
+    assert all(0.0 < one["wait_s"] < one["epoch_s"] for one in seconds)
 
 
 def test_resuming_from_any_snapshot_changes_nothing(dataset: Path, tmp_path: Path) -> None:
@@ -64,7 +72,7 @@ def test_resuming_from_any_snapshot_changes_nothing(dataset: Path, tmp_path: Pat
     assert [position.done for position in positions] == [False] * (len(kept) - 1) + [True]
     for path in kept:
         resumed = Training(small_job(dataset))
-        assert fit(resumed.task(), resume=path) == undisturbed
+        assert untimed(fit(resumed.task(), resume=path)) == untimed(undisturbed)
         assert_equal(resumed.model.state_dict(), whole.model.state_dict())
 
 
@@ -121,8 +129,8 @@ def test_two_workers_train_what_one_trains(dataset: Path, tmp_path: Path, max_ca
     )
     alone, weights = trained(job)
     together, shared = two_workers(job, tmp_path / "result")
-    assert len(together.curve) == len(alone.curve) > 1
-    for one, other in zip(alone.curve, together.curve, strict=True):
+    assert len(together.curve) > 2
+    for one, other in zip(untimed(alone).curve, untimed(together).curve, strict=True):
         assert one.values == pytest.approx(other.values, abs=1e-5), one.step
     assert_equal(weights, shared, tolerance=1e-4)  # Adam divides by roots of squares near rounding
 

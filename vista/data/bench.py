@@ -26,6 +26,7 @@ from vista.data.dataset import Dataset
 from vista.data.features import Asked, UsersPast, dense_features, items_past
 from vista.data.prepare import prepare_dataset
 from vista.data.rejects import Rejects
+from vista.data.schema import buckets_of
 from vista.data.sources import SOURCES
 
 USERS_PER_EVENT = 0.01
@@ -113,21 +114,27 @@ class Bench:
         return Dataset.open(path)
 
     def features(self, dataset: Dataset) -> None:
-        """The part of `prepare` that dense features are, again, by one thread for all buckets at once."""
+        """The part of `prepare` that dense features are, once more, bucket by bucket."""
         examples = dataset.examples(0, dataset.info.last_day + 1)
-        chosen_C = examples.candidate_ids()
-        with self.timed("dense features only, one thread", len(chosen_C)):
+        bucket_E = buckets_of(examples.user_id_E, dataset.buckets)
+        bucket_N = buckets_of(dataset.events.user_id_N, dataset.buckets)
+        with self.timed("dense features only, one thread", dataset.info.candidates):
             items = items_past(dataset)
-            users = UsersPast(dataset.events, len(dataset.file.actions), items)
-            asked = Asked(
-                user_start_E=examples.history_start_E,
-                cut_position_E=examples.history_start_E + examples.history_length_E,
-                cut_us_E=examples.cut_us_E,
-                example_C=np.repeat(np.arange(len(examples)), examples.num_candidates_E),
-                item_row_C=dataset.candidates.item_row_C[chosen_C],
-                category_row_C=dataset.candidates.category_row_C[chosen_C],
-            )
-            dense_features(users, items, asked)
+            for bucket in np.unique(bucket_E):
+                mine_N = np.flatnonzero(bucket_N == bucket)
+                part = examples.where(bucket_E == bucket)
+                chosen_C = part.candidate_ids()
+                start_E = part.history_start_E - mine_N[0]
+                asked = Asked(
+                    user_start_E=start_E,
+                    cut_position_E=start_E + part.history_length_E,
+                    cut_us_E=part.cut_us_E,
+                    example_C=np.repeat(np.arange(len(part)), part.num_candidates_E),
+                    item_row_C=dataset.candidates.item_row_C[chosen_C],
+                    category_row_C=dataset.candidates.category_row_C[chosen_C],
+                )
+                users = UsersPast(dataset.events.take(mine_N), len(dataset.file.actions), items)
+                dense_features(users, items, asked)
 
     def batches(self, dataset: Dataset) -> None:
         """One epoch; rows are tokens: events of histories and candidates."""

@@ -29,7 +29,7 @@ from vista.data.digest import digest, row_sums
 from vista.data.features import ItemsPast, dense_names
 from vista.data.files import bucket_file
 from vista.data.learn import Learned, Seen, learn
-from vista.data.partition import Partition, runs_of
+from vista.data.partition import Partition, chunks_of
 from vista.data.rejects import Rejects
 from vista.data.schema import DatasetInfo, Windows
 from vista.data.sources import SOURCES, SourceInfo
@@ -176,9 +176,9 @@ class _Preparation:
         seen = Seen(self.data.tasks, self.data.day_offset_s)
         batches: Iterator[pa.RecordBatch] = SOURCES[self.data.source].read(self.data, self.rejects)
         with closing(ahead(batches, BATCHES_AHEAD)) as ready:
-            for run in runs_of(ready):
-                seen.add(pl.DataFrame(run))
-                parts.add(run)
+            for chunk in chunks_of(ready):
+                seen.add(pl.DataFrame(chunk))
+                parts.add(chunk)
         log.info("read %d rows, %d rejected", self.rejects.rows, self.rejects.rejected)
         return parts, seen
 

@@ -15,8 +15,8 @@ from vista.errors import CheckpointError, EpochError
 from vista.model.checkpoint import load
 from vista.model.downstream import Downstream
 from vista.summary.join import SummaryReader
-from vista.train.jobs import batch_plan, summary_forward, usable_epochs
-from vista.train.loop import predict
+from vista.train.jobs import summary_forward, usable_epochs
+from vista.train.loop import batch_plan, predict
 from vista.train.stage import StageContext
 from vista.train.vocabulary import Vocabulary
 

@@ -23,7 +23,7 @@ from vista.model.inherit import inherit
 from vista.model.inputs import tensors
 from vista.model.ranker import Ranker, RankerOutput, SlotName
 from vista.summary.join import SummaryReader
-from vista.train.loop import Forward, Task, predict
+from vista.train.loop import Forward, Task, batch_plan, history_forward, predict
 
 
 class Days(Frozen):
@@ -133,16 +133,6 @@ class Training:
         return TrainedOn(first_day=days.first, end_day=days.end, rows=rows)
 
 
-def history_forward(model: Ranker) -> Forward:
-    """A model that reads raw histories, on batches."""
-
-    def forward(batch: Batch) -> RankerOutput:
-        output: RankerOutput = model(tensors(batch, "cpu"))
-        return output
-
-    return forward
-
-
 def summary_forward(model: Downstream, reader: SummaryReader) -> Forward:
     """A downstream model on batches: each example with the summary as of its cut, or the fallback."""
 
@@ -155,21 +145,6 @@ def summary_forward(model: Downstream, reader: SummaryReader) -> Forward:
         return output
 
     return forward
-
-
-def batch_plan(
-    examples: Examples, config: TrainConfig, *, max_uih: int, epoch: int | None = None
-) -> BatchPlan:
-    """The batches of an epoch; in the order of the examples if no epoch is given."""
-    return BatchPlan.make(
-        examples,
-        max_tokens=config.max_tokens_per_batch,
-        max_candidates=config.max_candidates_per_batch,
-        max_uih=max_uih,
-        seed=config.seed,
-        epoch=epoch or 0,
-        shuffle=epoch is not None,
-    )
 
 
 def usable_epochs(catalog_url: str, space: str) -> list[Epoch]:

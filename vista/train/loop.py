@@ -10,7 +10,7 @@ Shape suffixes: C candidates of a worker's batch, T tasks, N rows of the data se
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +21,11 @@ from torch import Tensor
 
 from vista.config import TrainConfig
 from vista.data.batches import BatchPlan, batches
-from vista.data.schema import Batch
+from vista.data.schema import Batch, Examples
 from vista.evaluate.metrics import auc
 from vista.model.checkpoint import Model
-from vista.model.ranker import RankerOutput, loss
+from vista.model.inputs import tensors
+from vista.model.ranker import Ranker, RankerOutput, loss
 from vista.train.adam import FlatAdam
 from vista.train.state import Point, Progress, load_state, save_state
 
@@ -103,6 +104,7 @@ class _Fitting:
         self.best: dict[str, Tensor] = {}
         self.optimiser = FlatAdam(task.model, task.config.embedding_l2)
         self.said_at = time.monotonic()
+        self.wait_s = 0.0
 
     def resume(self, directory: Path) -> None:
         self.progress, self.best = load_state(directory, self.model, self.optimiser)
@@ -116,11 +118,22 @@ class _Fitting:
         plan = self.task.train(self.progress.epoch)
         first, every = self.progress.step, self.config.checkpoint_every_steps
         parts = batches(plan, start_step=first, rank=self.world.rank, world_size=self.world.size)
-        for step, batch in enumerate(parts, start=first):
+        started, self.wait_s = time.monotonic(), 0.0
+        for step, batch in enumerate(self._waited(parts), start=first):
             self._step(step, plan.steps, batch)
             if (step + 1) % every == 0 and step + 1 < plan.steps:
                 self._keep()
+        seconds = {"epoch_s": time.monotonic() - started, "wait_s": self.wait_s}
+        self.curve.append(Point(step=self.progress.global_step, values=seconds))
         self._end_epoch()
+
+    def _waited(self, parts: Iterator[Batch]) -> Iterator[Batch]:
+        """`parts`; the seconds that the training stands still for them are added to `wait_s`."""
+        asked = time.monotonic()
+        for batch in parts:
+            self.wait_s += time.monotonic() - asked
+            yield batch
+            asked = time.monotonic()
 
     def _step(self, step: int, steps: int, batch: Batch) -> None:
         epoch = self.progress.epoch
@@ -220,6 +233,31 @@ def predict(
     scores_N[seen_N == 0] = torch.nan
     probabilities: NDArray[np.float32] = scores_N.numpy()
     return probabilities
+
+
+def history_forward(model: Ranker) -> Forward:
+    """A model that reads raw histories, on batches."""
+
+    def forward(batch: Batch) -> RankerOutput:
+        output: RankerOutput = model(tensors(batch, "cpu"))
+        return output
+
+    return forward
+
+
+def batch_plan(
+    examples: Examples, config: TrainConfig, *, max_uih: int, epoch: int | None = None
+) -> BatchPlan:
+    """The batches of an epoch; in the order of the examples if no epoch is given."""
+    return BatchPlan.make(
+        examples,
+        max_tokens=config.max_tokens_per_batch,
+        max_candidates=config.max_candidates_per_batch,
+        max_uih=max_uih,
+        seed=config.seed,
+        epoch=epoch or 0,
+        shuffle=epoch is not None,
+    )
 
 
 def learning_rate(config: TrainConfig, done: float) -> float:

@@ -1,0 +1,381 @@
+"""`experiment kuairand` and `table2`: the public splits, cells that are made once, and what they prove."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from mlflow import MlflowClient
+from training_data import prepare_small
+
+from infra.processes import descendants, wait_until
+from vista.__main__ import commands
+from vista.config import ExperimentConfig, ModelConfig, Settings, TrainConfig
+from vista.data.dataset import Dataset
+from vista.errors import InputError, StageError
+from vista.evaluate.bootstrap import Interval
+from vista.model.ranker import Ranker
+from vista.train.experiments.fingerprint import ROOT, code_digest, imported_files
+from vista.train.experiments.grids import EXPERIMENTS, SLOTS, Experiment, UserSplit, kuairand, table2
+from vista.train.experiments.probes import as_stored, through_summary
+from vista.train.experiments.report import ExperimentReport, append_record, verdict
+from vista.train.experiments.run import command_of, prepared, run_experiment
+from vista.train.experiments.splits import Rows
+from vista.train.loop import batch_plan, history_forward, predict
+
+HEADER = (
+    "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,"
+    "play_time_ms,duration_ms,profile_stay_time,comment_stay_time,is_profile_enter,is_rand,tab\n"
+)
+DATES = (20220504, 20220505, 20220506, 20220507, 20220508)
+START_MS = 1_651_636_800_000  # 2022-05-04 12:00 in Beijing
+DAY_MS = 86_400_000
+
+
+@pytest.fixture(scope="module")
+def data_dir_kuairand(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty users, each with four impressions a day; every third one is clicked."""
+    folder = tmp_path_factory.mktemp("sources") / "kuairand-pure"
+    folder.mkdir()
+    rows = []
+    for day, date in enumerate(DATES):
+        for user in range(20):
+            for number in range(4):
+                click = int((user + number + day) % 3 == 0)
+                time_ms = START_MS + day * DAY_MS + (4 * user + number) * 1_000
+                rows.append(
+                    f"{user},{(7 * user + number) % 9},{date},1200,{time_ms},{click},0,0,0,0,0,{click},1500,"
+                    "20000,0,0,0,0,1\n"
+                )
+    (folder / "log_standard_pure.csv").write_text(HEADER + "".join(rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """One MLflow store for all tests: making one takes seconds."""
+    home = tmp_path_factory.mktemp("home")
+    return Settings.from_environment({"VISTA_HOME": str(home), "VISTA_RUNS": str(home / "runs")})
+
+
+@pytest.fixture(scope="module")
+def small(data_dir_kuairand: Path, settings: Settings) -> tuple[ExperimentReport, Path]:
+    """Three models, one seed."""
+    config = ExperimentConfig(
+        data_dir=str(data_dir_kuairand), seeds=1, models="vista,mean_pool,vista_permuted"
+    )
+    return run_experiment("kuairand", config, settings), settings.runs / "experiments" / "kuairand"
+
+
+def test_cells_are_made_once(small: tuple[ExperimentReport, Path], settings: Settings) -> None:
+    first, directory = small
+    assert [(cell.arm, cell.metrics.rows) for cell in first.cells] == [
+        ("vista", 160), ("mean_pool", 160), ("vista_permuted", 160),
+    ]  # fmt: skip
+    kept = {path: path.stat().st_mtime_ns for path in (directory / "cells").iterdir()}
+    assert len(kept) == 3
+    config = ExperimentConfig(
+        data_dir=first.experiment.blocks[0].data.path, seeds=1, models="no_history,vista,mean_pool"
+    )
+    second = run_experiment("kuairand", config, settings)
+    assert [cell for cell in second.cells if cell.arm != "no_history"] == list(first.cells[:2])
+    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
+    assert ExperimentReport.model_validate_json((directory / "report.json").read_text()) == second
+    assert set(second.paired["kuairand-pure ids"][0]) == {"mean_pool", "no_history"}
+
+
+def test_a_report_is_a_table_a_csv_and_two_pictures(small: tuple[ExperimentReport, Path]) -> None:
+    report, directory = small
+    table = report.table()
+    lines = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")]
+    assert lines == ["| model", "| vista", "| mean_pool"]
+    assert "160 / 80 / 160 rows train / validate / test (20 users" in table
+    assert "Without the user's summary (zeros)" in table
+    assert "Trained and tested on permuted labels" in table
+    rows = list(csv.DictReader(report.csv().splitlines()))
+    assert [float(row["auc"]) for row in rows] == [cell.metrics.auc for cell in report.cells]
+    assert rows[1]["auc_minus_vista"] != rows[0]["auc_minus_vista"] == ""
+    assert (directory / "table.png").read_bytes().startswith(b"\x89PNG")
+    assert "mean_pool" in (directory / "table.svg").read_text()
+
+
+def test_only_vista_is_probed(small: tuple[ExperimentReport, Path]) -> None:
+    report, _ = small
+    vista, mean_pool, permuted = report.cells
+    assert vista.probes is not None
+    assert mean_pool.probes is None
+    assert permuted.probes is None
+    assert abs(vista.probes.int8_auc - vista.metrics.auc) < 0.05
+    for cell in report.cells:
+        assert cell.training is not None
+        assert cell.training.epochs == 1
+        assert 0 < cell.training.wait_share < 1
+        assert cell.training.rows_per_s == pytest.approx(160 / cell.training.train_s)
+
+
+def test_mlflow_has_a_run_per_cell_below_one(
+    small: tuple[ExperimentReport, Path], settings: Settings
+) -> None:
+    report, _ = small
+    client = MlflowClient(settings.mlflow_url)
+    experiment = client.get_experiment_by_name("vista-experiment-kuairand")
+    runs = client.search_runs([experiment.experiment_id])
+    parents = {run.data.tags.get("mlflow.parentRunId") for run in runs}
+    (parent,) = (run for run in runs if run.data.tags.get("mlflow.parentRunId") is None)
+    assert parents == {None, parent.info.run_id}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    cells = {run.data.params["name"]: run for run in runs if run is not parent}
+    assert {"vista", "mean_pool", "vista_permuted"} <= set(cells)
+    for cell in report.cells:
+        run = cells[cell.arm]
+        assert run.data.metrics["metrics.auc"] == cell.metrics.auc
+        assert run.data.tags["vista.data_digest"] == report.rows[cell.block].data_digest
+        assert run.data.tags["vista.git_revision"] == report.git_revision
+
+
+def test_lightgbm_is_an_arm(data_dir_kuairand: Path, settings: Settings) -> None:
+    config = ExperimentConfig(
+        data_dir=str(data_dir_kuairand.parent), sets="kuairand-pure", models="lightgbm", seeds=1
+    )
+    report = run_experiment("table2", config, settings)
+    (cell,) = report.cells
+    assert (cell.block, cell.arm, cell.training) == ("kuairand-pure features", "lightgbm", None)
+    assert "| lightgbm | " in report.table()
+
+
+def test_a_cell_over_its_limit_is_reported(
+    data_dir_kuairand: Path, settings: Settings, tmp_path: Path
+) -> None:
+    """Python itself takes longer to start."""
+    config = ExperimentConfig(data_dir=str(data_dir_kuairand), seeds=1, models="din", out=str(tmp_path))
+    report = run_experiment("kuairand", config, settings, limit_s=0.01)
+    assert [(one.arm, one.failed) for one in report.missing] == [("din", False)]
+    assert "Missing: din, seed 0: not done in" in report.table()
+    assert not (tmp_path / "cells").exists()
+
+
+def test_an_interrupted_experiment_leaves_no_process(data_dir_kuairand: Path, tmp_path: Path) -> None:
+    """The signal reaches the experiment alone, as from a scheduler, while its cells stand still: it must not
+    wait for one of them to end."""
+    command = [sys.executable, "-m", "vista", "experiment", "kuairand", "--data-dir", str(data_dir_kuairand)]
+    environment = os.environ | {"VISTA_HOME": str(tmp_path / "home"), "VISTA_RUNS": str(tmp_path / "runs")}
+    running = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert running.stderr is not None
+    try:
+        assert wait_until(lambda: len(descendants(running.pid)) >= 2, timeout_s=120), "no cells were started"
+        cells = descendants(running.pid)
+        for pid in cells:
+            os.kill(pid, signal.SIGSTOP)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(30) == 130
+    finally:
+        running.kill()
+    assert "the same command goes on" in running.stderr.read()
+    assert not [pid for pid in cells if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_failed_cell_does_not_stop_the_others(
+    data_dir_kuairand: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(data_dir: Path) -> Experiment:
+        block = kuairand(data_dir).blocks[0]
+        sound = next(arm for arm in block.arms if arm.name == "no_history")
+        diverging = sound.train.model_copy(update={"learning_rate": 1e30})
+        arms = (sound.model_copy(update={"name": "diverging", "train": diverging}), sound)
+        return Experiment(name="broken", blocks=(block.model_copy(update={"arms": arms}),))
+
+    monkeypatch.setitem(EXPERIMENTS, "broken", broken)
+    config = ExperimentConfig(data_dir=str(data_dir_kuairand), seeds=1, out=str(tmp_path))
+    with pytest.raises(StageError, match=r"1 cells failed \(kuairand-pure ids, diverging, seed 0\)"):
+        run_experiment("broken", config, settings)
+    report = ExperimentReport.model_validate_json((tmp_path / "report.json").read_text())
+    assert [cell.arm for cell in report.cells] == ["no_history"]
+    assert len(list((tmp_path / "cells").iterdir())) == 1
+
+
+def test_the_split_follows_the_dates_of_the_files(data_dir_kuairand: Path, tmp_path: Path) -> None:
+    block = kuairand(data_dir_kuairand).blocks[0]
+    rows = Rows.of(Dataset.open(prepared(block.data, tmp_path)), block.split)
+    assert [len(part) for part in (rows.train, rows.valid, rows.test)] == [160, 80, 160]
+
+
+def test_other_files_are_prepared_anew(data_dir_kuairand: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    file = folder / "log_standard_pure.csv"
+    lines = (data_dir_kuairand / file.name).read_text().splitlines(keepends=True)
+    file.write_text("".join(lines))
+    data = kuairand(folder).blocks[0].data
+    first = prepared(data, tmp_path)
+    assert prepared(data, tmp_path) == first
+    file.write_text("".join(lines[:-1]))
+    assert prepared(data, tmp_path) != first
+
+
+def test_a_user_split_takes_the_newest_of_every_user(tmp_path: Path) -> None:
+    dataset = Dataset.open(prepare_small(tmp_path / "set", users=7))
+    rows = Rows.of(dataset, UserSplit(parts=10))
+    every = dataset.examples(0, 99)
+    for user in np.unique(every.user_id_E):
+        cuts = [
+            part.cut_us_E[part.user_id_E == user].tolist() for part in (rows.train, rows.valid, rows.test)
+        ]
+        number = sum(map(len, cuts))
+        tail = (number + 9) // 10
+        assert [len(part) for part in cuts] == [number - 2 * tail, tail, tail]
+        assert np.concatenate(cuts).tolist() == sorted(every.cut_us_E[every.user_id_E == user])
+
+
+def test_permuted_labels_stay_in_their_part(tmp_path: Path) -> None:
+    dataset = Dataset.open(prepare_small(tmp_path / "set"))
+    rows = Rows.of(dataset, UserSplit(parts=10))
+    noise = rows.permuted(0)
+    for part, dealt in ((rows.train, noise.train), (rows.valid, noise.valid), (rows.test, noise.test)):
+        ids = part.candidate_ids()
+        before, after = part.candidates.labels_CT[ids], dealt.candidates.labels_CT[ids]
+        assert before.sum() == after.sum()
+        assert (before != after).mean() > 0.2
+        assert dealt.events is part.events
+
+
+@pytest.mark.real_data
+def test_the_public_split_of_kuairand(data_dir: Path, tmp_path: Path) -> None:
+    """The counts and label rates that the description of the data states."""
+    block = kuairand(data_dir / "kuairand-pure").blocks[0]
+    rows = Rows.of(Dataset.open(prepared(block.data, tmp_path)), block.split)
+    assert _counts(rows) == [(180_384, 0.4501), (13_580, 0.4292), (28_905, 0.4515)]
+    assert int(rows.test.history_length_E.max()) <= 190
+
+
+@pytest.mark.real_data
+def test_the_public_split_of_ml_1m(data_dir: Path, tmp_path: Path) -> None:
+    """The published counts and label rates: the last tenth of each user, rounded up, in the given order."""
+    block = table2(data_dir).blocks[2]
+    rows = Rows.of(Dataset.open(prepared(block.data, tmp_path)), block.split)
+    assert _counts(rows) == [(794_691, 0.5881), (102_759, 0.5339), (102_759, 0.5161)]
+
+
+def _counts(rows: Rows) -> list[tuple[int, float]]:
+    labels_C = rows.train.candidates.labels_CT[:, 0]
+    parts = [part.candidate_ids() for part in (rows.train, rows.valid, rows.test)]
+    return [(len(ids), round(float(labels_C[ids].mean()), 4)) for ids in parts]
+
+
+def test_an_unchanged_summary_changes_nothing(tmp_path: Path) -> None:
+    """The probes' two models are the ranker; float32 sums in another order."""
+    torch.manual_seed(0)
+    dataset = Dataset.open(prepare_small(tmp_path / "set"))
+    config = ModelConfig(width=8, heads=2, seeds=3, mlp=(16,))
+    ranker = Ranker(config, dataset.spec(dataset.day_start_us(3)), "vista")
+    plan = batch_plan(dataset.examples(4, 5), TrainConfig(), max_uih=16)
+    whole_C = predict(ranker, history_forward(ranker), plan, dataset.info.candidates)
+    parts_C = predict(ranker, through_summary(ranker, lambda x: x), plan, dataset.info.candidates)
+    np.testing.assert_allclose(parts_C, whole_C, atol=1e-6)
+    removed_C = predict(ranker, through_summary(ranker, torch.zeros_like), plan, dataset.info.candidates)
+    assert np.nanmax(np.abs(removed_C - whole_C)) > 1e-4
+
+
+def test_what_a_store_gives_back_is_within_half_a_step() -> None:
+    summary_BSD = torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(0))
+    step_BS1 = summary_BSD.abs().amax(2, keepdim=True) / 127
+    error_BSD = (as_stored(summary_BSD) - summary_BSD).abs()
+    assert (error_BSD <= step_BS1 * 0.501).all()  # the scale is rounded up to fp16: 1e-3 of half a step
+    assert error_BSD.max() > 0
+
+
+def test_the_digest_covers_what_a_cell_imports() -> None:
+    """Everything of ours that the import loads is found by reading the sources; the delivery is not."""
+    found = {str(file.relative_to(ROOT)) for file in imported_files("vista.train.experiments.cell")}
+    assert {
+        "kernels/reference.py",
+        "vista/model/ranker.py",
+        "vista/data/batches.py",
+        "vista/config.py",
+    } <= found
+    assert not {
+        name for name in found if name.startswith(("vista/delivery", "vista/orchestration", "vista/serve"))
+    }
+    loaded = (
+        "import sys, vista.train.experiments.cell; "
+        "print(*(m.__file__ for n, m in sys.modules.items() if n.partition('.')[0] in ('vista', 'kernels')))"
+    )
+    files = subprocess.run(
+        [sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert {str(Path(file).relative_to(ROOT)) for file in files.stdout.split()} <= found
+
+
+def test_a_changed_import_changes_the_digest(tmp_path: Path) -> None:
+    package = tmp_path / "vista"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "top.py").write_text("import numpy\n\ndef late():\n    from vista.low import value\n")
+    (package / "low.py").write_text("import vista.top\nvalue = 1\n")
+    (package / "other.py").write_text("value = 2\n")
+    first = code_digest("vista.top", tmp_path)
+    (package / "other.py").write_text("value = 3\n")
+    assert code_digest("vista.top", tmp_path) == first
+    (package / "low.py").write_text("import vista.top\nvalue = 2\n")
+    assert code_digest("vista.top", tmp_path) != first
+
+
+def test_verdicts() -> None:
+    above, around = Interval(point=0.2, low=0.1, high=0.3), Interval(point=0.0, low=-0.1, high=0.1)
+    below = Interval(point=-0.2, low=-0.3, high=-0.1)
+    assert verdict([above, above, above]) == "better than"
+    assert verdict([above, around, above]) == "not below"
+    assert verdict([above]) == "one seed, no claim"
+    assert verdict([above, around, below]) == "below (1 of 3 seeds)"
+
+
+def test_a_record_is_one_row_with_its_command(small: tuple[ExperimentReport, Path], tmp_path: Path) -> None:
+    report, _ = small
+    file = tmp_path / "EXPERIMENTS.md"
+    file.write_text("# Experiments\n\n| date | command | result |\n|---|---|---|\n")
+    append_record(file, report.record())
+    *_, row = file.read_text().splitlines()
+    options = "--data-dir DATA --models vista,mean_pool,vista_permuted --seeds 1"
+    assert row.startswith(
+        f"| {report.when} | `python -m vista experiment kuairand {options}`, {report.cores} cores | "
+        "kuairand-pure ids: test AUC vista "
+    )
+    assert row.count(" | ") == 2
+
+
+def test_the_grid_is_the_papers() -> None:
+    """Every slot on ids, on both sets; nothing but the seed and the slot differs within a block."""
+    experiment = table2(Path("data"))
+    assert [block.name for block in experiment.blocks] == [
+        "kuairand-pure ids", "kuairand-pure features", "ml-1m ids", "ml-1m features",
+    ]  # fmt: skip
+    for block in experiment.blocks:
+        kinds = [arm.kind for arm in block.arms if not arm.permuted_labels]
+        assert kinds == list(SLOTS) if block.inputs == "ids" else {"vista", "din", "lightgbm"} <= set(kinds)
+        assert len({arm.model for arm in block.arms}) == len({arm.train for arm in block.arms}) == 1
+    assert command_of("table2", ExperimentConfig(data_dir="data")) == (
+        "python -m vista experiment table2 --data-dir DATA"
+    )
+
+
+def test_unknown_names_are_refused(settings: Settings) -> None:
+    config = ExperimentConfig(data_dir="nowhere")
+
+    def refused(message: str, name: str = "table2", **changes: str) -> None:
+        with pytest.raises(InputError, match=message):
+            run_experiment(name, config.model_copy(update=changes), settings)
+
+    refused("model 'dien' does not exist: choose from vista", models="vista,dien")
+    refused("data set 'netflix' does not exist: choose from kuairand-pure, ml-1m", sets="netflix")
+    refused("experiment 'table3' does not exist: choose one of kuairand, table2", name="table3")
+    refused("'.*nowhere.*' is not a folder|no folder|does not exist", name="kuairand")
+    shown = CliRunner().invoke(commands, ["experiment", "--help"])
+    assert shown.exit_code == 0
+    assert "--data-dir" in shown.output

@@ -1,0 +1,180 @@
+"""One cell: an arm of a block, trained with one seed and measured on the test rows, in a process of its own.
+
+    python -m vista.train.experiments.cell < JOB
+
+The process has one thread, and the cell is there as a whole or not at all, so that any scheduler may run,
+kill and repeat it. `code_digest` of this module is what a cell's result depends on beside its job.
+"""
+
+import logging
+import shutil
+import sys
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vista.config import Frozen
+from vista.data.dataset import Dataset
+from vista.data.schema import Examples
+from vista.evaluate.metrics import Metrics, Scores, measure
+from vista.model.ranker import Ranker
+from vista.runs import write_whole
+from vista.train.experiments.grids import Arm, Block
+from vista.train.experiments.probes import Probes, probe
+from vista.train.experiments.splits import Rows
+from vista.train.lightgbm_baseline import fit_lightgbm
+from vista.train.loop import Task, batch_plan, fit, history_forward, predict
+from vista.train.state import Progress
+
+LOG = logging.getLogger(__name__)
+
+CELL_FILE = "cell.json"
+SCORES_FILE = "scores.npy"
+
+
+class Training(Frozen):
+    """How the weights came to be. `wait_share` is the part of the time that the training stood still for its
+    batches; validation is not counted in any of them."""
+
+    epochs: int
+    best_epoch: int
+    valid_auc: float
+    train_s: float
+    rows_per_s: float
+    wait_share: float
+
+
+class Cell(Frozen):
+    """What was found. `training` is None for LightGBM, `probes` for arms that are not probed."""
+
+    block: str
+    arm: str
+    seed: int
+    metrics: Metrics
+    seconds: float
+    training: Training | None = None
+    probes: Probes | None = None
+
+
+class CellJob(Frozen):
+    """A cell to make: from the prepared data set, into `directory`."""
+
+    block: Block
+    arm: Arm
+    seed: int
+    dataset: Path
+    directory: Path
+
+    @property
+    def title(self) -> str:
+        return f"{self.block.name}, {self.arm.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """Probabilities of the test rows by candidate id, and how they came to be."""
+
+    scores: Scores
+    training: Training | None = None
+    probes: Probes | None = None
+
+
+def make_cell(job: CellJob) -> Cell:
+    """Train, measure, and put `cell.json` and `scores.npy` (in the order of `Rows.test_ids`) in place."""
+    started = time.monotonic()
+    torch.set_num_threads(1)
+    dataset = Dataset.open(job.dataset)
+    rows = Rows.of(dataset, job.block.split)
+    if job.arm.permuted_labels:
+        rows = rows.permuted(job.seed)
+    trained = (_lightgbm if job.arm.kind == "lightgbm" else _ranker)(job, dataset, rows)
+    candidates, ids_N = rows.test.candidates, rows.test_ids()
+    scores = trained.scores.take(ids_N)
+    cell = Cell(
+        block=job.block.name,
+        arm=job.arm.name,
+        seed=job.seed,
+        metrics=measure(
+            candidates.user_id_C[ids_N], candidates.labels_CT[ids_N, 0], scores.own_N, scores.frozen_N
+        ),
+        seconds=round(time.monotonic() - started, 1),
+        training=trained.training,
+        probes=trained.probes,
+    )
+    unfinished = job.directory.with_name(f".{job.directory.name}.{uuid.uuid4().hex}")
+    unfinished.mkdir(parents=True)
+    np.save(unfinished / SCORES_FILE, scores.own_N)
+    write_whole(unfinished / CELL_FILE, cell.model_dump_json(indent=2))
+    if job.directory.exists():  # made by another process meanwhile, equal but for its seconds
+        shutil.rmtree(unfinished)
+    else:
+        unfinished.rename(job.directory)
+    return cell
+
+
+def _ranker(job: CellJob, dataset: Dataset, rows: Rows) -> _Trained:
+    assert job.arm.kind != "lightgbm"
+    config = job.arm.train.model_copy(update={"seed": job.seed})
+    max_uih, candidates = job.block.data.max_uih, rows.train.candidates
+    torch.default_generator.manual_seed(job.seed)
+    ranker = Ranker(job.arm.model, dataset.spec(rows.known_until_us()), job.arm.kind)
+    forward = history_forward(ranker)
+    progress = fit(
+        Task(
+            model=ranker,
+            forward=forward,
+            config=config,
+            train=lambda epoch: batch_plan(rows.train, config, max_uih=max_uih, epoch=epoch),
+            valid=batch_plan(rows.valid, config, max_uih=max_uih),
+            labels_N=candidates.labels_CT[:, 0],
+        )
+    )
+    plans = [batch_plan(part, config, max_uih=max_uih) for part in (rows.test, rows.frozen_test(dataset))]
+    own_C, frozen_C = (predict(ranker, forward, plan, dataset.info.candidates) for plan in plans)
+    return _Trained(
+        scores=Scores(own_C, frozen_C),
+        training=_training(progress, len(rows.train.candidate_ids())),
+        probes=probe(ranker, plans[0], rows.test_ids()) if job.arm.probed else None,
+    )
+
+
+def _training(progress: Progress, rows: int) -> Training:
+    epochs = [point.values for point in progress.curve if "epoch_s" in point.values]
+    train_s = sum(one["epoch_s"] for one in epochs)
+    assert progress.best_epoch is not None, "every epoch is validated"
+    assert progress.best_auc is not None, "the validation rows hold both labels"
+    return Training(
+        epochs=len(epochs),
+        best_epoch=progress.best_epoch,
+        valid_auc=progress.best_auc,
+        train_s=train_s,
+        rows_per_s=rows * len(epochs) / train_s,
+        wait_share=sum(one["wait_s"] for one in epochs) / train_s,
+    )
+
+
+def _lightgbm(job: CellJob, dataset: Dataset, rows: Rows) -> _Trained:
+    model = fit_lightgbm(dataset, rows.train, rows.valid, job.seed)
+
+    def by_candidate(examples: Examples) -> NDArray[np.float32]:
+        scores_C = np.full(dataset.info.candidates, np.nan, np.float32)
+        scores_C[examples.candidate_ids()] = model.predict(examples)
+        return scores_C
+
+    return _Trained(Scores(by_candidate(rows.test), by_candidate(rows.frozen_test(dataset))))
+
+
+def main() -> None:
+    """Make the cell of the `CellJob` that standard input holds, as JSON."""
+    job = CellJob.model_validate_json(sys.stdin.read())
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {job.title}: %(message)s", stream=sys.stderr)
+    make_cell(job)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""The experiments as values: which data, which rows, which models, each with its whole recipe.
+
+An experiment is a function of a data folder. Its cells are all (block, arm, seed); a cell is what is trained,
+kept and compared. A block holds one data set with one kind of inputs, so that its arms are measured on the
+same rows; an arm is one model with its own configuration.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
+
+from vista.config import DataConfig, ExperimentConfig, Frozen, ModelConfig, TrainConfig
+from vista.errors import InputError
+from vista.model.ranker import SlotName
+
+Inputs = Literal["ids", "features"]
+
+SLOTS: tuple[SlotName, ...] = get_args(SlotName)
+
+REFERENCE = "vista"
+"""The arm that the others of its block are compared with."""
+
+
+class DateSplit(Frozen):
+    """By the dates (YYYYMMDD) under which the source's files list the rows."""
+
+    valid_from: int
+    test_from: int
+
+
+class UserSplit(Frozen):
+    """By each user's own order: of n rows the last ceil(n / parts) test, as many before them validate."""
+
+    parts: int
+
+
+class Arm(Frozen):
+    """One model of a block. `permuted_labels`: trained and tested on noise, so that any AUC but .50 is a
+    leak."""
+
+    name: str
+    kind: SlotName | Literal["lightgbm"]
+    model: ModelConfig
+    train: TrainConfig
+    permuted_labels: bool = False
+
+    @property
+    def probed(self) -> bool:
+        """What its AUC owes to the summary is measured: it has one, and has learned something."""
+        return self.kind == "vista" and not self.permuted_labels
+
+
+class Block(Frozen):
+    """One data set with one kind of inputs; `data_set` is the name of its folder."""
+
+    data_set: str
+    inputs: Inputs
+    data: DataConfig
+    split: DateSplit | UserSplit
+    arms: tuple[Arm, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.data_set} {self.inputs}"
+
+
+class Experiment(Frozen):
+    """What `python -m vista experiment NAME` trains."""
+
+    name: str
+    blocks: tuple[Block, ...]
+
+
+def kuairand(data_dir: Path) -> Experiment:
+    """KuaiRand-Pure's public split, ids only; `data_dir` is its own folder."""
+    return Experiment(name="kuairand", blocks=(_kuairand(data_dir, "ids"),))
+
+
+def table2(data_dir: Path) -> Experiment:
+    """The paper's table 2 on public splits: every slot on ids, and the strongest with all features."""
+    videos, movies = data_dir / "kuairand-pure", data_dir / "ml-1m"
+    return Experiment(
+        name="table2",
+        blocks=(
+            _kuairand(videos, "ids"),
+            _kuairand(videos, "features"),
+            _ml_1m(movies, "ids"),
+            _ml_1m(movies, "features"),
+        ),
+    )
+
+
+EXPERIMENTS: dict[str, Callable[[Path], Experiment]] = {
+    experiment.__name__: experiment for experiment in (kuairand, table2)
+}
+
+IDS = ModelConfig(seeds=16, use_side_features=False, use_dense_features=False, reconstruction_weight=0.0)
+FEATURES = ModelConfig(seeds=16, reconstruction_weight=0.0)
+
+KUAIRAND_TRAIN = TrainConfig(max_candidates_per_batch=512, workers=1)
+"""One pass with a rate that decays from 1e-3 to 5%, because ids overfit: 7 training rows a user."""
+
+ML_1M_TRAIN = TrainConfig(max_candidates_per_batch=512, workers=1, epochs=3, embedding_l2=1e-4)
+"""131 training rows a user: more passes, and embeddings held down."""
+
+WITH_FEATURES: tuple[SlotName, ...] = ("vista", "din", "hstu")
+
+
+def _kuairand(data_dir: Path, inputs: Inputs) -> Block:
+    """With features every model learns three tasks, as in production; the first one is measured."""
+    tasks = ("is_click",) if inputs == "ids" else ("is_click", "long_view", "is_like")
+    return Block(
+        data_set="kuairand-pure",
+        inputs=inputs,
+        data=DataConfig(
+            source="kuairand",
+            path=str(data_dir),
+            day_offset_s=8 * 3_600,
+            history_cut="event",
+            max_uih=200,
+            tasks=tasks,
+        ),
+        split=DateSplit(valid_from=20220506, test_from=20220507),
+        arms=_arms(inputs, KUAIRAND_TRAIN),
+    )
+
+
+def _ml_1m(data_dir: Path, inputs: Inputs) -> Block:
+    return Block(
+        data_set="ml-1m",
+        inputs=inputs,
+        data=DataConfig(
+            source="movielens", path=str(data_dir), clock="user_fraction", history_cut="event", max_uih=100
+        ),
+        split=UserSplit(parts=10),
+        arms=_arms(inputs, ML_1M_TRAIN),
+    )
+
+
+def _arms(inputs: Inputs, train: TrainConfig) -> tuple[Arm, ...]:
+    """On ids every slot, and VISTA on permuted labels; with features the strongest, and LightGBM."""
+    if inputs == "ids":
+        slots = [Arm(name=slot, kind=slot, model=IDS, train=train) for slot in SLOTS]
+        last = Arm(name="vista_permuted", kind="vista", model=IDS, train=train, permuted_labels=True)
+    else:
+        slots = [Arm(name=slot, kind=slot, model=FEATURES, train=train) for slot in WITH_FEATURES]
+        last = Arm(name="lightgbm", kind="lightgbm", model=FEATURES, train=train)
+    return (*slots, last)
+
+
+def experiment_of(name: str, config: ExperimentConfig) -> Experiment:
+    """The experiment called `name`, with the data sets and arms that `config` asks for.
+
+    Raises `InputError` for a name that does not exist, or if nothing is left.
+    """
+    if name not in EXPERIMENTS:
+        raise InputError(f"experiment {name!r} does not exist: choose one of {', '.join(EXPERIMENTS)}")
+    experiment = EXPERIMENTS[name](Path(config.data_dir).absolute())
+    known_sets = tuple(dict.fromkeys(block.data_set for block in experiment.blocks))
+    known_arms = tuple(dict.fromkeys(arm.name for block in experiment.blocks for arm in block.arms))
+    sets = _chosen("data set", config.sets, known_sets)
+    models = _chosen("model", config.models, known_arms)
+    blocks = []
+    for block in experiment.blocks:
+        arms = tuple(arm for arm in block.arms if arm.name in models)
+        if block.data_set in sets and arms:
+            blocks.append(block.model_copy(update={"arms": arms}))
+    if not blocks:
+        raise InputError(f"{name} has no models {config.models} on {config.sets}: choose others")
+    return experiment.model_copy(update={"blocks": tuple(blocks)})
+
+
+def _chosen(what: str, listed: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of a comma-separated list; all known ones if it is empty."""
+    names = tuple(name.strip() for name in listed.split(",") if name.strip())
+    for name in names:
+        if name not in known:
+            raise InputError(f"{what} {name!r} does not exist: choose from {', '.join(known)}")
+    return names or known

@@ -1,0 +1,81 @@
+"""Cells in processes of their own, some at a time, each for a limited time."""
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from vista.train.experiments.cell import CellJob
+from vista.train.experiments.fingerprint import ROOT
+
+LOG = logging.getLogger(__name__)
+
+COMMAND = (sys.executable, "-m", "vista.train.experiments.cell")
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
+"""A cell's own arithmetic is torch's, which it limits itself; these are for the libraries around it."""
+
+POLL_S = 0.2
+"""Asked in turns: polars' signal handler leaves a thread that waits for a lock asleep on Ctrl-C."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A process and the time by which it is over or killed."""
+
+    job: CellJob
+    process: subprocess.Popen[bytes]
+    end_s: float
+
+    @classmethod
+    def start(cls, job: CellJob, limit_s: float) -> "_Running":
+        process = subprocess.Popen(
+            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=ROOT, env=os.environ | ONE_THREAD
+        )
+        assert process.stdin is not None
+        with process.stdin as told:
+            told.write(job.model_dump_json().encode())
+        return cls(job, process, time.monotonic() + limit_s)
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None or time.monotonic() > self.end_s
+
+    def exit_code(self) -> int | None:
+        """None if the time was over and the process had to be killed."""
+        code = self.process.poll()
+        self.kill()
+        return code
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def make_cells(
+    jobs: Mapping[CellJob, float], workers: int, limit_s: float
+) -> Iterator[tuple[CellJob, int | None]]:
+    """Each job when it has ended, with the exit code of its process, None if that was killed at the limit.
+    Closing the iterator kills the rest.
+
+    A job's value is its work in relation to the others', for the estimate of what is left.
+    """
+    waiting, running = deque(jobs), list[_Running]()
+    started, work, finished = time.monotonic(), sum(jobs.values()), 0.0
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                running.append(_Running.start(waiting.popleft(), limit_s))
+            for one in [one for one in running if one.ended()]:
+                running.remove(one)
+                yield one.job, one.exit_code()
+                finished += jobs[one.job]
+                rest_s = (time.monotonic() - started) * (work - finished) / finished
+                left = len(waiting) + len(running)
+                LOG.info("%d of %d cells, about %.0f min left", len(jobs) - left, len(jobs), rest_s / 60)
+            time.sleep(POLL_S)
+    finally:
+        for one in running:
+            one.kill()

@@ -1,0 +1,239 @@
+"""Runs an experiment: prepares its data, makes the cells that are missing, compares, reports.
+
+N test rows.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vista.config import DataConfig, ExperimentConfig, Settings, WindowConfig
+from vista.data.dataset import Dataset
+from vista.data.prepare import prepare_dataset
+from vista.errors import StageError
+from vista.evaluate.bootstrap import PairedDifference, paired_bootstrap
+from vista.train.experiments.cell import CELL_FILE, SCORES_FILE, Cell, CellJob
+from vista.train.experiments.fingerprint import code_digest, short_digest
+from vista.train.experiments.grids import REFERENCE, Arm, Block, Experiment, experiment_of
+from vista.train.experiments.pool import make_cells
+from vista.train.experiments.report import BlockRows, ExperimentReport, Missing
+from vista.train.experiments.splits import Rows
+from vista.train.tracking import Tracked, flattened, git_revision, track
+
+LOG = logging.getLogger(__name__)
+
+CELL_LIMIT_S = 20 * 60.0
+REPEATED = ("sets", "models", "seeds", "workers")
+"""Options that belong to what is measured."""
+
+REPORTED = (".json", ".csv", ".md", ".png", ".svg")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A block with its prepared data and its test rows."""
+
+    block: Block
+    dataset: Path
+    rows: BlockRows
+    users_N: NDArray[np.int64]
+    labels_N: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, block: Block, directory: Path) -> "Opened":
+        path = prepared(block.data, directory)
+        dataset = Dataset.open(path)
+        rows = Rows.of(dataset, block.split)
+        ids_N = rows.test_ids()
+        users_N, labels_N = dataset.candidates.user_id_C[ids_N], dataset.candidates.labels_CT[ids_N, 0]
+        return cls(
+            block=block,
+            dataset=path,
+            rows=BlockRows(
+                train=len(rows.train.candidate_ids()),
+                valid=len(rows.valid.candidate_ids()),
+                test=len(ids_N),
+                test_users=len(np.unique(users_N)),
+                test_positives=int(labels_N.sum()),
+                data_digest=dataset.info.digest,
+            ),
+            users_N=users_N,
+            labels_N=labels_N,
+        )
+
+
+def prepared(data: DataConfig, directory: Path) -> Path:
+    """The prepared data set, made unless the same code has made it from the same files."""
+    files = sorted(Path(data.path).rglob("*"))
+    states = [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files if file.is_file()]
+    key = short_digest(data.model_dump_json(), code_digest("vista.data.prepare"), *states)
+    path = directory / f"data-{key}"
+    if not (path / "dataset.json").exists():
+        prepare_dataset(data, path, WindowConfig())
+    return path
+
+
+def run_experiment(
+    name: str, config: ExperimentConfig, settings: Settings, *, limit_s: float = CELL_LIMIT_S
+) -> ExperimentReport:
+    """Make what is missing, compare, and write the report into the folder of results and into MLflow.
+
+    Cells of earlier runs with the same configuration, data and code are used as they are. A cell that takes
+    longer than `limit_s` is reported as missing. Raises `InputError` for names that do not exist and
+    `StageError`, after all else is done, if a cell failed.
+    """
+    experiment = experiment_of(name, config)
+    directory = Path(config.out or settings.runs / "experiments" / name).absolute()
+    return _Run(experiment, config, settings, directory).run(limit_s)
+
+
+def command_of(name: str, config: ExperimentConfig) -> str:
+    """The command line that repeats an experiment, without this machine's folders."""
+    options = [f"--{option} {getattr(config, option)}" for option in REPEATED if _is_set(config, option)]
+    return " ".join([f"python -m vista experiment {name} --data-dir DATA", *options])
+
+
+def _is_set(config: ExperimentConfig, option: str) -> bool:
+    return bool(getattr(config, option) != ExperimentConfig.model_fields[option].default)
+
+
+class _Run:
+    """One run of an experiment in its folder of results."""
+
+    def __init__(
+        self, experiment: Experiment, config: ExperimentConfig, settings: Settings, directory: Path
+    ) -> None:
+        self.experiment, self.config, self.settings = experiment, config, settings
+        self.directory = directory
+        self.code, self.revision = code_digest("vista.train.experiments.cell"), git_revision()
+        self.opened = {block.name: Opened.of(block, directory) for block in experiment.blocks}
+        self.mlflow = self._track_experiment()
+
+    def run(self, limit_s: float) -> ExperimentReport:
+        jobs = self._jobs()
+        made = [job for job in jobs if job.directory.exists()]
+        LOG.info("%d cells, %d of them made before", len(jobs), len(made))
+        for job in made:
+            self._log(job)
+        missing = []
+        work = {job: self._work(job) for job in jobs if job not in made}
+        for job, code in make_cells(work, self.config.workers, limit_s):
+            if code == 0:
+                self._log(job)
+            else:
+                missing.append(_missing(job, code, limit_s))
+                LOG.warning("%s: %s", job.title, missing[-1].why)
+        report = self._report(jobs, tuple(missing))
+        report.write(self.directory)
+        files = {path.name: path for path in self.directory.iterdir() if path.suffix in REPORTED}
+        self.mlflow.finish({"cells": len(report.cells), "missing": len(missing)}, files)
+        self._refuse_failures(missing)
+        return report
+
+    def _jobs(self) -> list[CellJob]:
+        """Every cell: block by block, all models of one seed before the next seed."""
+        return [
+            self._job(opened, arm, seed)
+            for opened in self.opened.values()
+            for seed in range(self.config.seeds)
+            for arm in opened.block.arms
+        ]
+
+    def _job(self, opened: Opened, arm: Arm, seed: int) -> CellJob:
+        block = opened.block
+        data = block.data.model_copy(update={"path": ""})  # the digest says what lies there
+        key = short_digest(
+            arm.model_dump_json(), data.model_dump_json(), block.split.model_dump_json(),
+            opened.rows.data_digest, self.code,
+        )  # fmt: skip
+        name = f"{block.data_set}-{block.inputs}-{arm.name}-{seed}-{key}"
+        return CellJob(
+            block=block.model_copy(update={"arms": (arm,)}),
+            arm=arm,
+            seed=seed,
+            dataset=opened.dataset,
+            directory=self.directory / "cells" / name,
+        )
+
+    def _work(self, job: CellJob) -> float:
+        """Rows that a cell trains on."""
+        return self.opened[job.block.name].rows.train * job.arm.train.epochs
+
+    def _track_experiment(self) -> Tracked:
+        """The MLflow run that holds those of the cells: one per code and experiment."""
+        return track(
+            self.settings,
+            self._purpose(),
+            f"{self.experiment.name}-{self.code}",
+            flattened(self.config),
+            {"vista.git_revision": self.revision, "vista.code_digest": self.code},
+        )
+
+    def _purpose(self) -> str:
+        return f"vista-experiment-{self.experiment.name}"
+
+    def _log(self, job: CellJob) -> None:
+        cell = _cell(job)
+        LOG.info("%s: test AUC %.4f in %.0f s", job.title, cell.metrics.auc, cell.seconds)
+        tags = {
+            "mlflow.parentRunId": self.mlflow.run_id,
+            "vista.git_revision": self.revision,
+            "vista.code_digest": self.code,
+            "vista.data_digest": self.opened[job.block.name].rows.data_digest,
+        }
+        run = track(self.settings, self._purpose(), job.directory.name, flattened(job.arm), tags)
+        figures = flattened(cell)
+        metrics = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+        run.finish(metrics, {"cell": job.directory})
+
+    def _report(self, jobs: list[CellJob], missing: tuple[Missing, ...]) -> ExperimentReport:
+        made = [job for job in jobs if job.directory.exists()]
+        return ExperimentReport(
+            experiment=self.experiment,
+            command=command_of(self.experiment.name, self.config),
+            when=date.today().isoformat(),
+            seeds=self.config.seeds,
+            cores=os.cpu_count() or 1,
+            code_digest=self.code,
+            git_revision=self.revision,
+            rows={name: opened.rows for name, opened in self.opened.items()},
+            cells=tuple(_cell(job) for job in made),
+            missing=missing,
+            paired={name: self._paired(name, made) for name in self.opened},
+        )
+
+    def _paired(self, block: str, made: list[CellJob]) -> dict[int, dict[str, PairedDifference]]:
+        """By seed, every arm minus the reference on the same test rows and resamples of users."""
+        opened, paired = self.opened[block], {}
+        for seed in range(self.config.seeds):
+            scores = {
+                job.arm.name: np.load(job.directory / SCORES_FILE)
+                for job in made
+                if (job.block.name, job.seed) == (block, seed) and not job.arm.permuted_labels
+            }
+            if REFERENCE in scores and len(scores) > 1:
+                LOG.info("%s, seed %d: comparing %d models", block, seed, len(scores))
+                paired[seed] = paired_bootstrap(opened.users_N, opened.labels_N, scores, REFERENCE, seed=seed)
+        return paired
+
+    def _refuse_failures(self, missing: list[Missing]) -> None:
+        failed = [f"{one.block}, {one.arm}, seed {one.seed}" for one in missing if one.failed]
+        if failed:
+            raise StageError(
+                f"{len(failed)} cells failed ({'; '.join(failed)}): see their tracebacks above; the others "
+                f"are kept, and {self.directory / 'table.md'} shows them; the same command goes on"
+            )
+
+
+def _cell(job: CellJob) -> Cell:
+    return Cell.model_validate_json((job.directory / CELL_FILE).read_text(encoding="utf-8"))
+
+
+def _missing(job: CellJob, code: int | None, limit_s: float) -> Missing:
+    why = f"not done in {limit_s / 60:g} min" if code is None else f"failed with exit code {code}"
+    return Missing(block=job.block.name, arm=job.arm.name, seed=job.seed, why=why, failed=code is not None)

@@ -71,7 +71,7 @@ class Block:
 
     def split(self, x_LHD: Tensor) -> Tensor:
         """The block's rows as x_NHRD; a slot without a row repeats the user's last row."""
-        return x_LHD.flatten(0, 1).index_select(0, self._row_NHR).view(*self._shape_NHR, -1)
+        return x_LHD.flatten(0, 1).index_select(0, self._row_NHR).view(*self._shape_NHR, x_LHD.shape[-1])
 
     def split_filled(self, x_LHD: Tensor) -> Tensor:
         """The same with zero in slots without a row."""

@@ -91,7 +91,7 @@ def test_a_batch_is_the_newest_rows_of_each_user(examples: Examples) -> None:
     assert first_candidate == len(batch.candidate_id_C)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 100), st.integers(0, 3))
 def test_resuming_at_a_step_gives_the_same_rest(examples: Examples, step: int, epoch: int) -> None:
     plan = plan_of(examples, epoch=epoch)

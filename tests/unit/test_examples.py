@@ -139,7 +139,7 @@ def same_candidate(events: Events, changed: Events, row: int) -> Events:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=tables(), seed=st.integers(0, 1_000))
 def test_changing_the_future_changes_nothing(mode: HistoryCut, rows: list[Row], seed: int) -> None:
     events = events_of(rows)
@@ -155,7 +155,7 @@ def test_changing_the_future_changes_nothing(mode: HistoryCut, rows: list[Row], 
 
 
 @pytest.mark.parametrize("mode", MODES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=tables())
 def test_deleting_the_future_changes_nothing(mode: HistoryCut, rows: list[Row]) -> None:
     events = events_of(rows)
@@ -175,7 +175,7 @@ def test_deleting_the_future_changes_nothing(mode: HistoryCut, rows: list[Row]) 
 
 
 @pytest.mark.parametrize("mode", MODES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=tables())
 def test_histories_are_what_a_plain_loop_gives(mode: HistoryCut, rows: list[Row]) -> None:
     events = events_of(rows)

@@ -159,7 +159,7 @@ def few_items(items: int, seed: int) -> Events:
     return table(rows)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(12, 30), st.integers(0, 99))
 def test_negatives_are_in_no_history_and_no_later_positive_of_the_split(items: int, seed: int) -> None:
     events = few_items(items, seed)

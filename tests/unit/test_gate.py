@@ -59,7 +59,7 @@ class Case:
     sd=st.floats(0.0, 2.0),
     slices=st.integers(0, 6),
 )
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_an_equal_model_always_passes(seed: int, shift: float, sd: float, slices: int) -> None:
     """However bad and badly calibrated the champion is."""
     case = Case(seed)
@@ -73,7 +73,7 @@ def test_an_equal_model_always_passes(seed: int, shift: float, sd: float, slices
 
 
 @given(seed=st.integers(0, 10_000), good=st.floats(0.0, 0.9), region=st.sampled_from(["east", "west"]))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_incomplete_delivery_is_never_promoted(seed: int, good: float, region: str) -> None:
     for champion in ("good", None):
         case = Case(seed, champion=champion, coverage={"east": 1.0, "west": 1.0} | {region: good})
@@ -83,7 +83,7 @@ def test_incomplete_delivery_is_never_promoted(seed: int, good: float, region: s
 
 
 @given(seed=st.integers(0, 10_000), less=st.floats(0.0, 1.0), more=st.floats(0.0, 1.0))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_a_model_with_more_noise_is_not_promoted_where_one_with_less_is_refused(
     seed: int, less: float, more: float
 ) -> None:

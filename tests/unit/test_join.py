@@ -34,7 +34,7 @@ def one(reader: SummaryReader, user: int, cut_us: int) -> tuple[np.ndarray, bool
     return summary_BSD[0], bool(found_B[0]), int(as_of_us_B[0])
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     asked=st.lists(st.tuples(st.integers(-2, USERS + 2), st.integers(0, 4_000)), max_size=30),
     withdrawn=st.sets(st.integers(0, 3), max_size=3),

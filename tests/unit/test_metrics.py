@@ -27,7 +27,7 @@ def predictions(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @given(predictions())
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_equals_scikit_learn(drawn: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     _, labels, scores = drawn
     rate = labels.mean()
@@ -39,7 +39,7 @@ def test_equals_scikit_learn(drawn: tuple[np.ndarray, np.ndarray, np.ndarray]) -
 
 
 @given(predictions())
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_gauc_equals_scikit_learn_user_by_user(drawn: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     users, labels, scores = drawn
     own = [users == user for user in np.unique(users)]

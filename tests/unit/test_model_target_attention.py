@@ -32,7 +32,8 @@ def _uih(lengths: list[int]) -> Uih:
     rows = int(offsets[-1])
     user_L = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     none = torch.zeros(rows, 0)
-    return Uih(torch.randn(rows, CONFIG.width), none, torch.zeros(rows, dtype=torch.int64), user_L, offsets)
+    zeros_L, zeros_B = torch.zeros(rows, dtype=torch.int64), torch.zeros(len(offsets) - 1, dtype=torch.int64)
+    return Uih(torch.randn(rows, CONFIG.width), none, zeros_L, user_L, offsets, zeros_B, zeros_B)
 
 
 def _tail_rows(model: TargetAttention, uih: Uih, user: int) -> Tensor:

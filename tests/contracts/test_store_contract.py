@@ -55,7 +55,7 @@ def test_get_many_keeps_the_order_and_the_keys_apart(store: Store) -> None:
     assert store.get_many(SPACE, 3, [first]) == [None]
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_largest_order_wins_whatever_the_order_of_arrival(store: Store, data: st.DataObject) -> None:
     offset = store.state(0).offset

@@ -6,13 +6,14 @@ Shape suffixes: B users, L packed rows, N chunks, R rows of a chunk, H heads, D 
 E width of values.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels.activations import PHI, PHI_BACKWARD, Phi
-from kernels.chunks import Block, Chunks
+from kernels.chunks import Block, Chunks, candidate_rows
 
 CHUNK_ROWS = 32
 BLOCK_CHUNKS = 32
@@ -52,13 +53,13 @@ class _Causal(torch.autograd.Function):
         rows = _Rows(q, k, v, offsets, candidates, phi)
         before_NHDE = rows.states_before_chunks()
         out_LHE = torch.empty_like(v)
-        for block in rows.chunks.blocks(BLOCK_CHUNKS):
+        for block in rows.blocks():
             p_NHRDE = PHI[phi_out](rows.states(block, before_NHDE))
-            q_NHRD = rows.chunks.pad(PHI[phi](q[block.rows]), block)
-            out_LHE[block.rows] = rows.chunks.unpad((q_NHRD.unsqueeze(-2) @ p_NHRDE).squeeze(-2), block)
-        at = rows.candidates
-        y = (PHI[phi](q[at]) * PHI[phi](k[at])).sum(-1, keepdim=True) / rows.count(at)
-        return out_LHE.index_add_(0, at, y * v[at])
+            q_NHRD = block.split(PHI[phi](q[block.rows]))
+            out_LHE[block.rows] = block.join((q_NHRD.unsqueeze(-2) @ p_NHRDE).squeeze(-2))
+        at, n_T = candidate_rows(offsets, candidates)
+        y_TH1 = (PHI[phi](q[at]) * PHI[phi](k[at])).sum(-1, keepdim=True) / n_T[:, None, None]
+        return out_LHE.index_add_(0, at, y_TH1 * v[at])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -66,29 +67,27 @@ class _Causal(torch.autograd.Function):
         q, k, v, offsets, candidates = ctx.saved_tensors
         phi, phi_out = ctx.phis
         rows = _Rows(q, k, v, offsets, candidates, phi)
-        chunks = rows.chunks
         before_NHDE = rows.states_before_chunks()
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         d_sum_NHDE = torch.empty_like(before_NHDE)
-        for block in chunks.blocks(BLOCK_CHUNKS):
+        for block in rows.blocks():
             z_NHRDE = rows.states(block, before_NHDE)
-            d_out_NHRE = chunks.pad(d_out[block.rows], block)
-            dq_NHRD = (PHI[phi_out](z_NHRDE) @ d_out_NHRE.unsqueeze(-1)).squeeze(-1)
-            dq[block.rows] = chunks.unpad(dq_NHRD, block)
-            d_sum_NHDE[block.chunks] = rows.d_states(block, z_NHRDE, d_out, phi_out).sum(2)
-        after_NHDE = _scan(d_sum_NHDE.flip(0), chunks.user_N.flip(0)).flip(0)
-        for block in chunks.blocks(BLOCK_CHUNKS):
-            d_z_NHRDE = rows.d_states(block, rows.states(block, before_NHDE), d_out, phi_out)
-            g_NHRDE = d_z_NHRDE.flip(2).cumsum(2).flip(2) + after_NHDE[block.chunks].unsqueeze(2)
+            d_out_NHRE = block.split(d_out[block.rows])
+            dq[block.rows] = block.join((PHI[phi_out](z_NHRDE) @ d_out_NHRE.unsqueeze(-1)).squeeze(-1))
+            d_sum_NHDE[block.chunks] = rows.d_sums(block, z_NHRDE, d_out, phi_out).sum(2)
+        after_NHDE = _scan(d_sum_NHDE.flip(0), rows.chunks.user_N.flip(0)).flip(0)
+        for block in rows.blocks():
+            d_sum_NHRDE = rows.d_sums(block, rows.states(block, before_NHDE), d_out, phi_out)
+            g_NHRDE = d_sum_NHRDE.flip(2).cumsum(2).flip(2) + after_NHDE[block.chunks].unsqueeze(2)
             k_NHRD, v_NHRE = rows.sources(block)
-            dk[block.rows] = chunks.unpad((g_NHRDE @ v_NHRE.unsqueeze(-1)).squeeze(-1), block)
-            dv[block.rows] = chunks.unpad((k_NHRD.unsqueeze(-2) @ g_NHRDE).squeeze(-2), block)
-        at = rows.candidates
-        x = (d_out[at] * v[at]).sum(-1, keepdim=True) / rows.count(at)
-        y = (PHI[phi](q[at]) * PHI[phi](k[at])).sum(-1, keepdim=True) / rows.count(at)
-        dq.index_add_(0, at, x * PHI[phi](k[at]))
-        dk[at] = x * PHI[phi](q[at])
-        dv[at] = y * d_out[at]
+            dk[block.rows] = block.join((g_NHRDE @ v_NHRE.unsqueeze(-1)).squeeze(-1))
+            dv[block.rows] = block.join((k_NHRD.unsqueeze(-2) @ g_NHRDE).squeeze(-2))
+        at, n_T = candidate_rows(offsets, candidates)
+        x_TH1 = (d_out[at] * v[at]).sum(-1, keepdim=True) / n_T[:, None, None]
+        y_TH1 = (PHI[phi](q[at]) * PHI[phi](k[at])).sum(-1, keepdim=True) / n_T[:, None, None]
+        dq.index_add_(0, at, x_TH1 * PHI[phi](k[at]))
+        dk[at] = x_TH1 * PHI[phi](q[at])
+        dv[at] = y_TH1 * d_out[at]
         return PHI_BACKWARD[phi](dq, q), PHI_BACKWARD[phi](dk, k), dv, None, None, None, None
 
 
@@ -100,54 +99,52 @@ class _Rows:
     ) -> None:
         self.q_LHD, self.k_LHD, self.v_LHE, self.phi = q, k, v, phi
         self.chunks = Chunks(offsets, candidates, CHUNK_ROWS)
-        self.candidates = self.chunks.candidate_L.nonzero().squeeze(1)
 
-    def count(self, rows: Tensor | slice) -> Tensor:
-        """n_i, of the shape [rows, 1, 1]."""
-        sources_L = self.chunks.sources_B[self.chunks.user_L[rows]]
-        count_L = torch.minimum(self.chunks.position_L[rows] + 1, sources_L).clamp(min=1)
-        return count_L.to(self.k_LHD.dtype)[:, None, None]
+    def blocks(self) -> Iterator[Block]:
+        return self.chunks.blocks(BLOCK_CHUNKS, self.k_LHD.shape[1])
 
     def sources(self, block: Block) -> tuple[Tensor, Tensor]:
-        """phi(k)_NHRD and v_NHRE; a candidate's phi(k) is zero, since nobody reads it."""
-        phi_k = PHI[self.phi](self.k_LHD[block.rows])
-        phi_k = phi_k.masked_fill(self.chunks.candidate_L[block.rows, None, None], 0.0)
-        return self.chunks.pad(phi_k, block), self.chunks.pad(self.v_LHE[block.rows], block)
+        """phi(k)_NHRD and v_NHRE, zero where no source is."""
+        k_NHRD = block.split_sources(PHI[self.phi](self.k_LHD[block.rows]))
+        return k_NHRD, block.split_sources(self.v_LHE[block.rows])
 
     def states_before_chunks(self) -> Tensor:
         """The sum of phi(k)^T v over the user's chunks before each chunk."""
-        kv_NHDE = [
-            k_NHRD.transpose(-1, -2) @ v_NHRE
-            for k_NHRD, v_NHRE in map(self.sources, self.chunks.blocks(BLOCK_CHUNKS))
-        ]
         heads, widths = self.k_LHD.shape[1], (self.k_LHD.shape[2], self.v_LHE.shape[2])
-        return _scan(torch.cat([*kv_NHDE, self.k_LHD.new_zeros(0, heads, *widths)]), self.chunks.user_N)
+        kv_NHDE = self.k_LHD.new_empty(self.chunks.user_N.numel(), heads, *widths)
+        for block in self.blocks():
+            k_NHRD, v_NHRE = self.sources(block)
+            kv_NHDE[block.chunks] = k_NHRD.mT @ v_NHRE
+        return _scan(kv_NHDE, self.chunks.user_N)
 
     def states(self, block: Block, before_NHDE: Tensor) -> Tensor:
         """Z_i of the block's rows."""
         k_NHRD, v_NHRE = self.sources(block)
         sum_NHRDE = (k_NHRD.unsqueeze(-1) * v_NHRE.unsqueeze(-2)).cumsum(2)
-        return (sum_NHRDE + before_NHDE[block.chunks].unsqueeze(2)) / self._count_of_slots(block)
+        return (sum_NHRDE + before_NHDE[block.chunks].unsqueeze(2)) / self._count(block)
 
-    def d_states(self, block: Block, z_NHRDE: Tensor, d_out: Tensor, phi_out: Phi) -> Tensor:
-        """The gradient in the sum of row i alone: phi_out'(Z_i) * phi(q_i)^T dO_i / n_i."""
-        q_NHRD = self.chunks.pad(PHI[self.phi](self.q_LHD[block.rows]), block)
-        d_out_NHRE = self.chunks.pad(d_out[block.rows], block)
+    def d_sums(self, block: Block, z_NHRDE: Tensor, d_out: Tensor, phi_out: Phi) -> Tensor:
+        """The gradient in row i's own sum: phi_out'(Z_i) * phi(q_i)^T dO_i / n_i."""
+        q_NHRD = block.split_filled(PHI[self.phi](self.q_LHD[block.rows]))
+        d_out_NHRE = block.split(d_out[block.rows])
         d_p_NHRDE = q_NHRD.unsqueeze(-1) * d_out_NHRE.unsqueeze(-2)
-        return PHI_BACKWARD[phi_out](d_p_NHRDE, z_NHRDE) / self._count_of_slots(block)
+        return PHI_BACKWARD[phi_out](d_p_NHRDE, z_NHRDE) / self._count(block)
 
-    def _count_of_slots(self, block: Block) -> Tensor:
-        count_NHR = self.chunks.pad(self.count(block.rows), block).clamp(min=1)
-        return count_NHR.unsqueeze(-1)
+    def _count(self, block: Block) -> Tensor:
+        """n_i of the block's slots, of the shape [N, 1, R, 1, 1]."""
+        chunks, at = self.chunks, block.chunks
+        rows_R = torch.arange(CHUNK_ROWS, device=block.user_N.device)
+        read_NR = torch.minimum(chunks.first_row_N[at, None] + rows_R + 1, chunks.source_end_N[at, None])
+        first_row_of_user_N = chunks.first_row_N[chunks.first_chunk_N[at]]
+        return (read_NR - first_row_of_user_N[:, None]).clamp(min=1)[:, None, :, None, None]
 
 
 def _scan(x_NHDE: Tensor, user_N: Tensor) -> Tensor:
     """The sum of a user's chunks before each chunk, by doubling: the same order for the same position."""
-    step = 1
-    sum_NHDE = x_NHDE
-    while step < user_N.numel() and bool((user_N[step:] == user_N[:-step]).any()):
-        same_N = (user_N[step:] == user_N[:-step])[:, None, None, None]
-        sum_NHDE = torch.cat([sum_NHDE[:step], sum_NHDE[step:] + sum_NHDE[:-step] * same_N])
+    sum_NHDE, step = x_NHDE, 1
+    while bool((same_N := user_N[step:] == user_N[:-step]).any()):
+        of_user_N = same_N[:, None, None, None]
+        sum_NHDE = torch.cat([sum_NHDE[:step], sum_NHDE[step:] + sum_NHDE[:-step] * of_user_N])
         step *= 2
     first_N = torch.ones_like(user_N, dtype=torch.bool)
     first_N[1:] = user_N[1:] != user_N[:-1]

@@ -1,105 +1,113 @@
 """Quasi-linear attention in plain PyTorch: the specification of the op (section 3.2.2, appendix B).
 
-Shape suffixes: B users, L packed rows, H heads, D width of queries and keys, E width of values, N chunks,
-R rows of a chunk, S rows read per user. Rows of a user are [sources ; candidates], oldest first.
+The equations of README.md, line by line, a block of chunks at a time: only the inputs, the outputs and the
+states exist in full.
+
+Shape suffixes: B users, L packed rows, T candidates, H heads, D width of queries and keys, E width of values,
+N chunks, R rows of a chunk. Rows of a user are [sources ; candidates], oldest first.
 """
 
 import torch
 from torch import Tensor
 
-from kernels.activations import PHI, Phi
+from kernels.activations import PHI, PHI_BACKWARD, Phi
+from kernels.chunks import Chunks, candidate_rows, source_count
 
 CHUNK_ROWS = 32
-"""Rows are padded per user to a multiple of this. Fixed: it is the order of summation, so that a user's
-result does not depend on who shares its batch."""
+BLOCK_CHUNKS = 128
+"""A block's tensors fit a core's cache."""
 
 
-def qla(
+def forward(
     q_LHD: Tensor,
     k_LHD: Tensor,
     v_LHE: Tensor,
     seq_offsets: Tensor,
     num_candidates: Tensor,
-    *,
     phi: Phi,
     phi_out: Phi,
-) -> Tensor:
-    """Every row reads its user's sources; a candidate reads itself too, and no other candidate.
-
-    `seq_offsets` [B + 1] int64 bounds the users' rows, the last `num_candidates` [B] of each are candidates.
-    Returns out_LHE. With n the user's own number of sources:
-
-        Z = phi(K_S)^T V_S / n        O = phi(Q) phi_out(Z)        candidates add <phi(Q), phi(K)> / n * V
-    """
-    chunks = _Chunks(seq_offsets)
-    candidate_L, n_L = _candidates(seq_offsets, num_candidates)
-    kv_BHDE = qla_state(k_LHD, v_LHE, seq_offsets, num_candidates, phi=phi)
-    z_BHDE = PHI[phi_out](kv_BHDE)
-    q_NHRD = chunks.pad(PHI[phi](q_LHD))
-    out_LHE = chunks.unpad(q_NHRD @ z_BHDE[chunks.user_N])
-    rows = candidate_L.nonzero().squeeze(1)
-    rowwise_dot = (PHI[phi](q_LHD[rows]) * PHI[phi](k_LHD[rows])).sum(-1, keepdim=True)
-    self_term = rowwise_dot / n_L[rows, None, None] * v_LHE[rows]
-    return out_LHE.index_add(0, rows, self_term)
+) -> tuple[Tensor, Tensor]:
+    """out_LHE, and the state kv_BHDE that the backward pass needs."""
+    kv_BHDE = state(k_LHD, v_LHE, seq_offsets, num_candidates, phi)
+    p_BHDE = PHI[phi_out](kv_BHDE)
+    out_LHE = _empty_like(v_LHE)
+    for block in Chunks(seq_offsets, num_candidates, CHUNK_ROWS).blocks(BLOCK_CHUNKS, q_LHD.shape[1]):
+        q_NHRD = block.split(PHI[phi](_wide(q_LHD[block.rows])))
+        out_LHE[block.rows] = block.join(q_NHRD @ p_BHDE[block.user_N])
+    rows_T, n_T = candidate_rows(seq_offsets, num_candidates)
+    q_THD, k_THD, v_THE = (_wide(x[rows_T]) for x in (q_LHD, k_LHD, v_LHE))
+    y_TH1 = (PHI[phi](q_THD) * PHI[phi](k_THD)).sum(-1, keepdim=True) / n_T[:, None, None]
+    out_LHE.index_add_(0, rows_T, (y_TH1 * v_THE).to(out_LHE.dtype))
+    return out_LHE, kv_BHDE
 
 
-def qla_state(
-    k_LHD: Tensor, v_LHE: Tensor, seq_offsets: Tensor, num_candidates: Tensor, *, phi: Phi
-) -> Tensor:
-    """The state that a user's sources leave: kv_BHDE = phi(K_S)^T V_S / n, with n = max(1, sources).
-
-    It is zero for a user without sources. Arguments as for `qla`.
-    """
-    chunks = _Chunks(seq_offsets)
-    candidate_L, _ = _candidates(seq_offsets, num_candidates)
-    source_k_LHD = PHI[phi](k_LHD).masked_fill(candidate_L[:, None, None], 0.0)
-    kv_NHDE = chunks.pad(source_k_LHD).transpose(-1, -2) @ chunks.pad(v_LHE)
-    users = seq_offsets.numel() - 1
-    kv_BHDE = kv_NHDE.new_zeros(users, *kv_NHDE.shape[1:]).index_add(0, chunks.user_N, kv_NHDE)
-    return kv_BHDE / _source_count(seq_offsets, num_candidates).to(kv_BHDE.dtype)[:, None, None, None]
-
-
-def qla_read(q_BSHD: Tensor, kv_BHDE: Tensor, *, phi: Phi, phi_out: Phi) -> Tensor:
-    """What S rows of every user read from the user's state: out_BSHE = phi(Q) phi_out(Z).
-
-    The last layer of a summariser needs only its seeds' rows: `qla_state` over all, this over the seeds.
-    """
-    out_BHSE = PHI[phi](q_BSHD).transpose(1, 2) @ PHI[phi_out](kv_BHDE)
-    return out_BHSE.transpose(1, 2)
-
-
-def _source_count(seq_offsets: Tensor, num_candidates: Tensor) -> Tensor:
-    return (seq_offsets.diff() - num_candidates).clamp(min=1)
-
-
-def _candidates(seq_offsets: Tensor, num_candidates: Tensor) -> tuple[Tensor, Tensor]:
-    """Which rows are candidates, and the number of sources of each row's user."""
-    lengths_B = seq_offsets.diff()
-    first_candidate_B = seq_offsets[1:] - num_candidates
-    rows_L = torch.arange(int(seq_offsets[-1]), device=seq_offsets.device)
-    candidate_L = rows_L >= first_candidate_B.repeat_interleave(lengths_B)
-    return candidate_L, _source_count(seq_offsets, num_candidates).repeat_interleave(lengths_B)
+def backward(
+    d_out_LHE: Tensor,
+    q_LHD: Tensor,
+    k_LHD: Tensor,
+    v_LHE: Tensor,
+    kv_BHDE: Tensor,
+    seq_offsets: Tensor,
+    num_candidates: Tensor,
+    phi: Phi,
+    phi_out: Phi,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients in q, k and v."""
+    p_BHDE = PHI[phi_out](kv_BHDE)
+    w_BHDE = torch.zeros_like(kv_BHDE)
+    dq_LHD = _empty_like(q_LHD)
+    for block in Chunks(seq_offsets, num_candidates, CHUNK_ROWS).blocks(BLOCK_CHUNKS, q_LHD.shape[1]):
+        block_q_LHD = _wide(q_LHD[block.rows])
+        q_NHRD = block.split_filled(PHI[phi](block_q_LHD))
+        d_out_NHRE = block.split(_wide(d_out_LHE[block.rows]))
+        w_BHDE.index_add_(0, block.user_N, q_NHRD.mT @ d_out_NHRE)
+        dq_NHRD = d_out_NHRE @ p_BHDE[block.user_N].mT
+        dq_LHD[block.rows] = PHI_BACKWARD[phi](block.join(dq_NHRD), block_q_LHD)
+    d_kv_BHDE = PHI_BACKWARD[phi_out](w_BHDE, kv_BHDE)
+    dk_LHD, dv_LHE = state_backward(d_kv_BHDE, k_LHD, v_LHE, seq_offsets, num_candidates, phi)
+    rows_T, n_T = candidate_rows(seq_offsets, num_candidates)
+    d_out_THE, q_THD, k_THD, v_THE = (_wide(x[rows_T]) for x in (d_out_LHE, q_LHD, k_LHD, v_LHE))
+    x_TH1 = (d_out_THE * v_THE).sum(-1, keepdim=True) / n_T[:, None, None]
+    y_TH1 = (PHI[phi](q_THD) * PHI[phi](k_THD)).sum(-1, keepdim=True) / n_T[:, None, None]
+    own_dq_THD = PHI_BACKWARD[phi](x_TH1 * PHI[phi](k_THD), q_THD)
+    dq_LHD.index_add_(0, rows_T, own_dq_THD.to(dq_LHD.dtype))
+    dk_LHD[rows_T] = PHI_BACKWARD[phi](x_TH1 * PHI[phi](q_THD), k_THD).to(dk_LHD.dtype)
+    dv_LHE[rows_T] = (y_TH1 * d_out_THE).to(dv_LHE.dtype)
+    return dq_LHD, dk_LHD, dv_LHE
 
 
-class _Chunks:
-    """Packed rows as chunks of `CHUNK_ROWS`, none of which holds rows of two users."""
+def state(k_LHD: Tensor, v_LHE: Tensor, seq_offsets: Tensor, num_candidates: Tensor, phi: Phi) -> Tensor:
+    """kv_BHDE = phi(K_S)^T V_S / n, in float32 at least."""
+    n_B = source_count(seq_offsets, num_candidates)
+    heads, dtype = k_LHD.shape[1], _wide(k_LHD[:0]).dtype
+    kv_BHDE = k_LHD.new_zeros(n_B.numel(), heads, k_LHD.shape[2], v_LHE.shape[2], dtype=dtype)
+    for block in Chunks(seq_offsets, num_candidates, CHUNK_ROWS).blocks(BLOCK_CHUNKS, heads):
+        k_NHRD = block.split_sources(PHI[phi](_wide(k_LHD[block.rows])))
+        v_NHRE = block.split(_wide(v_LHE[block.rows]))
+        kv_BHDE.index_add_(0, block.user_N, k_NHRD.mT @ v_NHRE)
+    return kv_BHDE.div_(n_B[:, None, None, None])
 
-    def __init__(self, seq_offsets: Tensor) -> None:
-        lengths_B = seq_offsets.diff()
-        chunks_B = (lengths_B + CHUNK_ROWS - 1) // CHUNK_ROWS
-        users = torch.arange(lengths_B.numel(), device=seq_offsets.device)
-        self.user_N = users.repeat_interleave(chunks_B)
-        first_slot_B = (chunks_B.cumsum(0) - chunks_B) * CHUNK_ROWS
-        shift_L = (first_slot_B - seq_offsets[:-1]).repeat_interleave(lengths_B)
-        self.slot_L = torch.arange(shift_L.numel(), device=seq_offsets.device) + shift_L
 
-    def pad(self, x_LHD: Tensor) -> Tensor:
-        """x_LHD -> x_NHRD, zero in the slots that no row fills."""
-        _, heads, width = x_LHD.shape
-        slots = self.user_N.numel() * CHUNK_ROWS
-        padded = x_LHD.new_zeros(slots, heads, width).index_copy(0, self.slot_L, x_LHD)
-        return padded.view(-1, CHUNK_ROWS, heads, width).transpose(1, 2)
+def state_backward(
+    d_kv_BHDE: Tensor, k_LHD: Tensor, v_LHE: Tensor, seq_offsets: Tensor, num_candidates: Tensor, phi: Phi
+) -> tuple[Tensor, Tensor]:
+    """The gradients in k and v; zero for candidates."""
+    g_BHDE = d_kv_BHDE / source_count(seq_offsets, num_candidates)[:, None, None, None]
+    dk_LHD, dv_LHE = _empty_like(k_LHD), _empty_like(v_LHE)
+    for block in Chunks(seq_offsets, num_candidates, CHUNK_ROWS).blocks(BLOCK_CHUNKS, k_LHD.shape[1]):
+        block_k_LHD = _wide(k_LHD[block.rows])
+        k_NHRD = block.split_sources(PHI[phi](block_k_LHD))
+        v_NHRE = block.split_sources(_wide(v_LHE[block.rows]))
+        g_NHDE = g_BHDE[block.user_N]
+        dk_LHD[block.rows] = PHI_BACKWARD[phi](block.join(v_NHRE @ g_NHDE.mT), block_k_LHD)
+        dv_LHE[block.rows] = block.join(k_NHRD @ g_NHDE)
+    return dk_LHD, dv_LHE
 
-    def unpad(self, x_NHRE: Tensor) -> Tensor:
-        """The inverse of `pad`."""
-        return x_NHRE.transpose(1, 2).flatten(0, 1)[self.slot_L]
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precision is computed in float32: a half accumulator loses a tenth of a long history."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from kernels.chunks import Block, Chunks
+from kernels.chunks import Block, Chunks, candidate_rows, source_count
 
 PairBias = Callable[[Tensor, Tensor], Tensor]
 """(packed rows of queries, packed rows of keys), which broadcast -> bias [..., H]; may hold parameters."""
@@ -56,18 +56,17 @@ def _group(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, candidates: Tensor, causal: bool, bias: PairBias | None
 ) -> Tensor:
     """A few whole users."""
-    chunks = Chunks(offsets - offsets[0], candidates, CHUNK_ROWS)
-    whole = Block(slice(0, chunks.user_N.numel()), slice(0, q.shape[0]))
-    # A value of zero is not read: neither are candidates, nor the slots that no row fills.
-    source_v = v.masked_fill(chunks.candidate_L[:, None, None], 0.0)
-    q_NHRD, k_NHRD, v_NHRE = (chunks.pad(x, whole).contiguous() for x in (q, k, source_v))
-    rows_R = torch.arange(CHUNK_ROWS, device=q.device)
-    row_NR = (chunks.first_row_N[:, None] + rows_R).clamp(max=q.shape[0] - 1) + offsets[0]
-    out_NHRE = torch.zeros_like(v_NHRE)
+    before, offsets = offsets[0], offsets - offsets[0]
+    chunks = Chunks(offsets, candidates, CHUNK_ROWS)
+    whole = Block(chunks, slice(0, chunks.user_N.numel()), slice(0, q.shape[0]), q.shape[1])
+    q_NHRD, k_NHRD = whole.split(q), whole.split(k)
+    v_NHRE = whole.split_sources(v)  # a value of zero is not read
+    row_NR = before + chunks.first_row_N[:, None] + torch.arange(CHUNK_ROWS, device=q.device)
+    row_NR = torch.minimum(row_NR, before + chunks.end_N[:, None] - 1)
     query_P, key_P = _pairs(chunks, causal)
 
     def read(query_P: Tensor, key_P: Tensor) -> Tensor:
-        score_PHRR = q_NHRD[query_P] @ k_NHRD[key_P].transpose(-1, -2)
+        score_PHRR = q_NHRD[query_P] @ k_NHRD[key_P].mT
         query_row, key_row = row_NR[query_P][:, :, None], row_NR[key_P][:, None, :]
         if bias is not None:
             score_PHRR = score_PHRR + bias(query_row, key_row).movedim(-1, 1)
@@ -76,24 +75,28 @@ def _group(
             weight_PHRR = weight_PHRR.masked_fill((key_row > query_row).unsqueeze(1), 0.0)
         return weight_PHRR @ v_NHRE[key_P]
 
+    out_NHRE = torch.zeros_like(v_NHRE)
     for first in range(0, query_P.numel(), BLOCK_PAIRS):
         block = slice(first, first + BLOCK_PAIRS)
         part_PHRE = checkpoint(read, query_P[block], key_P[block], use_reentrant=False)
         out_NHRE.index_add_(0, query_P[block], part_PHRE)
-    at = chunks.candidate_L.nonzero().squeeze(1)
-    score = (q[at] * k[at]).sum(-1)
-    own = F.silu(score if bias is None else score + bias(at + offsets[0], at + offsets[0]))
-    out_LHE = chunks.unpad(out_NHRE, whole).index_add(0, at, own.unsqueeze(-1) * v[at])
-    return out_LHE / chunks.sources_B.clamp(min=1).to(v.dtype)[chunks.user_L, None, None]
+    at, _ = candidate_rows(offsets, candidates)
+    score_TH = (q[at] * k[at]).sum(-1)
+    if bias is not None:
+        score_TH = score_TH + bias(at + before, at + before)
+    out_LHE = whole.join(out_NHRE).index_add(0, at, F.silu(score_TH).unsqueeze(-1) * v[at])
+    return out_LHE / source_count(offsets, candidates).repeat_interleave(offsets.diff())[:, None, None]
 
 
 def _pairs(chunks: Chunks, causal: bool) -> tuple[Tensor, Tensor]:
     """Which chunk of queries reads which chunk of keys, as query_P and key_P."""
-    keys_N = ((chunks.sources_B + CHUNK_ROWS - 1) // CHUNK_ROWS)[chunks.user_N]
+    source_rows_N = chunks.source_end_N - chunks.first_row_N[chunks.first_chunk_N]
+    keys_N = (source_rows_N + CHUNK_ROWS - 1) // CHUNK_ROWS
+    chunk_N = torch.arange(keys_N.numel(), device=keys_N.device)
     if causal:
-        keys_N = torch.minimum(keys_N, chunks.chunk_of_user_N + 1)
-    query_P = torch.arange(keys_N.numel(), device=keys_N.device).repeat_interleave(keys_N)
+        keys_N = torch.minimum(keys_N, chunk_N - chunks.first_chunk_N + 1)
+    query_P = chunk_N.repeat_interleave(keys_N)
     key_of_query_P = (
         torch.arange(query_P.numel(), device=keys_N.device) - (keys_N.cumsum(0) - keys_N)[query_P]
     )
-    return query_P, chunks.first_chunk_B[chunks.user_N[query_P]] + key_of_query_P
+    return query_P, chunks.first_chunk_N[query_P] + key_of_query_P

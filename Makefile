@@ -42,7 +42,8 @@ test-airflow: install
 	$(AIRFLOW_PYTEST) tests/dags vista/orchestration
 
 test-compute: install
-	$(PYTEST) -n 2 --ignore=tests/dags --ignore=tests/faults --ignore=tests/end_to_end --ignore=vista/orchestration vista kernels tests
+	$(PYTEST) -n 2 --ignore=tests/dags --ignore=tests/faults --ignore=tests/end_to_end --ignore=tests/kernels --ignore=vista/orchestration vista tests
+	$(PYTEST) -n 2 kernels tests/kernels
 	$(PYTEST) tests/faults tests/end_to_end
 
 test-faults: install  ## kill -9 at 20 seeded points of a run, then resume: prints a table (about an hour)

@@ -51,7 +51,8 @@ test-airflow: install
 
 # Not yet tests/infra: the delivery does not run on those servers yet.
 test-compute: install
-	$(PYTEST) -n 2 $(addprefix --ignore=,tests/dags tests/faults tests/end_to_end tests/infra vista/orchestration) vista kernels tests
+	$(PYTEST) -n 2 $(addprefix --ignore=,tests/dags tests/faults tests/end_to_end tests/infra tests/kernels vista/orchestration) vista tests
+	$(PYTEST) -n 2 kernels tests/kernels
 	$(PYTEST) tests/faults tests/end_to_end
 
 test-infra: install infra  ## the real servers: start, answer, fail over, leave nothing behind

@@ -2,7 +2,7 @@
 
 from kernels.activations import PHI, Phi
 from kernels.causal import qla_causal
+from kernels.pointwise import PairBias, silu_attention
 from kernels.quasi_linear import Impl, qla, qla_read, qla_state
-from kernels.silu_attention import PairBias, silu_attention
 
 __all__ = ["PHI", "Impl", "PairBias", "Phi", "qla", "qla_causal", "qla_read", "qla_state", "silu_attention"]

@@ -6,7 +6,6 @@ Shape suffixes: B users, L packed rows, N chunks, R rows of a chunk, H heads, D 
 E width of values.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -52,11 +51,11 @@ class _Causal(torch.autograd.Function):
         ctx.phis = phi, phi_out
         rows = _Rows(q, k, v, offsets, candidates, phi)
         before_NHDE = rows.states_before_chunks()
-        out_LHE = torch.empty_like(v)
+        out_LHE = v.new_empty(v.shape)
         for block in rows.blocks():
             p_NHRDE = PHI[phi_out](rows.states(block, before_NHDE))
-            q_NHRD = block.split(PHI[phi](q[block.rows]))
-            out_LHE[block.rows] = block.join((q_NHRD.unsqueeze(-2) @ p_NHRDE).squeeze(-2))
+            q_NHRD = PHI[phi](block.split(q))
+            block.write((q_NHRD.unsqueeze(-2) @ p_NHRDE).squeeze(-2), out_LHE)
         at, n_T = candidate_rows(offsets, candidates)
         y_TH1 = (PHI[phi](q[at]) * PHI[phi](k[at])).sum(-1, keepdim=True) / n_T[:, None, None]
         return out_LHE.index_add_(0, at, y_TH1 * v[at])
@@ -68,20 +67,20 @@ class _Causal(torch.autograd.Function):
         phi, phi_out = ctx.phis
         rows = _Rows(q, k, v, offsets, candidates, phi)
         before_NHDE = rows.states_before_chunks()
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
         d_sum_NHDE = torch.empty_like(before_NHDE)
         for block in rows.blocks():
             z_NHRDE = rows.states(block, before_NHDE)
-            d_out_NHRE = block.split(d_out[block.rows])
-            dq[block.rows] = block.join((PHI[phi_out](z_NHRDE) @ d_out_NHRE.unsqueeze(-1)).squeeze(-1))
+            d_out_NHRE = block.split(d_out)
+            block.write((PHI[phi_out](z_NHRDE) @ d_out_NHRE.unsqueeze(-1)).squeeze(-1), dq)
             d_sum_NHDE[block.chunks] = rows.d_sums(block, z_NHRDE, d_out, phi_out).sum(2)
         after_NHDE = _scan(d_sum_NHDE.flip(0), rows.chunks.user_N.flip(0)).flip(0)
         for block in rows.blocks():
             d_sum_NHRDE = rows.d_sums(block, rows.states(block, before_NHDE), d_out, phi_out)
             g_NHRDE = d_sum_NHRDE.flip(2).cumsum(2).flip(2) + after_NHDE[block.chunks].unsqueeze(2)
             k_NHRD, v_NHRE = rows.sources(block)
-            dk[block.rows] = block.join((g_NHRDE @ v_NHRE.unsqueeze(-1)).squeeze(-1))
-            dv[block.rows] = block.join((k_NHRD.unsqueeze(-2) @ g_NHRDE).squeeze(-2))
+            block.write((g_NHRDE @ v_NHRE.unsqueeze(-1)).squeeze(-1), dk)
+            block.write((k_NHRD.unsqueeze(-2) @ g_NHRDE).squeeze(-2), dv)
         at, n_T = candidate_rows(offsets, candidates)
         x_TH1 = (d_out[at] * v[at]).sum(-1, keepdim=True) / n_T[:, None, None]
         y_TH1 = (PHI[phi](q[at]) * PHI[phi](k[at])).sum(-1, keepdim=True) / n_T[:, None, None]
@@ -100,13 +99,12 @@ class _Rows:
         self.q_LHD, self.k_LHD, self.v_LHE, self.phi = q, k, v, phi
         self.chunks = Chunks(offsets, candidates, CHUNK_ROWS)
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> list[Block]:
         return self.chunks.blocks(BLOCK_CHUNKS, self.k_LHD.shape[1])
 
     def sources(self, block: Block) -> tuple[Tensor, Tensor]:
-        """phi(k)_NHRD and v_NHRE, zero where no source is."""
-        k_NHRD = block.split_sources(PHI[self.phi](self.k_LHD[block.rows]))
-        return k_NHRD, block.split_sources(self.v_LHE[block.rows])
+        """phi(k)_NHRD and v_NHRE, which is zero where no source is."""
+        return PHI[self.phi](block.split_sources(self.k_LHD)), block.split_sources(self.v_LHE)
 
     def states_before_chunks(self) -> Tensor:
         """The sum of phi(k)^T v over the user's chunks before each chunk."""
@@ -125,8 +123,7 @@ class _Rows:
 
     def d_sums(self, block: Block, z_NHRDE: Tensor, d_out: Tensor, phi_out: Phi) -> Tensor:
         """The gradient in row i's own sum: phi_out'(Z_i) * phi(q_i)^T dO_i / n_i."""
-        q_NHRD = block.split_filled(PHI[self.phi](self.q_LHD[block.rows]))
-        d_out_NHRE = block.split(d_out[block.rows])
+        q_NHRD, d_out_NHRE = PHI[self.phi](block.split(self.q_LHD)), block.split_filled(d_out)
         d_p_NHRDE = q_NHRD.unsqueeze(-1) * d_out_NHRE.unsqueeze(-2)
         return PHI_BACKWARD[phi_out](d_p_NHRDE, z_NHRDE) / self._count(block)
 

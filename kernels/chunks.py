@@ -3,7 +3,7 @@
 Shape suffixes: B users, L packed rows, T candidates, N chunks, R rows of a chunk, H heads, D width.
 """
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,65 +33,94 @@ class Chunks:
     def __init__(self, seq_offsets: Tensor, num_candidates: Tensor, rows: int) -> None:
         lengths_B = seq_offsets.diff()
         chunks_B = (lengths_B + rows - 1) // rows
-        first_chunk_B = chunks_B.cumsum(0) - chunks_B
-        shift_L = (first_chunk_B * rows - seq_offsets[:-1]).repeat_interleave(lengths_B)
         self.rows = rows
-        self.slot_L = _arange(shift_L) + shift_L
         self.user_N = _arange(lengths_B).repeat_interleave(chunks_B)
-        self.first_chunk_N = first_chunk_B[self.user_N]
+        self.first_chunk_N = (chunks_B.cumsum(0) - chunks_B)[self.user_N]
         self.first_row_N = seq_offsets[self.user_N] + (_arange(self.user_N) - self.first_chunk_N) * rows
         self.end_N = seq_offsets[1:][self.user_N]
         self.source_end_N = self.end_N - num_candidates[self.user_N]
 
-    def blocks(self, chunks: int, heads: int) -> Iterator["Block"]:
-        """All chunks, `chunks` at a time."""
-        first_rows = [*self.first_row_N[::chunks].tolist(), self.slot_L.numel()]
-        for number, first_row in enumerate(first_rows[:-1]):
-            rows = slice(first_row, first_rows[number + 1])
-            yield Block(self, slice(number * chunks, (number + 1) * chunks), rows, heads)
+    def blocks(self, chunks: int, heads: int) -> list["Block"]:
+        """All chunks, `chunks` at a time; one empty block if nobody has a row."""
+        chunks = max(1, chunks)
+        block_N = _arange(self.user_N) // chunks
+        slots_R = torch.arange(self.rows, device=block_N.device)
+        heads_H = torch.arange(heads, device=block_N.device)
+        rows_N, sources_N = self.end_N - self.first_row_N, self.source_end_N - self.first_row_N
+        # Rows and slots count from the block's first, since only a block's tensors exist at a time.
+        first_row_N = self.first_row_N - self.first_row_N[block_N * chunks]
+        row_NR = (first_row_N[:, None] + slots_R.minimum(rows_N[:, None] - 1)).int()
+        row_NHR = row_NR[:, None, :] * heads + heads_H.int()[:, None]
+        first_slot_N = (_arange(block_N) - block_N * chunks) * (heads * self.rows)
+        slot_NRH = (first_slot_N[:, None] + slots_R).int()[:, :, None] + (heads_H * self.rows).int()
+        blocks = max(1, -(-block_N.numel() // chunks))
+
+        def slots_where(where_NR: Tensor) -> tuple[Tensor, ...]:
+            """Of each block, [.., H]."""
+            sizes = torch.bincount(block_N.repeat_interleave(where_NR.sum(1)), minlength=blocks)
+            return slot_NRH[where_NR].split_with_sizes(sizes.tolist())
+
+        filled = slots_where(slots_R < rows_N[:, None])
+        empty, unread = slots_where(slots_R >= rows_N[:, None]), slots_where(slots_R >= sources_N[:, None])
+        made, end = [], 0
+        for number in range(blocks):
+            at, first, end = slice(number * chunks, (number + 1) * chunks), end, end + len(filled[number])
+            made.append(
+                Block(
+                    slice(first, end), at, self.user_N[at], row_NHR[at],
+                    filled[number], empty[number].long(), unread[number].long(),
+                )
+            )  # fmt: skip
+        return made
 
 
+@dataclass(frozen=True, slots=True)
 class Block:
     """Consecutive chunks and the consecutive packed rows that they hold."""
 
-    def __init__(self, all_chunks: Chunks, chunks: slice, rows: slice, heads: int) -> None:
-        self.chunks, self.rows = chunks, rows
-        self.user_N = all_chunks.user_N[chunks]
-        size, end_N1 = all_chunks.rows, all_chunks.end_N[chunks, None]
-        self._shape_NHR = self.user_N.numel(), heads, size
-        heads_H = torch.arange(heads, device=end_N1.device)
-        row_NR = all_chunks.first_row_N[chunks, None] + torch.arange(size, device=end_N1.device)
-        kept_row_NR = row_NR.minimum(end_N1 - 1) - rows.start
-        self._row_NHR = (kept_row_NR[:, None, :] * heads + heads_H[:, None]).flatten()
-        self._empty = self._slots_where(row_NR >= end_N1)
-        self._unread = self._slots_where(row_NR >= all_chunks.source_end_N[chunks, None])
-        slot_L = all_chunks.slot_L[rows] - chunks.start * size
-        first_head_slot_L = slot_L + slot_L // size * ((heads - 1) * size)
-        self._slot_LH = (first_head_slot_L[:, None] + heads_H * size).flatten()
+    rows: slice
+    chunks: slice
+    user_N: Tensor
+    row_NHR: Tensor  # of the block's rows x heads
+    slot_LH: Tensor  # of the block's chunks x heads x rows
+    empty: Tensor  # slots without a row
+    unread: Tensor  # slots without a source
 
     def split(self, x_LHD: Tensor) -> Tensor:
-        """The block's rows as x_NHRD; a slot without a row repeats the user's last row."""
-        return x_LHD.flatten(0, 1).index_select(0, self._row_NHR).view(*self._shape_NHR, x_LHD.shape[-1])
+        """The block's rows as x_NHRD, wide; a slot without a row repeats the user's last row."""
+        x_SD = wide(x_LHD[self.rows]).flatten(0, 1).index_select(0, self.row_NHR.flatten())
+        return x_SD.view(*self.row_NHR.shape, x_SD.shape[1])
 
     def split_filled(self, x_LHD: Tensor) -> Tensor:
         """The same with zero in slots without a row."""
-        return self._with_zeros(self.split(x_LHD), self._empty)
+        return _with_zeros(self.split(x_LHD), self.empty)
 
     def split_sources(self, x_LHD: Tensor) -> Tensor:
         """The same with zero in slots without a source: nobody reads a candidate."""
-        return self._with_zeros(self.split(x_LHD), self._unread)
+        return _with_zeros(self.split(x_LHD), self.unread)
 
     def join(self, x_NHRD: Tensor) -> Tensor:
-        """The inverse of `split`: x_LHD."""
-        _, heads, _, width = x_NHRD.shape
-        return x_NHRD.flatten(0, 2).index_select(0, self._slot_LH).view(-1, heads, width)
+        """The inverse of `split`: the block's rows of x_LHD."""
+        x_SD = x_NHRD.flatten(0, 2).index_select(0, self.slot_LH.flatten())
+        return x_SD.view(*self.slot_LH.shape, x_SD.shape[1])
 
-    def _slots_where(self, where_NR: Tensor) -> Tensor:
-        return where_NR[:, None, :].expand(self._shape_NHR).flatten().nonzero().squeeze(1)
+    def write(self, x_NHRD: Tensor, to_LHD: Tensor) -> None:
+        """`to_LHD[rows] = join(x_NHRD)`."""
+        if to_LHD.dtype != x_NHRD.dtype:
+            to_LHD[self.rows] = self.join(x_NHRD)
+        else:
+            rows_SD = to_LHD[self.rows].view(-1, to_LHD.shape[2])
+            torch.index_select(x_NHRD.flatten(0, 2), 0, self.slot_LH.flatten(), out=rows_SD)
 
-    def _with_zeros(self, x_NHRD: Tensor, slots: Tensor) -> Tensor:
-        x_NHRD.flatten(0, 2).index_fill_(0, slots, 0.0)
-        return x_NHRD
+
+def wide(x: Tensor) -> Tensor:
+    """Half precision is computed in float32: a half accumulator loses a tenth of a long history."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+
+
+def _with_zeros(x_NHRD: Tensor, slots: Tensor) -> Tensor:
+    x_NHRD.flatten(0, 2).index_fill_(0, slots.flatten(), 0.0)
+    return x_NHRD
 
 
 def _arange(like: Tensor) -> Tensor:

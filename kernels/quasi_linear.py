@@ -101,6 +101,10 @@ def _resolve(impl: Impl, like: Tensor) -> Impl:
 def _implementation(impl: str) -> ModuleType:
     if impl == "reference":
         return reference
+    if impl == "triton":
+        from kernels import triton_qla  # importing is free: a process without a GPU never needs triton
+
+        return triton_qla
     raise ValueError(f"impl is {impl!r}: give 'auto', 'reference' or 'triton'")
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from kernels.activations import PHI, PHI_BACKWARD, Phi
-from kernels.chunks import Chunks, candidate_rows, source_count
+from kernels.chunks import Block, Chunks, candidate_rows, source_count, wide
 
 CHUNK_ROWS = 32
-BLOCK_CHUNKS = 128
-"""A block's tensors fit a core's cache."""
+BLOCK_ELEMENTS = 2**17
+"""Of one of a block's tensors: a few of them fit a core's cache."""
 
 
 def forward(
@@ -28,14 +28,15 @@ def forward(
     phi_out: Phi,
 ) -> tuple[Tensor, Tensor]:
     """out_LHE, and the state kv_BHDE that the backward pass needs."""
-    kv_BHDE = state(k_LHD, v_LHE, seq_offsets, num_candidates, phi)
+    blocks = _blocks(k_LHD, seq_offsets, num_candidates)
+    kv_BHDE = _state(k_LHD, v_LHE, blocks, source_count(seq_offsets, num_candidates), phi)
     p_BHDE = PHI[phi_out](kv_BHDE)
-    out_LHE = _empty_like(v_LHE)
-    for block in Chunks(seq_offsets, num_candidates, CHUNK_ROWS).blocks(BLOCK_CHUNKS, q_LHD.shape[1]):
-        q_NHRD = block.split(PHI[phi](_wide(q_LHD[block.rows])))
-        out_LHE[block.rows] = block.join(q_NHRD @ p_BHDE[block.user_N])
+    out_LHE = v_LHE.new_empty(v_LHE.shape)
+    for block in blocks:
+        q_NHRD, p_NHDE = block.split(q_LHD), p_BHDE.index_select(0, block.user_N)
+        block.write(PHI[phi](q_NHRD) @ p_NHDE, out_LHE)
     rows_T, n_T = candidate_rows(seq_offsets, num_candidates)
-    q_THD, k_THD, v_THE = (_wide(x[rows_T]) for x in (q_LHD, k_LHD, v_LHE))
+    q_THD, k_THD, v_THE = (wide(x[rows_T]) for x in (q_LHD, k_LHD, v_LHE))
     y_TH1 = (PHI[phi](q_THD) * PHI[phi](k_THD)).sum(-1, keepdim=True) / n_T[:, None, None]
     out_LHE.index_add_(0, rows_T, (y_TH1 * v_THE).to(out_LHE.dtype))
     return out_LHE, kv_BHDE
@@ -55,18 +56,18 @@ def backward(
     """The gradients in q, k and v."""
     p_BHDE = PHI[phi_out](kv_BHDE)
     w_BHDE = torch.zeros_like(kv_BHDE)
-    dq_LHD = _empty_like(q_LHD)
-    for block in Chunks(seq_offsets, num_candidates, CHUNK_ROWS).blocks(BLOCK_CHUNKS, q_LHD.shape[1]):
-        block_q_LHD = _wide(q_LHD[block.rows])
-        q_NHRD = block.split_filled(PHI[phi](block_q_LHD))
-        d_out_NHRE = block.split(_wide(d_out_LHE[block.rows]))
-        w_BHDE.index_add_(0, block.user_N, q_NHRD.mT @ d_out_NHRE)
-        dq_NHRD = d_out_NHRE @ p_BHDE[block.user_N].mT
-        dq_LHD[block.rows] = PHI_BACKWARD[phi](block.join(dq_NHRD), block_q_LHD)
-    d_kv_BHDE = PHI_BACKWARD[phi_out](w_BHDE, kv_BHDE)
-    dk_LHD, dv_LHE = state_backward(d_kv_BHDE, k_LHD, v_LHE, seq_offsets, num_candidates, phi)
+    dq_LHD = q_LHD.new_empty(q_LHD.shape)
+    blocks = _blocks(k_LHD, seq_offsets, num_candidates)
+    for block in blocks:
+        q_NHRD, d_out_NHRE = block.split(q_LHD), block.split_filled(d_out_LHE)
+        p_NHDE = p_BHDE.index_select(0, block.user_N)
+        w_BHDE.index_add_(0, block.user_N, PHI[phi](q_NHRD).mT @ d_out_NHRE)
+        block.write(PHI_BACKWARD[phi](d_out_NHRE @ p_NHDE.mT, q_NHRD), dq_LHD)
+    n_B = source_count(seq_offsets, num_candidates)
+    g_BHDE = PHI_BACKWARD[phi_out](w_BHDE, kv_BHDE) / n_B[:, None, None, None]
+    dk_LHD, dv_LHE = _state_backward(g_BHDE, k_LHD, v_LHE, blocks, phi)
     rows_T, n_T = candidate_rows(seq_offsets, num_candidates)
-    d_out_THE, q_THD, k_THD, v_THE = (_wide(x[rows_T]) for x in (d_out_LHE, q_LHD, k_LHD, v_LHE))
+    d_out_THE, q_THD, k_THD, v_THE = (wide(x[rows_T]) for x in (d_out_LHE, q_LHD, k_LHD, v_LHE))
     x_TH1 = (d_out_THE * v_THE).sum(-1, keepdim=True) / n_T[:, None, None]
     y_TH1 = (PHI[phi](q_THD) * PHI[phi](k_THD)).sum(-1, keepdim=True) / n_T[:, None, None]
     own_dq_THD = PHI_BACKWARD[phi](x_TH1 * PHI[phi](k_THD), q_THD)
@@ -79,13 +80,7 @@ def backward(
 def state(k_LHD: Tensor, v_LHE: Tensor, seq_offsets: Tensor, num_candidates: Tensor, phi: Phi) -> Tensor:
     """kv_BHDE = phi(K_S)^T V_S / n, in float32 at least."""
     n_B = source_count(seq_offsets, num_candidates)
-    heads, dtype = k_LHD.shape[1], _wide(k_LHD[:0]).dtype
-    kv_BHDE = k_LHD.new_zeros(n_B.numel(), heads, k_LHD.shape[2], v_LHE.shape[2], dtype=dtype)
-    for block in Chunks(seq_offsets, num_candidates, CHUNK_ROWS).blocks(BLOCK_CHUNKS, heads):
-        k_NHRD = block.split_sources(PHI[phi](_wide(k_LHD[block.rows])))
-        v_NHRE = block.split(_wide(v_LHE[block.rows]))
-        kv_BHDE.index_add_(0, block.user_N, k_NHRD.mT @ v_NHRE)
-    return kv_BHDE.div_(n_B[:, None, None, None])
+    return _state(k_LHD, v_LHE, _blocks(k_LHD, seq_offsets, num_candidates), n_B, phi)
 
 
 def state_backward(
@@ -93,21 +88,35 @@ def state_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients in k and v; zero for candidates."""
     g_BHDE = d_kv_BHDE / source_count(seq_offsets, num_candidates)[:, None, None, None]
-    dk_LHD, dv_LHE = _empty_like(k_LHD), _empty_like(v_LHE)
-    for block in Chunks(seq_offsets, num_candidates, CHUNK_ROWS).blocks(BLOCK_CHUNKS, k_LHD.shape[1]):
-        block_k_LHD = _wide(k_LHD[block.rows])
-        k_NHRD = block.split_sources(PHI[phi](block_k_LHD))
-        v_NHRE = block.split_sources(_wide(v_LHE[block.rows]))
-        g_NHDE = g_BHDE[block.user_N]
-        dk_LHD[block.rows] = PHI_BACKWARD[phi](block.join(v_NHRE @ g_NHDE.mT), block_k_LHD)
-        dv_LHE[block.rows] = block.join(k_NHRD @ g_NHDE)
+    blocks = _blocks(k_LHD, seq_offsets, num_candidates)
+    dk_LHD, dv_LHE = _state_backward(g_BHDE, k_LHD, v_LHE, blocks, phi)
+    rows_T, _ = candidate_rows(seq_offsets, num_candidates)
+    return dk_LHD.index_fill_(0, rows_T, 0.0), dv_LHE.index_fill_(0, rows_T, 0.0)
+
+
+def _blocks(k_LHD: Tensor, seq_offsets: Tensor, num_candidates: Tensor) -> list[Block]:
+    _, heads, width = k_LHD.shape
+    chunks = max(1, BLOCK_ELEMENTS // (CHUNK_ROWS * heads * width))
+    return Chunks(seq_offsets, num_candidates, CHUNK_ROWS).blocks(chunks, heads)
+
+
+def _state(k_LHD: Tensor, v_LHE: Tensor, blocks: list[Block], n_B: Tensor, phi: Phi) -> Tensor:
+    dtype = wide(k_LHD[:0]).dtype
+    kv_BHDE = k_LHD.new_zeros(n_B.numel(), k_LHD.shape[1], k_LHD.shape[2], v_LHE.shape[2], dtype=dtype)
+    for block in blocks:
+        k_NHRD, v_NHRE = block.split_sources(k_LHD), block.split_sources(v_LHE)
+        kv_BHDE.index_add_(0, block.user_N, PHI[phi](k_NHRD).mT @ v_NHRE)
+    return kv_BHDE.div_(n_B[:, None, None, None])
+
+
+def _state_backward(
+    g_BHDE: Tensor, k_LHD: Tensor, v_LHE: Tensor, blocks: list[Block], phi: Phi
+) -> tuple[Tensor, Tensor]:
+    """For sources; what it writes for candidates is nothing."""
+    dk_LHD, dv_LHE = k_LHD.new_empty(k_LHD.shape), v_LHE.new_empty(v_LHE.shape)
+    for block in blocks:
+        k_NHRD, v_NHRE = block.split(k_LHD), block.split(v_LHE)
+        g_NHDE = g_BHDE.index_select(0, block.user_N)
+        block.write(PHI_BACKWARD[phi](v_NHRE @ g_NHDE.mT, k_NHRD), dk_LHD)
+        block.write(PHI[phi](k_NHRD) @ g_NHDE, dv_LHE)
     return dk_LHD, dv_LHE
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Half precision is computed in float32: a half accumulator loses a tenth of a long history."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
-
-
-def _empty_like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)

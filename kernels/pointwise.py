@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from kernels.chunks import Block, Chunks, candidate_rows, source_count
+from kernels.chunks import Chunks, candidate_rows, source_count
 
 PairBias = Callable[[Tensor, Tensor], Tensor]
 """(packed rows of queries, packed rows of keys), which broadcast -> bias [..., H]; may hold parameters."""
@@ -58,7 +58,7 @@ def _group(
     """A few whole users."""
     before, offsets = offsets[0], offsets - offsets[0]
     chunks = Chunks(offsets, candidates, CHUNK_ROWS)
-    whole = Block(chunks, slice(0, chunks.user_N.numel()), slice(0, q.shape[0]), q.shape[1])
+    (whole,) = chunks.blocks(chunks.user_N.numel(), q.shape[1])
     q_NHRD, k_NHRD = whole.split(q), whole.split(k)
     v_NHRE = whole.split_sources(v)  # a value of zero is not read
     row_NR = before + chunks.first_row_N[:, None] + torch.arange(CHUNK_ROWS, device=q.device)

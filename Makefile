@@ -86,7 +86,7 @@ bench-data: install  ## events prepared and tokens fed per second, as JSON
 	$(COMPUTE)/bin/python -m vista.data.bench
 
 bench-train: install $(FUXICTR)/installed  ## training throughput beside FuxiCTR: make bench-train DATA_DIR=.../kuairand-pure
-	$(COMPUTE)/bin/python -m vista.train.bench --data-dir $(DATA_DIR) --peer $(FUXICTR)/bin/python
+	$(COMPUTE)/bin/python -m vista.train.bench --data-dir '$(DATA_DIR)' --peer $(FUXICTR)/bin/python
 
 clean:  ## delete caches and build/, never runs, stores or environments
 	rm -rf build/airflow-tests .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

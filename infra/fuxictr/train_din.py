@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import fuxictr
 import torch
 from fuxictr.features import FeatureMap
 from fuxictr.pytorch.torch_utils import seed_everything
@@ -19,7 +20,7 @@ from model_zoo.LongCTR.DIN import DIN
 from model_zoo.LongCTR.longctr_dataloader import LongCTRDataLoader
 
 
-def main(folder: Path, workers: int, seed: int) -> dict[str, float]:
+def main(folder: Path, workers: int, seed: int) -> dict[str, float | str]:
     """Train on train.parquet, score test.parquet: rows per second of training, and what was learned."""
     recipe = json.loads((folder / "recipe.json").read_text())
     torch.set_num_threads(1)
@@ -75,6 +76,8 @@ def main(folder: Path, workers: int, seed: int) -> dict[str, float]:
         "auc": figures["AUC"],
         "log_loss": figures["logloss"],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "fuxictr": fuxictr.__version__,
+        "torch": torch.__version__,
     }
 
 

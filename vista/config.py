@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 from vista.errors import InputError
 
@@ -25,7 +25,9 @@ HistoryCut = Literal["event", "session", "day"]
 Clock = Literal["event_time", "user_fraction"]
 AttentionName = Literal["qla", "linear", "softmax", "silu"]
 Phi = Literal["silu", "shifted_elu", "identity", "relu"]
-BaselineName = Literal["no_history", "mean_pool", "din", "lightgbm", "vista_newest_tenth"]
+BaselineName = Literal[
+    "no_history", "mean_pool", "ttsn", "din", "mha", "sasrec", "hstu", "lightgbm", "vista_newest_tenth"
+]
 
 
 class GeneratedConfig(Frozen):
@@ -77,6 +79,7 @@ class ModelConfig(Frozen):
     target_layers: int = Field(1, ge=1, le=8)
     recent_tail: int = Field(0, ge=0, le=1_024, description="newest raw events beside the summary in stage 2")
     mlp: tuple[int, ...] = (512, 128, 64)
+    mlp_batch_norm: bool = Field(False, description="before each ReLU of the MLP; needs one worker")
     attention: AttentionName = Field("qla", description="kernel of the summariser's blocks")
     phi: Phi = Field("silu", description="of queries and keys (qla)")
     phi_out: Phi = Field("silu", description="of the state that is read (qla)")
@@ -90,6 +93,9 @@ class ModelConfig(Frozen):
         None,
         gt=0.0,
         description="of an event's weight, by its age at the user's newest event (one layer of qla)",
+    )
+    task_weights: tuple[PositiveFloat, ...] = Field(
+        (), description="of the tasks' losses, in their order; empty: 1 each"
     )
     reconstruction_weight: float = Field(1.0, ge=0.0)
     reconstruction_window: int = Field(1_024, ge=2)
@@ -154,6 +160,9 @@ class TrainConfig(Frozen):
     """One training: the optimiser, its budget and how it is spread."""
 
     learning_rate: float = Field(1e-3, gt=0.0)
+    schedule: Literal["linear", "plateau"] = Field(
+        "linear", description="linear decay, or a tenth after each epoch without a better validation AUC"
+    )
     final_learning_rate_fraction: float = Field(0.05, gt=0.0, le=1.0, description="linear decay down to this")
     embedding_l2: float = Field(0.0, ge=0.0)
     epochs: int = Field(1, ge=1)
@@ -198,6 +207,9 @@ class Recipe(Frozen):
     downstream: TrainConfig = TrainConfig()
     delivery: DeliveryConfig = DeliveryConfig()
     gate: GateConfig = GateConfig()
+    foundation_slot: Literal["vista", "vista_hstu"] = Field(
+        "vista", description="alone, or co-trained with HSTU (the paper's table 3)"
+    )
     baselines: tuple[BaselineName, ...] = ("no_history", "mean_pool", "din", "lightgbm")
 
     @model_validator(mode="after")
@@ -215,13 +227,33 @@ class Recipe(Frozen):
             )
         return self
 
+    @model_validator(mode="after")
+    def _a_weight_per_task(self) -> Self:
+        if self.model.task_weights and len(self.model.task_weights) != len(self.data.tasks):
+            raise ValueError(
+                f"{len(self.model.task_weights)} task_weights for the tasks {', '.join(self.data.tasks)}: "
+                "give one per task, or none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _batch_norm_sees_whole_batches(self) -> Self:
+        workers = max(self.foundation.workers, self.downstream.workers)
+        if self.model.mlp_batch_norm and workers > 1:
+            raise ValueError(
+                f"mlp_batch_norm with {workers} workers: each would normalise by its own part of the batch; "
+                "give both trainings workers=1"
+            )
+        return self
+
 
 class RefreshConfig(Frozen):
     """A run as people start it: a recipe's name and the few scalars worth changing. Airflow's form is its
     schema."""
 
     recipe: str = Field(
-        "generated", description="smoke, generated, incremental, kuairand, movielens or events"
+        "generated",
+        description="smoke, generated, incremental, kuairand, kuairand_cotrained, movielens or events",
     )
     data_dir: str = Field("", description="folder with the source's files; not needed by generated data")
     run_id: str = Field("", description="an earlier run's name resumes it; empty starts a new run")

@@ -1,6 +1,8 @@
 """Recipes: functions that return a whole run. `recipe_of` applies the form's scalars to one."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -85,6 +87,13 @@ def kuairand(data_dir: str) -> Recipe:
     )  # fmt: skip
 
 
+def kuairand_cotrained(data_dir: str) -> Recipe:
+    """KuaiRand with a foundation of VISTA and HSTU, trained together (the paper's table 3)."""
+    return kuairand(data_dir).model_copy(
+        update={"name": "kuairand_cotrained", "foundation_slot": "vista_hstu"}
+    )
+
+
 def movielens(data_dir: str) -> Recipe:
     """MovieLens ratings; users live within one sitting, so the clock is virtual (30 days per user)."""
     return Recipe(
@@ -104,8 +113,29 @@ def events(data_dir: str) -> Recipe:
 
 
 RECIPES: dict[str, Callable[[str], Recipe]] = {
-    recipe.__name__: recipe for recipe in (smoke, generated, incremental, kuairand, movielens, events)
+    recipe.__name__: recipe
+    for recipe in (smoke, generated, incremental, kuairand, kuairand_cotrained, movielens, events)
 }
+
+
+def appendix_c2(column: Literal["amazon", "kuairand", "production"]) -> tuple[ModelConfig, TrainConfig]:
+    """The hyper-parameters that the paper gives all its models alike: a column of the table in appendix C.2.
+
+    "Attention layers" is read as those of both stages. The table names no number of epochs: patience ends a
+    training. `max_tokens_per_batch` lets batches of long histories be as large as the table says.
+    """
+    train = partial(TrainConfig, schedule="plateau", epochs=100, max_tokens_per_batch=524_288, workers=1)
+    match column:
+        case "amazon":
+            model = ModelConfig(width=64, mlp=(1_024, 512, 256))
+            return model, train(
+                learning_rate=5e-4, max_candidates_per_batch=1_024, patience=4, embedding_l2=0.005
+            )
+        case "kuairand":
+            return ModelConfig(), train(learning_rate=1e-4, max_candidates_per_batch=1_024, patience=5)
+        case "production":
+            model = ModelConfig(layers=2, target_layers=2, mlp_batch_norm=True, max_positions=2_048)
+            return model, train(learning_rate=1e-3, max_candidates_per_batch=128, patience=1)
 
 
 def recipe_of(config: RefreshConfig) -> Recipe:

@@ -15,7 +15,7 @@ from vista.errors import CheckpointError
 from vista.model.checkpoint import CheckpointMeta, load, save
 from vista.model.downstream import Downstream
 from vista.model.inputs import tensors
-from vista.model.ranker import Ranker, SlotName, loss
+from vista.model.ranker import CoTrained, Ranker, SlotName, loss
 
 WITH_TAIL = CONFIG.model_copy(update={"recent_tail": 3})
 
@@ -39,6 +39,20 @@ def test_from_summaries_it_scores_like_the_foundation(config: ModelConfig) -> No
     with torch.no_grad():
         found = downstream(batch, foundation.summarise(batch)).logits_CT
         assert torch.equal(found, foundation(batch).logits_CT)
+
+
+def test_a_co_trained_foundation_s_summaries_score_without_hstu() -> None:
+    """As the foundation does when HSTU tells it nothing. The reconstruction loss is there too."""
+    torch.manual_seed(0)
+    foundation = Ranker(CONFIG, SPEC, "vista_hstu").eval()
+    downstream = Downstream.from_foundation(foundation).eval()
+    batch = tensors(make_batch([9, 0, 40], [3, 2, 4]), "cpu")
+    assert foundation.train()(batch).reconstruction_loss is not None
+    assert isinstance(foundation.history, CoTrained)
+    foundation.history.hstu.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+    with torch.no_grad():
+        found = downstream(batch, foundation.eval().summarise(batch)).logits_CT
+        torch.testing.assert_close(found, foundation(batch).logits_CT)
 
 
 def test_it_does_not_read_the_raw_history() -> None:

@@ -9,10 +9,12 @@ import torch
 from model_batches import CONFIG, SPEC, make_batch
 from torch import Tensor
 
+from vista.config import Recipe
 from vista.data.schema import Batch
 from vista.model.embeddings import DenseFeatures
 from vista.model.inputs import TensorBatch, length_features, tensors
 from vista.model.ranker import Ranker, SlotName, loss
+from vista.recipes import smoke
 
 SLOTS: tuple[SlotName, ...] = get_args(SlotName)
 
@@ -103,6 +105,37 @@ def test_loss_is_the_sum_over_candidates_and_tasks() -> None:
     y = batch.labels_CT
     expected = -(y * p.log() + (1 - y) * (1 - p).log()).sum()
     torch.testing.assert_close(loss(model(batch), y), expected)
+
+
+def test_a_task_s_weight_multiplies_its_loss() -> None:
+    model = _ranker("no_history")
+    batch = _batch(make_batch([0, 0], [3, 4]))
+    output, y = model(batch), batch.labels_CT
+    p = output.logits_CT.sigmoid()
+    per_task_T = -(y * p.log() + (1 - y) * (1 - p).log()).sum(0)
+    expected = 2 * per_task_T[0] + 0.5 * per_task_T[1]
+    torch.testing.assert_close(loss(output, y, (2.0, 0.5)), expected)
+
+
+def test_every_task_needs_a_weight() -> None:
+    recipe = smoke("")
+    model = recipe.model.model_copy(update={"task_weights": (1.0, 0.5)})
+    with pytest.raises(ValueError, match="2 task_weights for the tasks label"):
+        Recipe.model_validate(recipe.model_dump() | {"model": model.model_dump()})
+
+
+def test_batch_norm_reads_the_batch_in_training_only() -> None:
+    """In eval mode no candidate moves another's logit; a batch of one candidate can be trained on."""
+    torch.manual_seed(0)
+    model = Ranker(CONFIG.model_copy(update={"mlp_batch_norm": True}), SPEC, "din")
+    batch = make_batch([9, 0, 40], [3, 2, 4])
+    changed = dataclasses.replace(batch, candidate_item_C=batch.candidate_item_C.copy())
+    changed.candidate_item_C[6] = (batch.candidate_item_C[6] + 1) % SPEC.num_items
+    model.eval()
+    assert torch.equal((_logits(model, batch) != _logits(model, changed)).any(1), torch.arange(9) == 6)
+    model.train()
+    assert bool((_logits(model, batch) != _logits(model, changed)).any(1).all())
+    assert bool(_logits(model, make_batch([4], [1])).isfinite().all())
 
 
 @pytest.mark.parametrize("slot", SLOTS)

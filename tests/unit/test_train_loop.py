@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from numpy.testing import assert_array_equal
 from torch import Tensor
 from training_data import DAYS, prepare_small, small_job, two_workers, untimed
 
-from vista.config import TrainConfig
+from vista.config import Recipe, TrainConfig
 from vista.errors import InputError
 from vista.evaluate.metrics import auc
+from vista.model.ranker import SlotName
+from vista.recipes import appendix_c2, smoke
 from vista.train.adam import FlatAdam
 from vista.train.jobs import Days, RankerJob, Training
 from vista.train.loop import Snapshot, fit, learning_rate
@@ -57,21 +60,30 @@ def test_waiting_for_data_is_measured(dataset: Path) -> None:
     assert all(0.0 < one["wait_s"] < one["epoch_s"] for one in seconds)
 
 
-def test_resuming_from_any_snapshot_changes_nothing(dataset: Path, tmp_path: Path) -> None:
+PLATEAU = {"schedule": "plateau", "epochs": 5, "patience": 5, "learning_rate": 0.05}
+
+
+@pytest.mark.parametrize(("train", "model"), [({}, {}), (PLATEAU, {}), ({}, {"mlp_batch_norm": True})])
+def test_resuming_from_any_snapshot_changes_nothing(
+    dataset: Path, tmp_path: Path, train: dict[str, object], model: dict[str, object]
+) -> None:
     """Mid-epoch, at the end of an epoch, and after the last one."""
+    job = small_job(dataset, **train)
+    job = job.model_copy(update={"model": job.model.model_copy(update=model)})
     kept: list[Path] = []
 
     def keep(snapshot: Snapshot) -> None:
         kept.append(tmp_path / str(len(kept)))
         snapshot.write(kept[-1])
 
-    whole = Training(small_job(dataset))
+    whole = Training(job)
     undisturbed = fit(whole.task(), keep=keep)
     positions = [Progress.model_validate_json((path / "progress.json").read_text()) for path in kept]
     assert any(position.step for position in positions), "no snapshot is in mid-epoch"
     assert [position.done for position in positions] == [False] * (len(kept) - 1) + [True]
+    assert not train or {position.stalls for position in positions} >= {0, 1}, "the rate did not drop"
     for path in kept:
-        resumed = Training(small_job(dataset))
+        resumed = Training(job)
         assert untimed(fit(resumed.task(), resume=path)) == untimed(undisturbed)
         assert_equal(resumed.model.state_dict(), whole.model.state_dict())
 
@@ -135,10 +147,11 @@ def test_two_workers_train_what_one_trains(dataset: Path, tmp_path: Path, max_ca
     assert_equal(weights, shared, tolerance=1e-4)  # Adam divides by roots of squares near rounding
 
 
-def test_permuted_labels_give_half(tmp_path: Path) -> None:
+@pytest.mark.parametrize("slot", get_args(SlotName))
+def test_permuted_labels_give_half(tmp_path: Path, slot: SlotName) -> None:
     """Nothing but the label itself can predict a permuted label; 3 standard errors of an AUC of noise."""
     path = prepare_small(tmp_path / "set", users=150)
-    job = small_job(path, epochs=3, learning_rate=3e-3, patience=3)
+    job = small_job(path, slot, epochs=3, learning_rate=3e-3, patience=3)
     training = Training(job)
     candidates = training.dataset.candidates
     shuffled_CT = np.random.default_rng(0).permutation(candidates.labels_CT)
@@ -175,4 +188,49 @@ def test_flat_adam_is_adam() -> None:
 
 def test_the_rate_falls_linearly_to_its_fraction() -> None:
     config = TrainConfig(learning_rate=1.0, final_learning_rate_fraction=0.05)
-    assert [learning_rate(config, done) for done in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.525, 0.05])
+    assert [learning_rate(config, done, 0) for done in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.525, 0.05])
+
+
+def test_the_rate_falls_to_a_tenth_after_each_epoch_that_is_not_better(dataset: Path) -> None:
+    job = small_job(dataset, schedule="plateau", epochs=8, patience=3, learning_rate=0.05)
+    progress, _ = trained(job)
+    expected, rate, best = [], job.train.learning_rate, 0.0
+    rates: list[float] = []
+    for point in progress.curve:
+        if "learning_rate" in point.values:
+            rates.append(point.values["learning_rate"])
+            expected.append(rate)
+        elif point.values["valid_auc"] > best:
+            best = point.values["valid_auc"]
+        else:
+            rate /= 10
+    assert rates == pytest.approx(expected)
+    assert len({f"{rate:.6g}" for rate in rates}) == 3  # patience 3: the third stall is the end
+
+
+def test_a_plateau_needs_validation_days(dataset: Path) -> None:
+    job = small_job(dataset, schedule="plateau").model_copy(update={"days": Days(first=0, valid=4, end=4)})
+    with pytest.raises(InputError, match="no examples are kept for validation"):
+        Training(job).task()
+
+
+@pytest.mark.parametrize("column", ["amazon", "kuairand", "production"])
+def test_the_appendix_s_hyper_parameters_train(
+    dataset: Path, column: Literal["amazon", "kuairand", "production"]
+) -> None:
+    model, train = appendix_c2(column)
+    job = small_job(dataset).model_copy(
+        update={"model": model, "train": train.model_copy(update={"epochs": 1})}
+    )
+    progress, weights = trained(job)
+    assert all(np.isfinite(list(point.values.values())).all() for point in progress.curve)
+    assert any("running_mean" in name for name in weights) == (column == "production")
+
+
+def test_batch_norm_is_refused_where_workers_share_a_batch() -> None:
+    recipe = smoke("")
+    model = recipe.model.model_copy(update={"mlp_batch_norm": True})
+    with pytest.raises(ValueError, match="mlp_batch_norm with 2 workers"):
+        Recipe.model_validate(recipe.model_dump() | {"model": model.model_dump()})
+    alone = {"foundation": {"workers": 1}, "downstream": {"workers": 1}}
+    Recipe.model_validate(recipe.model_dump() | {"model": model.model_dump()} | alone)

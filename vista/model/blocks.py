@@ -6,6 +6,7 @@ Shape suffixes: N any rows, D width, T tasks.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -56,10 +57,24 @@ class SGLU(nn.Module):
         return mixed
 
 
-def mlp(width: int, hidden: tuple[int, ...], outputs: int, dropout: float) -> nn.Sequential:
-    """Linear, ReLU and dropout per hidden width, and a linear output."""
+class BatchNorm(nn.BatchNorm1d):
+    """A batch of one row, which has no variance, is normalised by the running statistics."""
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        if self.training and len(x_ND) < 2:
+            return F.batch_norm(
+                x_ND, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(x_ND)
+
+
+def mlp(
+    width: int, hidden: tuple[int, ...], outputs: int, dropout: float, *, batch_norm: bool = False
+) -> nn.Sequential:
+    """Linear, batch norm if it is asked for, ReLU and dropout per hidden width, and a linear output."""
     layers: list[nn.Module] = []
     for size in hidden:
-        layers += [nn.Linear(width, size), nn.ReLU(), nn.Dropout(dropout)]
+        norm = [BatchNorm(size)] if batch_norm else []
+        layers += [nn.Linear(width, size), *norm, nn.ReLU(), nn.Dropout(dropout)]
         width = size
     return nn.Sequential(*layers, nn.Linear(width, outputs))

@@ -38,9 +38,12 @@ class Downstream(nn.Module):
     def from_foundation(cls, foundation: Ranker) -> Self:
         """A copy of the foundation's embeddings, stage 2 and MLP; the fallback is its summary of no
         events."""
-        assert isinstance(foundation.history, VistaHistory), "only slot 'vista' has a stage 2"
+        assert isinstance(foundation.history, VistaHistory), f"slot {foundation.slot!r} has no stage 2"
         model = cls(foundation.config, foundation.spec)
-        model.scorer.load_state_dict(foundation.scorer.state_dict())
+        scorer = foundation.scorer.state_dict()
+        # a co-trained foundation's MLP reads more than stage 2 gives, after it
+        scorer["mlp.0.weight"] = scorer["mlp.0.weight"][:, : model.scorer.mlp[0].in_features]
+        model.scorer.load_state_dict(scorer)
         model.target_attention.load_state_dict(foundation.history.target_attention.state_dict())
         if model.tokens is not None:
             model.tokens.load_state_dict(foundation.tokens.state_dict())

@@ -25,16 +25,7 @@ from vista.model.reconstruction import Reconstruction
 from vista.model.summariser import Summariser
 from vista.model.target_attention import TargetAttention
 
-SlotName = Literal["vista", "no_history", "mean_pool", "ttsn", "din", "mha", "sasrec", "hstu"]
-
-BASELINES: dict[SlotName, Callable[[ModelConfig, FeatureSpec, int], HistoryModule]] = {
-    "mean_pool": MeanPool,
-    "ttsn": TwoTower,
-    "din": Din,
-    "mha": Mha,
-    "sasrec": SasRec,
-    "hstu": Hstu,
-}
+SlotName = Literal["vista", "vista_hstu", "no_history", "mean_pool", "ttsn", "din", "mha", "sasrec", "hstu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +36,11 @@ class RankerOutput:
     reconstruction_loss: Tensor | None = None
 
 
-def loss(output: RankerOutput, labels_CT: Tensor) -> Tensor:
-    """Binary cross-entropy, summed over candidates and tasks (the caller divides by the global count)."""
-    return F.binary_cross_entropy_with_logits(output.logits_CT, labels_CT, reduction="sum")
+def loss(output: RankerOutput, labels_CT: Tensor, task_weights: tuple[float, ...] = ()) -> Tensor:
+    """Binary cross-entropy, summed over candidates and, weighted, over tasks (the caller divides by the
+    global count of candidates). No weights: 1 each."""
+    weights_T = labels_CT.new_tensor(task_weights) if task_weights else None
+    return F.binary_cross_entropy_with_logits(output.logits_CT, labels_CT, weights_T, reduction="sum")
 
 
 class Scorer(nn.Module):
@@ -60,7 +53,13 @@ class Scorer(nn.Module):
 
     def add_mlp(self, config: ModelConfig, spec: FeatureSpec, history_width: int) -> None:
         """The last part: its width depends on the slot's, whose width depends on the items'."""
-        self.mlp = mlp(self.features.width + history_width, config.mlp, len(spec.tasks), config.dropout)
+        self.mlp = mlp(
+            self.features.width + history_width,
+            config.mlp,
+            len(spec.tasks),
+            config.dropout,
+            batch_norm=config.mlp_batch_norm,
+        )
 
     def embed(self, batch: TensorBatch) -> Tensor:
         """candidates_CI."""
@@ -100,6 +99,38 @@ class VistaHistory(HistoryModule):
         return history_CD, self.reconstruction(summary_BSD, ordered_LD, uih)
 
 
+class CoTrained(VistaHistory):
+    """VISTA beside HSTU over the same embeddings (table 3): the MLP reads what both give, VISTA's first."""
+
+    def __init__(self, config: ModelConfig, spec: FeatureSpec, item_width: int) -> None:
+        super().__init__(config, spec, item_width)
+        self.hstu = Hstu(config, spec, item_width)
+        self.width = config.width + self.hstu.width
+
+    def forward(self, uih: Uih, candidates_CI: Tensor, user_C: Tensor) -> Tensor:
+        vista_CD = super().forward(uih, candidates_CI, user_C)
+        return torch.cat([vista_CD, self.hstu(uih, candidates_CI, user_C)], dim=1)
+
+    def with_reconstruction(
+        self, uih: Uih, candidates_CI: Tensor, user_C: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        vista_CD, reconstruction_loss = super().with_reconstruction(uih, candidates_CI, user_C)
+        return torch.cat([vista_CD, self.hstu(uih, candidates_CI, user_C)], dim=1), reconstruction_loss
+
+
+SLOTS: dict[SlotName, Callable[[ModelConfig, FeatureSpec, int], HistoryModule]] = {
+    "vista": VistaHistory,
+    "vista_hstu": CoTrained,
+    "mean_pool": MeanPool,
+    "ttsn": TwoTower,
+    "din": Din,
+    "mha": Mha,
+    "sasrec": SasRec,
+    "hstu": Hstu,
+}
+"""All but `no_history`, which has nothing in it."""
+
+
 class Ranker(nn.Module):
     """A model that reads the raw history: VISTA's foundation model, or a baseline in the same slot."""
 
@@ -111,7 +142,7 @@ class Ranker(nn.Module):
         self.history: HistoryModule | None = None
         if slot != "no_history":
             self.tokens = UihTokens(config, spec, item_width)
-            self.history = BASELINES.get(slot, VistaHistory)(config, spec, item_width)
+            self.history = SLOTS[slot](config, spec, item_width)
         self.scorer.add_mlp(config, spec, self.history.width if self.history else 0)
 
     def forward(self, batch: TensorBatch) -> RankerOutput:
@@ -134,7 +165,7 @@ class Ranker(nn.Module):
         return embedded
 
     def summarise(self, batch: TensorBatch) -> Tensor:
-        """summary_BSD of the batch's histories (slot "vista" only); candidates are not read."""
+        """summary_BSD of the batch's histories (slots "vista" and "vista_hstu"); candidates are not read."""
         assert isinstance(self.history, VistaHistory), f"slot {self.slot!r} has no summaries"
         summary_BSD: Tensor = self.history.summariser(self.uih(batch))
         return summary_BSD

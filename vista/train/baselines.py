@@ -63,7 +63,7 @@ def baseline_jobs(stage: StageContext) -> list[BaselineJob]:
 
 
 COSTLIEST_FIRST: tuple[BaselineName, ...] = (
-    "vista_newest_tenth", "din", "mean_pool", "lightgbm", "no_history",
+    "mha", "sasrec", "vista_newest_tenth", "hstu", "din", "mean_pool", "ttsn", "lightgbm", "no_history",
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from vista.config import TrainConfig
 from vista.data.batches import BatchPlan, batches
 from vista.data.schema import Batch, Examples
+from vista.errors import InputError
 from vista.evaluate.metrics import auc
 from vista.model.checkpoint import Model
 from vista.model.inputs import tensors
@@ -31,6 +32,7 @@ from vista.train.state import Point, Progress, load_state, save_state
 
 LOG = logging.getLogger(__name__)
 LOG_EVERY_S = 5.0
+PLATEAU_FACTOR = 0.1
 
 Forward = Callable[[Batch], RankerOutput]
 
@@ -63,6 +65,13 @@ class Task:
     train: Callable[[int], BatchPlan]
     valid: BatchPlan | None
     labels_N: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if self.config.schedule == "plateau" and self.valid is None:
+            raise InputError(
+                "schedule 'plateau' watches the validation AUC, and no examples are kept for validation: "
+                "give more days of events, or take the schedule 'linear'"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +108,7 @@ class _Fitting:
     def __init__(self, task: Task, world: World, keep: Callable[[Snapshot], None] | None) -> None:
         self.task, self.model, self.config = task, task.model, task.config
         self.world, self.keep = world, keep
+        assert world.size == 1 or not task.model.config.mlp_batch_norm, "batch norm sees a part of the batch"
         self.progress = Progress()
         self.curve: list[Point] = []
         self.best: dict[str, Tensor] = {}
@@ -138,7 +148,8 @@ class _Fitting:
     def _step(self, step: int, steps: int, batch: Batch) -> None:
         epoch = self.progress.epoch
         torch.default_generator.manual_seed(seed_of(self.config.seed, epoch, step, self.world.rank))
-        rate = learning_rate(self.config, (epoch + step / steps) / self.config.epochs)
+        done_share = (epoch + step / steps) / self.config.epochs
+        rate = learning_rate(self.config, done_share, self.progress.stalls)
         self.model.train()
         values = self._backward(batch)
         self.world.add(self.optimiser.gradient_N)
@@ -154,7 +165,8 @@ class _Fitting:
         terms: list[Tensor] = []
         if len(batch.candidate_id_C):
             output = self.task.forward(batch)
-            terms.append(loss(output, torch.from_numpy(batch.labels_CT)))
+            labels_CT = torch.from_numpy(batch.labels_CT)
+            terms.append(loss(output, labels_CT, self.model.config.task_weights))
             shares[0], shares[1] = terms[0].item(), len(batch.candidate_id_C)
             if output.reconstruction_loss is not None:
                 shares[3] = _predictions(batch, self.model.config.reconstruction_window)
@@ -179,6 +191,8 @@ class _Fitting:
         if area is None or self.progress.best_auc is None or area > self.progress.best_auc:
             changes |= {"best_auc": area, "best_epoch": epoch}
             self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
+        else:
+            changes["stalls"] = self.progress.stalls + 1
         self.progress = self.progress.model_copy(update=changes)
         waited = epoch - (self.progress.best_epoch or 0)
         done = epoch + 1 == self.config.epochs or waited >= self.config.patience
@@ -260,12 +274,17 @@ def batch_plan(
     )
 
 
-def learning_rate(config: TrainConfig, done: float) -> float:
-    """Linear decay from `learning_rate` to its final fraction; `done` is the share of steps that are done.
+def learning_rate(config: TrainConfig, done: float, stalls: int) -> float:
+    """Linear decay from `learning_rate` to its final fraction, `done` being the share of steps that are
+    done; or a tenth of itself for each epoch without a better validation AUC (`stalls`).
 
-    >>> learning_rate(TrainConfig(learning_rate=0.1, final_learning_rate_fraction=0.5), 1.0)
+    >>> learning_rate(TrainConfig(learning_rate=0.1, final_learning_rate_fraction=0.5), 1.0, 0)
+    0.05
+    >>> learning_rate(TrainConfig(learning_rate=0.5, schedule="plateau"), 1.0, 1)
     0.05
     """
+    if config.schedule == "plateau":
+        return config.learning_rate * PLATEAU_FACTOR**stalls
     return config.learning_rate * (1 - done * (1 - config.final_learning_rate_fraction))
 
 

@@ -29,6 +29,7 @@ class Progress(Frozen):
     global_step: int = 0
     best_epoch: int | None = None
     best_auc: float | None = None
+    stalls: int = 0  # epochs without a better validation AUC
     done: bool = False
     curve: tuple[Point, ...] = ()
 

@@ -86,7 +86,7 @@ def foundation_job(stage: StageContext, *, history_share: int = 1) -> RankerJob:
     windows, recipe = stage.dataset.split(), stage.recipe
     return RankerJob(
         dataset=stage.run.data,
-        slot="vista",
+        slot=recipe.foundation_slot,
         model=recipe.model,
         train=recipe.foundation,
         max_uih=max(1, recipe.data.max_uih // history_share),
@@ -109,7 +109,7 @@ def finish(stage: StageContext, training: Training, space: str, state: Path) -> 
     scores = training.test_scores(test_day)
     unfinished = result.begin()
     meta = CheckpointMeta(
-        kind="vista",
+        kind=stage.recipe.foundation_slot,
         config=training.model.config,
         spec=training.model.spec,
         space=space,

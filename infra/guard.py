@@ -1,7 +1,8 @@
 """Runs one command; when it ends, when this process is stopped, or when the launcher dies, nothing of the
-command stays: `python -m infra.guard --parent PID [--scratch DIRECTORY --logs DIRECTORY] -- COMMAND ...`
+command stays: `python -m infra.guard --parent PID [options] -- COMMAND ...`
 
-The scratch directory is deleted at the end; the logs of a Ray session in it are kept first.
+The command is asked to end with the stop signal (default SIGTERM) and killed if it does not. The scratch
+directory is deleted at the end; the logs of a Ray session in it are kept first.
 """
 
 import argparse
@@ -24,6 +25,7 @@ def main() -> int:
     """The command's exit code; 143 if this process was told to stop."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--stop-signal", type=int, default=signal.SIGTERM)
     parser.add_argument("--scratch", type=Path)
     parser.add_argument("--logs", type=Path)
     parser.add_argument("command", nargs="+")
@@ -32,12 +34,12 @@ def main() -> int:
     adopt_orphans()
     die_with(arguments.parent)
     guard = os.getpid()
-    child = subprocess.Popen(arguments.command, preexec_fn=lambda: die_with(guard))
+    child = subprocess.Popen(arguments.command, preexec_fn=lambda: die_with(guard, arguments.stop_signal))
     try:
         return child.wait()
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _stop(child)
+        _stop(child, arguments.stop_signal)
         if arguments.scratch:
             _keep_logs(arguments.scratch, arguments.logs)
             shutil.rmtree(arguments.scratch, ignore_errors=True)
@@ -52,9 +54,9 @@ def _keep_logs(scratch: Path, logs: Path) -> None:
         shutil.copytree(found, logs, ignore=shutil.ignore_patterns("*.sock"), dirs_exist_ok=True)
 
 
-def _stop(child: "subprocess.Popen[bytes]") -> None:
+def _stop(child: "subprocess.Popen[bytes]", stop_signal: int) -> None:
     if child.poll() is None:
-        child.terminate()
+        child.send_signal(stop_signal)
     wait_until(lambda: child.poll() is not None, GRACE_S)
     while left := descendants(os.getpid()):
         for pid in left:

@@ -16,9 +16,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 STOP_S = 30.0
 
 
-def die_with(parent: int) -> None:
-    """Get SIGTERM when `parent`, the process that started this one, ends however it ends."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def die_with(parent: int, number: int = signal.SIGTERM) -> None:
+    """Get the signal when `parent`, the process that started this one, ends however it ends."""
+    _prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # it ended before the call
         raise SystemExit(1)
 
@@ -28,18 +28,24 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def descendants(pid: int) -> set[int]:
-    """All processes below `pid` now, zombies too."""
-    children: dict[int, list[int]] = {}
+def children() -> dict[int, list[int]]:
+    """The processes right below each process now, zombies too."""
+    found: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):  # it ended meanwhile
                 after_name = (entry / "stat").read_text().rpartition(")")[2].split()
-                children.setdefault(int(after_name[1]), []).append(int(entry.name))
+                found.setdefault(int(after_name[1]), []).append(int(entry.name))
+    return found
+
+
+def descendants(pid: int) -> set[int]:
+    """All processes below `pid` now, zombies too."""
+    below_each = children()
     found: set[int] = set()
     waiting = [pid]
     while waiting:
-        below = children.get(waiting.pop(), [])
+        below = below_each.get(waiting.pop(), [])
         found.update(below)
         waiting.extend(below)
     return found
@@ -63,13 +69,15 @@ def guarded(
     scratch: Path | None = None,
     logs: Path | None = None,
     lock: int | None = None,
+    stop_signal: int = signal.SIGTERM,
 ) -> "subprocess.Popen[bytes]":
     """Start `command` below `infra.guard`, which stops all of it when it ends, is stopped, or we die.
 
     Until then the file descriptor `lock` stays open; then `scratch` is deleted, after the logs of the Ray
-    session in it were copied to `logs`. Output goes to `log`.
+    session in it were copied to `logs`. Output goes to `log`. `stop_signal` asks the command to end; what
+    has not ended soon after is killed. "We" is the thread that calls: Linux sees it as the parent.
     """
-    options = ["--parent", str(os.getpid())]
+    options = ["--parent", str(os.getpid()), "--stop-signal", str(int(stop_signal))]
     if scratch:
         options += ["--scratch", str(scratch), "--logs", str(logs)]
     return subprocess.Popen(

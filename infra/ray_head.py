@@ -1,9 +1,6 @@
 """A Ray head of one's own: loopback, own ports, own token, nothing left behind."""
 
-import os
-import random
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from infra.ports import free_block
 from infra.processes import guarded, stop, wait_until
 from vista.errors import BackendError
 
@@ -22,7 +20,6 @@ HEALTH = "/api/local_raylet_healthz"
 CPUS = 2
 OBJECT_STORE_BYTES = 512 * 2**20
 WORKER_PORTS = 300
-FIRST_PORT, LAST_PORT = 20_000, 32_000  # below the range that Linux gives to outgoing connections
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,25 +98,3 @@ def _answers(head: RayHead, url: str, path: str) -> bool:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
-
-
-def free_block(size: int) -> int:
-    """The first of `size` neighbouring ports that are free. Raises `BackendError` if there are none."""
-    generator = random.Random(os.urandom(8))
-    for _ in range(100):
-        first = generator.randrange(FIRST_PORT, LAST_PORT - size)
-        if all(is_free(port) for port in range(first, first + size)):
-            return first
-    raise BackendError(
-        f"no {size} free neighbouring ports between {FIRST_PORT} and {LAST_PORT}: stop a server"
-    )
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True

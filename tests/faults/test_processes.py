@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from infra.ports import free_block, is_free
 from infra.processes import adopt_orphans, guarded, stop, wait_until
-from infra.ray_head import free_block, is_free
 from infra.run import only_run
 from vista.errors import InputError
 

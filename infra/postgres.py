@@ -1,0 +1,123 @@
+"""PostgreSQL: the database of the Hive metastore, and in the local stack of Airflow and MLflow."""
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.servers import (
+    HOST,
+    Server,
+    call,
+    filled,
+    kept_password,
+    kept_ports,
+    private_folder,
+    program,
+    running,
+    write_private,
+)
+from vista.errors import BackendError
+
+START_S = 60.0
+SUPERUSER = "postgres"
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A database and the role of the same name that owns it; the file holds the role's password."""
+
+    name: str
+    port: int
+    password: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Postgres:
+    """A running server and its folder."""
+
+    server: Server
+    port: int
+    place: Path
+
+    def sql(self, statements: str, database: str = "postgres") -> str:
+        """Run statements as the superuser until one fails; rows without a header. Raises `BackendError`."""
+        options = ["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1"]
+        where = ["-h", HOST, "-p", str(self.port), "-U", SUPERUSER, "-d", database]
+        environment = {"PGPASSFILE": str(self.place / "pgpass"), "PGCONNECT_TIMEOUT": "5"}
+        command = [program("psql"), *options, *where]
+        return call(command, f"SQL on {self.server.name}", environment=environment, stdin=statements).strip()
+
+    def database(self, name: str) -> Database:
+        """The database of that name, made with its role if it is not there."""
+        password = self.place / f"{name}.password"
+        if not self.sql(f"SELECT 1 FROM pg_roles WHERE rolname = '{name}'"):
+            self.sql(f"CREATE ROLE \"{name}\" LOGIN PASSWORD '{kept_password(password)}'")
+        if not self.sql(f"SELECT 1 FROM pg_database WHERE datname = '{name}'"):
+            self.sql(f'CREATE DATABASE "{name}" OWNER "{name}"')
+        return Database(name, self.port, password)
+
+
+@contextmanager
+def running_postgres(place: Path) -> Iterator[Postgres]:
+    """A server whose data stay in the folder.
+
+    Root starts it as the user postgres, who must be let through to the folder.
+    """
+    (port,) = kept_ports(private_folder(place), 1)
+    superuser, data = place / "superuser.password", place / "data"
+    write_private(place / "pgpass", f"{HOST}:{port}:*:{SUPERUSER}:{kept_password(superuser)}\n")
+    write_private(place / "postgresql.conf", filled("postgres/postgresql.conf", port=port))
+    if _is_root():
+        _let_through(place)
+    if not data.exists():
+        _make(data, superuser)
+    settings = ["-D", str(data), "-c", f"config_file={place / 'postgresql.conf'}"]
+    command = _as_owner([program("postgres"), *settings])
+    # SIGTERM would wait for every client to leave
+    server = Server(
+        "postgres", place, command, lambda: _answers(postgres), START_S, stop_signal=signal.SIGINT
+    )
+    postgres = Postgres(server, port, place)
+    with running([server]):
+        yield postgres
+
+
+def _make(data: Path, superuser: Path) -> None:
+    part = data.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    options = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", f"--username={SUPERUSER}"]
+    files = [f"--pwfile={superuser}", f"--pgdata={part}"]
+    call(_as_owner([program("initdb"), *options, *files]), f"initdb in {part}")
+    part.rename(data)
+
+
+def _is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def _as_owner(command: Sequence[str]) -> Sequence[str]:
+    if not _is_root():
+        return command
+    user = ["--reuid=postgres", "--regid=postgres", "--clear-groups"]
+    return [program("setpriv"), *user, "--pdeathsig=keep", "--", *command]
+
+
+def _let_through(place: Path) -> None:
+    closed = [folder for folder in place.absolute().parents if not folder.stat().st_mode & 0o001]
+    if closed:
+        raise BackendError(
+            f"{closed[-1]} is closed to the user postgres, as whom PostgreSQL runs because it refuses root: "
+            f"choose another place than {place}, or: chmod o+x {closed[-1]}"
+        )
+    for path in (place, place / "superuser.password", place / "postgresql.conf"):
+        shutil.chown(path, "postgres")
+
+
+def _answers(postgres: Postgres) -> bool:
+    with suppress(BackendError):
+        return postgres.sql("SELECT 1") == "1"
+    return False

@@ -1,0 +1,175 @@
+"""Redis 7: alone (with TLS if asked), a primary and a replica below three Sentinels, a Cluster of 3 + 3.
+
+There are two users: `admin`, the launcher's, and `vista`, who may touch the keys of the stores only.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.processes import wait_until
+from infra.servers import (
+    HOST,
+    Server,
+    call,
+    filled,
+    kept_password,
+    kept_ports,
+    private_folder,
+    program,
+    running,
+    write_private,
+)
+from infra.tls import Certificates
+from vista.errors import BackendError
+
+START_S = 30.0
+MEET_S = 60.0  # 5 s for a Cluster of six on two idle cores
+PRIMARY_NAME = "vista"
+"""The name under which the Sentinels know the primary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One process of Redis or of Sentinel, and how its administrator gets in."""
+
+    server: Server
+    port: int
+    user: str
+    password: str
+    certificates: Certificates | None = None
+
+    def ask(self, *words: str) -> str:
+        """What it answers to one command. Raises `BackendError`: refused or out of reach."""
+        trust = ["--tls", "--cacert", str(self.certificates.authority)] if self.certificates else []
+        access = ["-e", "-h", HOST, "-p", str(self.port), "--user", self.user, *trust]
+        environment = {"REDISCLI_AUTH": self.password}
+        what = f"{words[0]} on {self.server.name}"
+        return call([program("redis-cli"), *access, *words], what, environment=environment).strip()
+
+    def fields(self, *words: str) -> dict[str, str]:
+        """The `name:value` lines that it answers to one command."""
+        pairs = (line.partition(":") for line in self.ask(*words).splitlines())
+        return {name: value.strip() for name, _, value in pairs}
+
+
+@dataclass(frozen=True, slots=True)
+class Redis:
+    """A region's store: its nodes, the Sentinels that watch them, the file with the password of `vista`."""
+
+    nodes: Sequence[Node]
+    vista_password: Path
+    sentinels: Sequence[Node] = ()
+
+
+@contextmanager
+def running_redis(place: Path, certificates: Certificates | None = None) -> Iterator[Redis]:
+    """One node; with certificates it takes only TLS connections."""
+    (port,) = kept_ports(private_folder(place), 1)
+    extra = ""
+    if certificates:
+        paths = {name: getattr(certificates, name) for name in ("certificate", "key", "authority")}
+        extra = filled("redis/tls.conf", port=port, **paths)
+    node = _node(place, "redis", port, extra, certificates)
+    with running([node.server]):
+        yield Redis([node], place / "vista.password")
+
+
+@contextmanager
+def running_sentinel(place: Path) -> Iterator[Redis]:
+    """A primary with one replica, and three Sentinels that replace it when it is silent for a second."""
+    primary_port, replica_port, *ports = kept_ports(private_folder(place), 5)
+    primary = _node(place, "redis-0", primary_port)
+    replica = _node(place, "redis-1", replica_port, f"replicaof {HOST} {primary_port}\n")
+    sentinels = [_sentinel(place, f"sentinel-{n}", port, primary_port) for n, port in enumerate(ports)]
+    with running([primary.server, replica.server]):
+        _wait(lambda: _follows(replica), f"the replica in {place} did not follow its primary")
+        with running([sentinel.server for sentinel in sentinels]):
+            _wait(lambda: all(map(_sees_all, sentinels)), f"the Sentinels in {place} did not meet")
+            yield Redis([primary, replica], place / "vista.password", sentinels)
+
+
+@contextmanager
+def running_cluster(place: Path) -> Iterator[Redis]:
+    """Three primaries with a replica each, all slots taken, every node in sight of every other."""
+    ports = kept_ports(private_folder(place), 12)
+    nodes = [
+        _node(place, f"redis-{n}", port, filled("redis/cluster.conf", bus_port=bus_port))
+        for n, (port, bus_port) in enumerate(zip(ports[:6], ports[6:], strict=True))
+    ]
+    with running([node.server for node in nodes]):
+        if nodes[0].fields("CLUSTER", "INFO")["cluster_known_nodes"] == "1":
+            addresses = [f"{HOST}:{node.port}" for node in nodes]
+            nodes[0].ask("--cluster", "create", *addresses, "--cluster-replicas", "1", "--cluster-yes")
+        _wait(lambda: _whole(nodes), f"the Cluster in {place} did not form")
+        yield Redis(nodes, place / "vista.password")
+
+
+def _node(
+    place: Path, name: str, port: int, extra: str = "", certificates: Certificates | None = None
+) -> Node:
+    own = private_folder(place / name)
+    admin, vista = (kept_password(place / f"{user}.password") for user in ("admin", "vista"))
+    hashes = {"admin_sha256": _sha256(admin), "vista_sha256": _sha256(vista)}
+    write_private(own / "users.acl", filled("redis/users.acl", **hashes))
+    base = filled("redis/redis.conf", port=port, place=own, users=own / "users.acl", password=admin)
+    write_private(own / "redis.conf", base + extra)
+    command = [program("redis-server"), str(own / "redis.conf")]
+    node = Node(
+        Server(name, own, command, lambda: _answers(node), START_S), port, "admin", admin, certificates
+    )
+    return node
+
+
+def _sentinel(place: Path, name: str, port: int, primary_port: int) -> Node:
+    own = private_folder(place / name)
+    vista = kept_password(place / "vista.password")
+    text = filled(
+        "redis/sentinel.conf", port=port, place=own, own_password=vista, primary_name=PRIMARY_NAME,
+        primary_port=primary_port, password=kept_password(place / "admin.password"),
+    )  # fmt: skip
+    write_private(own / "sentinel.conf", text)
+    command = [program("redis-server"), str(own / "sentinel.conf"), "--sentinel"]
+    node = Node(Server(name, own, command, lambda: _answers(node), START_S), port, "default", vista)
+    return node
+
+
+def _answers(node: Node) -> bool:
+    with suppress(BackendError):
+        return node.ask("PING") == "PONG"
+    return False
+
+
+def _follows(node: Node) -> bool:
+    return node.fields("INFO", "replication").get("master_link_status") == "up"
+
+
+def _sees_all(sentinel: Node) -> bool:
+    known = sentinel.ask("SENTINEL", "master", PRIMARY_NAME).splitlines()
+    values = dict(zip(known[::2], known[1::2], strict=True))
+    return (values["num-slaves"], values["num-other-sentinels"], values["flags"]) == ("1", "2", "master")
+
+
+def _whole(nodes: Sequence[Node]) -> bool:
+    for node in nodes:
+        info = node.fields("CLUSTER", "INFO")
+        links = [line.split()[2:8:5] for line in node.ask("CLUSTER", "NODES").splitlines()]
+        replicas = sum("slave" in flags for flags, _ in links)
+        if info["cluster_state"] != "ok" or replicas != 3 or len(links) != 6:
+            return False
+        if any("fail" in flags or state != "connected" for flags, state in links):
+            return False
+        if node.fields("INFO", "replication")["role"] == "slave" and not _follows(node):
+            return False
+    return True
+
+
+def _wait(condition: Callable[[], bool], otherwise: str) -> None:
+    if not wait_until(condition, MEET_S):
+        raise BackendError(f"{otherwise} within {MEET_S:.0f} s: see the logs there")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

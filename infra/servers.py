@@ -1,0 +1,183 @@
+"""What every real server of the tests and of the local stack shares.
+
+A server has a folder of its own, kept ports, a log, and no life of its own: it runs below a guard, which ends
+it when it is stopped and when whoever started it dies. It listens on loopback only. Passwords are made here,
+live in files that only their owner can read, and are never in arguments or logs.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Template
+from xml.sax.saxutils import escape
+
+from infra.ports import free_block, is_free
+from infra.processes import children, guarded, stop, wait_until
+from vista.errors import BackendError
+
+CONF = Path(__file__).parent / "conf"
+HOST = "127.0.0.1"
+LOG_LINES = 15
+
+PACKAGES = {
+    "java": "openjdk-17-jdk-headless",
+    "javac": "openjdk-17-jdk-headless",
+    "mvn": "maven",
+    "openssl": "openssl",
+    "postgres": "postgresql",
+    "initdb": "postgresql",
+    "psql": "postgresql",
+    "setpriv": "util-linux",
+    "redis-cli": "redis-server",
+    "redis-server": "redis-server",
+}
+"""Program -> the Debian package that holds it."""
+
+
+@dataclass
+class Server:
+    """One server process. `answers` makes a real request of the server's own protocol."""
+
+    name: str
+    place: Path
+    command: Sequence[str]
+    answers: Callable[[], bool]
+    start_s: float
+    environment: Mapping[str, str] = field(default_factory=dict)
+    stop_signal: int = signal.SIGTERM
+    _guard: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
+
+    @property
+    def log(self) -> Path:
+        return self.place / f"{self.name}.log"
+
+    def start(self) -> None:
+        """Start the process, from a thread that lives as long as it must; `wait` before using it."""
+        with self.log.open("ab") as log:
+            environment = {**os.environ, **self.environment}
+            self._guard = guarded(self.command, environment, log=log, stop_signal=self.stop_signal)
+
+    def wait(self) -> None:
+        """Return when it answers. Raises `BackendError` with the end of its log if it does not."""
+        if wait_until(lambda: self._ended() or self.answers(), self.start_s) and not self._ended():
+            return
+        happened = "ended" if self._ended() else f"did not answer within {self.start_s:.0f} s"
+        self.stop()
+        last = "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+        raise BackendError(f"{self.name} {happened}; {self.log} ends with:\n{last}")
+
+    def stop(self) -> None:
+        """Ask it to end, kill it if it does not; returns when it is gone."""
+        if self._guard:
+            stop(self._guard)
+
+    def kill(self) -> None:
+        """kill -9. Returns when it is gone; `start` and `wait` bring it back with what was on disk."""
+        assert self._guard is not None
+        os.kill(self.pid, signal.SIGKILL)
+        self._guard.wait()
+
+    @property
+    def pid(self) -> int:
+        """The server's own process; it must have been started."""
+        assert self._guard is not None
+        (pid,) = children()[self._guard.pid]
+        return pid
+
+    def _ended(self) -> bool:
+        return self._guard is None or self._guard.poll() is not None
+
+
+@contextmanager
+def running(servers: Sequence[Server]) -> Iterator[None]:
+    """The servers, started side by side and ready; at the end all are stopped, the last one first."""
+    with ExitStack() as stack:
+        for server in servers:
+            stack.callback(server.stop)
+            server.start()
+        for server in servers:
+            server.wait()
+        yield
+
+
+def private_folder(path: Path) -> Path:
+    """A folder that only its owner may enter: some servers write their settings again, for all to read."""
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o700)
+    return path
+
+
+def kept_ports(place: Path, count: int) -> list[int]:
+    """Free ports, kept in the folder: what is started again has its old addresses.
+
+    Raises `BackendError` if a kept one is in use.
+    """
+    kept = place / "ports.json"
+    if not kept.exists():
+        first = free_block(count)
+        kept.write_text(json.dumps([*range(first, first + count)]))
+    ports: list[int] = json.loads(kept.read_text())
+    for port in ports:
+        if not is_free(port):
+            raise BackendError(f"port {port} of {place} is in use: stop what uses it, or delete {kept}")
+    return ports
+
+
+def kept_password(path: Path) -> str:
+    """The password in the file, which is made if it is not there."""
+    if not path.exists():
+        write_private(path, secrets.token_urlsafe(24))
+    return path.read_text()
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+
+
+def filled(template: str, **values: object) -> str:
+    """A template of `infra/conf` with its values."""
+    texts = {name: str(value) for name, value in values.items()}
+    if template.endswith(".xml"):
+        texts = {name: escape(text) for name, text in texts.items()}
+    return Template((CONF / template).read_text(encoding="utf-8")).substitute(texts)
+
+
+def program(name: str) -> str:
+    """The path of a program. Raises `BackendError`: what to install."""
+    # Debian keeps the programs of PostgreSQL's server out of PATH
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    path = shutil.which(name, path=os.pathsep.join([*map(str, versions[-1:]), os.environ.get("PATH", "")]))
+    if path is None:
+        raise BackendError(
+            f"{name} is not installed: make infra, or as root: apt-get install {PACKAGES[name]}"
+        )
+    return path
+
+
+def call(
+    command: Sequence[str], what: str, *, environment: Mapping[str, str] | None = None, stdin: str = ""
+) -> str:
+    """Run a program of a server to its end; what it printed. Raises `BackendError` with what it said."""
+    done = subprocess.run(
+        command,
+        env={**os.environ, **(environment or {})},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise BackendError(
+            f"{what} failed with exit code {done.returncode}: {(done.stderr or done.stdout).strip()}"
+        )
+    return done.stdout

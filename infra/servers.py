@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
@@ -47,10 +47,10 @@ class Server:
 
     name: str
     place: Path
-    command: Sequence[str]
-    answers: Callable[[], bool]
+    command: Sequence[str] = field(repr=False)
+    answers: Callable[[], bool] = field(repr=False)
     start_s: float
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     stop_signal: int = signal.SIGTERM
     _guard: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
 
@@ -72,6 +72,11 @@ class Server:
         self.stop()
         last = "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_LINES:])
         raise BackendError(f"{self.name} {happened}; {self.log} ends with:\n{last}")
+
+    def ask_to_stop(self) -> None:
+        """What `stop` begins with: several servers can stop at once."""
+        if self._guard:
+            self._guard.terminate()
 
     def stop(self) -> None:
         """Ask it to end, kill it if it does not; returns when it is gone."""
@@ -97,14 +102,18 @@ class Server:
 
 @contextmanager
 def running(servers: Sequence[Server]) -> Iterator[None]:
-    """The servers, started side by side and ready; at the end all are stopped, the last one first."""
-    with ExitStack() as stack:
+    """The servers, started side by side and ready; at the end all are stopped, side by side too."""
+    try:
         for server in servers:
-            stack.callback(server.stop)
             server.start()
         for server in servers:
             server.wait()
         yield
+    finally:
+        for server in servers:
+            server.ask_to_stop()
+        for server in servers:
+            server.stop()
 
 
 def private_folder(path: Path) -> Path:

@@ -1,0 +1,37 @@
+"""Servers that are Java programs: where `make infra` puts their jars, and how a JVM is started."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from infra.servers import CONF, program
+from vista.errors import BackendError
+
+SERVERS = Path(__file__).resolve().parents[1] / "build" / "servers"
+VERSIONS = {"kafka": "4.3.1", "hive": "4.0.1", "metastore": "4.0.1"}
+
+
+def folder_of(name: str) -> Path:
+    """Where the jars of a server are, one folder per version."""
+    return SERVERS / f"{name}-{VERSIONS[name]}"
+
+
+def installed(name: str) -> Path:
+    """The folder of an installed server. Raises `BackendError` if it is not installed."""
+    folder = folder_of(name)
+    if not (folder / "installed").exists():
+        raise BackendError(f"{name} {VERSIONS[name]} is not installed in {folder}: make infra")
+    return folder
+
+
+def java(main: str, *arguments: str, heap_mb: int, options: Sequence[str] = ()) -> list[str]:
+    """The command of a small JVM for a main class of the class path."""
+    small = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.net.preferIPv4Stack=true"]
+    log = [f"-Dlog4j2.configurationFile={CONF / 'log4j2.properties'}", "-Dlog4j.shutdownHookEnabled=false"]
+    return [program("java"), f"-Xmx{heap_mb}m", *small, *log, *options, main, *arguments]
+
+
+def class_path(*folders: Path) -> Mapping[str, str]:
+    """The environment variable with all jars of the folders, in a lasting order."""
+    jars = [jar for folder in folders for jar in sorted(folder.glob("*.jar"))]
+    return {"CLASSPATH": os.pathsep.join(map(str, jars))}

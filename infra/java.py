@@ -27,11 +27,14 @@ def installed(name: str) -> Path:
 def java(main: str, *arguments: str, heap_mb: int, options: Sequence[str] = ()) -> list[str]:
     """The command of a small JVM for a main class of the class path."""
     small = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.net.preferIPv4Stack=true"]
-    log = [f"-Dlog4j2.configurationFile={CONF / 'log4j2.properties'}", "-Dlog4j.shutdownHookEnabled=false"]
+    log = [f"-Dlog4j.configurationFile={CONF / 'log4j2.properties'}", "-Dlog4j.shutdownHookEnabled=false"]
     return [program("java"), f"-Xmx{heap_mb}m", *small, *log, *options, main, *arguments]
 
 
 def class_path(*folders: Path) -> Mapping[str, str]:
-    """The environment variable with all jars of the folders, in a lasting order."""
-    jars = [jar for folder in folders for jar in sorted(folder.glob("*.jar"))]
-    return {"CLASSPATH": os.pathsep.join(map(str, jars))}
+    """CLASSPATH: the folders, each followed by its jars, in a lasting order; no jar twice."""
+    entries: dict[str, Path] = {}
+    for folder in folders:
+        for entry in (folder, *sorted(folder.glob("*.jar"))):
+            entries.setdefault(entry.name if entry.suffix else str(entry), entry)
+    return {"CLASSPATH": os.pathsep.join(map(str, entries.values()))}

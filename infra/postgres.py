@@ -43,10 +43,13 @@ class Postgres:
     port: int
     place: Path
 
-    def sql(self, statements: str, database: str = "postgres") -> str:
-        """Run statements as the superuser until one fails; rows without a header. Raises `BackendError`."""
+    def sql(self, statements: str, role: str = SUPERUSER) -> str:
+        """Run statements as a role in its database until one fails; rows without a header.
+
+        Raises `BackendError`.
+        """
         options = ["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1"]
-        where = ["-h", HOST, "-p", str(self.port), "-U", SUPERUSER, "-d", database]
+        where = ["-h", HOST, "-p", str(self.port), "-U", role, "-d", role]
         environment = {"PGPASSFILE": str(self.place / "pgpass"), "PGCONNECT_TIMEOUT": "5"}
         command = [program("psql"), *options, *where]
         return call(command, f"SQL on {self.server.name}", environment=environment, stdin=statements).strip()
@@ -56,6 +59,7 @@ class Postgres:
         password = self.place / f"{name}.password"
         if not self.sql(f"SELECT 1 FROM pg_roles WHERE rolname = '{name}'"):
             self.sql(f"CREATE ROLE \"{name}\" LOGIN PASSWORD '{kept_password(password)}'")
+            _list_passwords(self.place, self.port)
         if not self.sql(f"SELECT 1 FROM pg_database WHERE datname = '{name}'"):
             self.sql(f'CREATE DATABASE "{name}" OWNER "{name}"')
         return Database(name, self.port, password)
@@ -68,8 +72,9 @@ def running_postgres(place: Path) -> Iterator[Postgres]:
     Root starts it as the user postgres, who must be let through to the folder.
     """
     (port,) = kept_ports(private_folder(place), 1)
-    superuser, data = place / "superuser.password", place / "data"
-    write_private(place / "pgpass", f"{HOST}:{port}:*:{SUPERUSER}:{kept_password(superuser)}\n")
+    superuser, data = place / f"{SUPERUSER}.password", place / "data"
+    kept_password(superuser)
+    _list_passwords(place, port)
     write_private(place / "postgresql.conf", filled("postgres/postgresql.conf", port=port))
     if _is_root():
         _let_through(place)
@@ -84,6 +89,12 @@ def running_postgres(place: Path) -> Iterator[Postgres]:
     postgres = Postgres(server, port, place)
     with running([server]):
         yield postgres
+
+
+def _list_passwords(place: Path, port: int) -> None:
+    kept = {path.stem: path.read_text() for path in place.glob("*.password")}
+    lines = [f"{HOST}:{port}:*:{role}:{password}\n" for role, password in kept.items()]
+    write_private(place / "pgpass", "".join(lines))
 
 
 def _make(data: Path, superuser: Path) -> None:
@@ -113,7 +124,7 @@ def _let_through(place: Path) -> None:
             f"{closed[-1]} is closed to the user postgres, as whom PostgreSQL runs because it refuses root: "
             f"choose another place than {place}, or: chmod o+x {closed[-1]}"
         )
-    for path in (place, place / "superuser.password", place / "postgresql.conf"):
+    for path in (place, place / f"{SUPERUSER}.password", place / "postgresql.conf"):
         shutil.chown(path, "postgres")
 
 

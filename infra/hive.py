@@ -1,17 +1,16 @@
 """Hive 4: the metastore, its tables in PostgreSQL, and HiveServer2, with Tez inside its own process."""
 
-import socket
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from infra.java import class_path, installed, java
 from infra.postgres import Postgres
+from infra.s3 import S3
 from infra.servers import (
     CONF,
-    HOST,
     Server,
     filled,
     kept_password,
@@ -20,6 +19,7 @@ from infra.servers import (
     running,
     write_private,
 )
+from infra.thrift_calls import lists_databases, opens_session
 
 START_S = 120.0  # the metastore 4-7 s, HiveServer2 7-10 s on two idle cores
 METASTORE_HEAP_MB, HIVESERVER_HEAP_MB = 384, 1024
@@ -35,22 +35,14 @@ OPTIONS = [
 ]
 DATABASE = "hive"
 
-ANSWER_S = 30.0
-THRIFT_CALL, THRIFT_REPLY = 0x80010001, 0x80010002
-SASL_START, SASL_OK, SASL_COMPLETE = 1, 2, 5
-OPEN_SESSION = bytes.fromhex("0c0001 080001 00000009 00 00")
-"""Arguments: field 1, a struct with field 1, the client's version 10 of the protocol."""
-
-SUCCESS_STATUS = bytes.fromhex("0c0001 080001 00000000")
-"""Field 1 of the answer, a struct with field 1: 0."""
-
 
 @dataclass(frozen=True, slots=True)
 class Metastore:
-    """A running metastore, thrift on loopback."""
+    """A running metastore, and the S3 that it may look at."""
 
     server: Server
     port: int
+    s3: S3 | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,100 +55,62 @@ class HiveServer:
 
 
 @contextmanager
-def running_metastore(place: Path, postgres: Postgres) -> Iterator[Metastore]:
-    """A metastore whose tables are in the database `hive`, made if it is not there."""
+def running_metastore(place: Path, postgres: Postgres, s3: S3 | None = None) -> Iterator[Metastore]:
+    """A metastore whose tables are in the database `hive`, made if it is not there.
+
+    It looks at every place that it is told of, so places on S3 need `s3`.
+    """
     hive, metastore = installed("hive"), installed("metastore")
-    (port,) = kept_ports(private_folder(place), 1)
+    place = private_folder(place)
+    (port,) = kept_ports(place, 1)
     database = postgres.database(DATABASE)
     if not postgres.sql("""SELECT to_regclass('"VERSION"')""", DATABASE):
         _make_tables(postgres, metastore / "sql" / "hive-schema-4.0.0.postgres.sql")
-    access = {"database_port": database.port, "database_password": database.password.read_text()}
-    text = filled("hive/metastore-site.xml", port=port, place=place, database=database.name, **access)
-    write_private(place / "metastore-site.xml", text)
-    write_private(place / "core-site.xml", filled("hive/core-site.xml"))
-    command = java(
-        "org.apache.hadoop.hive.metastore.HiveMetaStore", "-p", str(port),
-        heap_mb=METASTORE_HEAP_MB, options=OPTIONS,
+    text = filled(
+        "hive/metastore-site.xml", port=port, place=place, database=database.name,
+        database_port=database.port, database_password=database.password.read_text(),
     )  # fmt: skip
-    jars = class_path(place, metastore / "lib", hive / "lib")
-    server = Server("metastore", place, command, lambda: _lists_databases(port), START_S, jars)
+    write_private(place / "metastore-site.xml", text)
+    access = _file_systems(place, s3)
+    main = "org.apache.hadoop.hive.metastore.HiveMetaStore"
+    command = java(place, METASTORE_HEAP_MB, OPTIONS, main, "-p", str(port))
+    environment = {**class_path(place, metastore / "lib", hive / "lib"), **access}
+    server = Server("metastore", place, command, partial(lists_databases, port), START_S, environment)
     with running([server]):
-        yield Metastore(server, port)
+        yield Metastore(server, port, s3)
 
 
 @contextmanager
 def running_hiveserver(place: Path, metastore: Metastore) -> Iterator[HiveServer]:
     """A HiveServer2 over the metastore. Its first query and first aggregate take up to a minute."""
     hive = installed("hive")
-    (port,) = kept_ports(private_folder(place), 1)
-    password = place / "vista.password"
-    kept_password(password)
-    for name in ("core-site.xml", "mapred-site.xml", "tez-site.xml"):
-        write_private(place / name, filled(f"hive/{name}"))
-    text = filled(
-        "hive/hive-site.xml",
-        port=port,
-        metastore_port=metastore.port,
-        place=place,
-        log=CONF / "log4j2.properties",
-    )
-    write_private(place / "hive-site.xml", text)
+    place = private_folder(place)
+    (port,) = kept_ports(place, 1)
+    password = kept_password(place / "vista.password")
+    access = _file_systems(place, metastore.s3)
+    values = {"port": port, "metastore_port": metastore.port, "place": place}
+    for name in ("hive-site.xml", "mapred-site.xml", "tez-site.xml"):
+        write_private(place / name, filled(f"hive/{name}", **values, log=CONF / "log4j2.properties"))
     scratch = place / "scratch"
     scratch.mkdir(exist_ok=True)
     scratch.chmod(0o777)  # Hive insists; the folder above is closed
     options = [*OPTIONS, f"-Dvista.passwords={place}"]
-    command = java("org.apache.hive.service.server.HiveServer2", heap_mb=HIVESERVER_HEAP_MB, options=options)
-    jars = class_path(place, hive / "classes", hive / "lib")
-    server = Server(
-        "hiveserver2", place, command, lambda: _opens_session(port, password.read_text()), START_S, jars
-    )
+    command = java(place, HIVESERVER_HEAP_MB, options, "org.apache.hive.service.server.HiveServer2")
+    environment = {**class_path(place, hive / "classes", hive / "lib"), **access}
+    answers = partial(opens_session, port, password)
+    server = Server("hiveserver2", place, command, answers, START_S, environment)
     with running([server]):
-        yield HiveServer(server, port, password)
+        yield HiveServer(server, port, place / "vista.password")
+
+
+def _file_systems(place: Path, s3: S3 | None) -> Mapping[str, str]:
+    """Write core-site.xml; the environment with the password, hidden from Tez if a file held it."""
+    text = filled("hive/core-site.xml", s3_endpoint=s3.endpoint if s3 else "")
+    write_private(place / "core-site.xml", text)
+    return {"AWS_ACCESS_KEY_ID": s3.user, "AWS_SECRET_ACCESS_KEY": s3.password} if s3 else {}
 
 
 def _make_tables(postgres: Postgres, schema: Path) -> None:
     statements = schema.read_text(encoding="utf-8")
     statements = statements.replace("SET default_with_oids = false;", "")  # PostgreSQL 12 forgot this setting
     postgres.sql(f"BEGIN;\n{statements}\nCOMMIT;", DATABASE)
-
-
-def _lists_databases(port: int) -> bool:
-    """Ask for `get_all_databases`, which reads PostgreSQL, in Thrift's binary protocol."""
-    return _succeeded(_answer(port, _call("get_all_databases", b"\0")), "get_all_databases")
-
-
-def _opens_session(port: int, password: str) -> bool:
-    """Log in with SASL PLAIN and ask for `OpenSession` in Thrift's binary protocol."""
-    plain = b"\0vista\0" + password.encode()
-    login = _sasl(SASL_START, b"PLAIN") + _sasl(SASL_OK, plain)
-    request = _call("OpenSession", OPEN_SESSION)
-    answer = _answer(port, login + struct.pack(">i", len(request)) + request)
-    welcome = _sasl(SASL_COMPLETE, b"")
-    return answer.startswith(welcome) and _succeeded(
-        answer[len(welcome) + 4 :], "OpenSession", SUCCESS_STATUS
-    )
-
-
-def _answer(port: int, request: bytes) -> bytes:
-    """Everything that is answered; nothing if the server cannot be reached or breaks off."""
-    with suppress(OSError), socket.create_connection((HOST, port), timeout=ANSWER_S) as connection:
-        connection.sendall(request)
-        connection.shutdown(socket.SHUT_WR)
-        with connection.makefile("rb") as stream:
-            return stream.read()
-    return b""
-
-
-def _sasl(status: int, content: bytes) -> bytes:
-    return struct.pack(">bi", status, len(content)) + content
-
-
-def _call(name: str, arguments: bytes) -> bytes:
-    return struct.pack(">Ii", THRIFT_CALL, len(name)) + name.encode() + struct.pack(">i", 0) + arguments
-
-
-def _succeeded(answer: bytes, name: str, result: bytes = b"") -> bool:
-    """Whether a call was answered with its result, which is field 0, and not with an exception."""
-    header = struct.pack(">Ii", THRIFT_REPLY, len(name)) + name.encode() + struct.pack(">i", 0)
-    body = answer.removeprefix(header)
-    return body != answer and body[:1] != b"\0" and body[1:3] == b"\0\0" and body[3:].startswith(result)

@@ -24,11 +24,14 @@ def installed(name: str) -> Path:
     return folder
 
 
-def java(main: str, *arguments: str, heap_mb: int, options: Sequence[str] = ()) -> list[str]:
-    """The command of a small JVM for a main class of the class path."""
-    small = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.net.preferIPv4Stack=true"]
-    log = [f"-Dlog4j.configurationFile={CONF / 'log4j2.properties'}", "-Dlog4j.shutdownHookEnabled=false"]
-    return [program("java"), f"-Xmx{heap_mb}m", *small, *log, *options, main, *arguments]
+def java(place: Path, heap_mb: int, options: Sequence[str], main: str, *arguments: str) -> list[str]:
+    """The command of a small JVM for a main class of the class path; temporary files are in the folder."""
+    temporary = place / "tmp"
+    temporary.mkdir(exist_ok=True)
+    small = [f"-Xmx{heap_mb}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+    quiet = [f"-Dlog4j.configurationFile={CONF / 'log4j2.properties'}", "-Dlog4j.shutdownHookEnabled=false"]
+    local = [f"-Djava.io.tmpdir={temporary}", "-Djava.net.preferIPv4Stack=true"]
+    return [program("java"), *small, *quiet, *local, *options, main, *arguments]
 
 
 def class_path(*folders: Path) -> Mapping[str, str]:

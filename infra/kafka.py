@@ -61,7 +61,8 @@ class Metadata:
 def running_kafka(place: Path, brokers: int = 1, certificates: Certificates | None = None) -> Iterator[Kafka]:
     """One broker, or three of which one may fail; all copies of all partitions are in sync."""
     kafka = installed("kafka")
-    ports = kept_ports(private_folder(place), 3 * brokers)
+    place = private_folder(place)
+    ports = kept_ports(place, 3 * brokers)
     by_node = {node + 1: ports[3 * node : 3 * node + 3] for node in range(brokers)}
     nodes = []
     for node, (port, _, _) in by_node.items():
@@ -126,8 +127,8 @@ def _server(properties: Path, port: int, kafka: Path, archive_option: str) -> Se
     own, jars = properties.parent, class_path(kafka / "lib")
     if not (own / "data" / "meta.properties").exists():
         arguments = ["format", "--cluster-id", CLUSTER_ID, "--config", str(properties)]
-        call(java("kafka.tools.StorageTool", *arguments, heap_mb=64), f"formatting {own}", environment=jars)
-    command = java("kafka.Kafka", str(properties), heap_mb=HEAP_MB, options=[archive_option])
+        call(java(own, 64, [], "kafka.tools.StorageTool", *arguments), f"formatting {own}", environment=jars)
+    command = java(own, HEAP_MB, [archive_option], "kafka.Kafka", str(properties))
     return Server(own.name, own, command, lambda: metadata(port) is not None, START_S, jars)
 
 

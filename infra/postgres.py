@@ -71,7 +71,8 @@ def running_postgres(place: Path) -> Iterator[Postgres]:
 
     Root starts it as the user postgres, who must be let through to the folder.
     """
-    (port,) = kept_ports(private_folder(place), 1)
+    place = private_folder(place)
+    (port,) = kept_ports(place, 1)
     superuser, data = place / f"{SUPERUSER}.password", place / "data"
     kept_password(superuser)
     _list_passwords(place, port)
@@ -118,7 +119,7 @@ def _as_owner(command: Sequence[str]) -> Sequence[str]:
 
 
 def _let_through(place: Path) -> None:
-    closed = [folder for folder in place.absolute().parents if not folder.stat().st_mode & 0o001]
+    closed = [folder for folder in place.parents if not folder.stat().st_mode & 0o001]
     if closed:
         raise BackendError(
             f"{closed[-1]} is closed to the user postgres, as whom PostgreSQL runs because it refuses root: "

@@ -67,7 +67,8 @@ class Redis:
 @contextmanager
 def running_redis(place: Path, certificates: Certificates | None = None) -> Iterator[Redis]:
     """One node; with certificates it takes only TLS connections."""
-    (port,) = kept_ports(private_folder(place), 1)
+    place = private_folder(place)
+    (port,) = kept_ports(place, 1)
     extra = ""
     if certificates:
         paths = {name: getattr(certificates, name) for name in ("certificate", "key", "authority")}
@@ -80,7 +81,8 @@ def running_redis(place: Path, certificates: Certificates | None = None) -> Iter
 @contextmanager
 def running_sentinel(place: Path) -> Iterator[Redis]:
     """A primary with one replica, and three Sentinels that replace it when it is silent for a second."""
-    primary_port, replica_port, *ports = kept_ports(private_folder(place), 5)
+    place = private_folder(place)
+    primary_port, replica_port, *ports = kept_ports(place, 5)
     primary = _node(place, "redis-0", primary_port)
     replica = _node(place, "redis-1", replica_port, f"replicaof {HOST} {primary_port}\n")
     sentinels = [_sentinel(place, f"sentinel-{n}", port, primary_port) for n, port in enumerate(ports)]
@@ -94,7 +96,8 @@ def running_sentinel(place: Path) -> Iterator[Redis]:
 @contextmanager
 def running_cluster(place: Path) -> Iterator[Redis]:
     """Three primaries with a replica each, all slots taken, every node in sight of every other."""
-    ports = kept_ports(private_folder(place), 12)
+    place = private_folder(place)
+    ports = kept_ports(place, 12)
     nodes = [
         _node(place, f"redis-{n}", port, filled("redis/cluster.conf", bus_port=bus_port))
         for n, (port, bus_port) in enumerate(zip(ports[:6], ports[6:], strict=True))

@@ -117,10 +117,10 @@ def running(servers: Sequence[Server]) -> Iterator[None]:
 
 
 def private_folder(path: Path) -> Path:
-    """A folder that only its owner may enter: some servers write their settings again, for all to read."""
+    """A folder that only its owner may enter, since some servers write passwords into readable files."""
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(0o700)
-    return path
+    return path.absolute()
 
 
 def kept_ports(place: Path, count: int) -> list[int]:

@@ -72,13 +72,13 @@ def _install_jars(name: str, last_step: Callable[[Path], None]) -> None:
     maven = [program("mvn"), "--quiet", "--batch-mode", "--strict-checksums"]
     goal = ["dependency:copy-dependencies", f"-DoutputDirectory={part / 'lib'}"]
     _watch([*maven, "--file", str(CONF / name / "pom.xml"), *goal], f"{name} {VERSIONS[name]}")
-    _verify(part / "lib", lock, CONF / name)
+    verify(part / "lib", lock, CONF / name)
     part.rename(folder)
     last_step(folder)
     done.write_text(lock)
 
 
-def _verify(folder: Path, lock: str, of: Path) -> None:
+def verify(folder: Path, lock: str, of: Path) -> None:
     """Raises `BackendError` with the names of the files that are not as locked."""
     wanted = {name: digest for digest, _, name in (line.partition("  ") for line in lock.splitlines())}
     found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}

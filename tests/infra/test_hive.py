@@ -1,0 +1,33 @@
+"""PostgreSQL and Hive: what was acknowledged survives kill -9, and a wrong password is refused."""
+
+from pathlib import Path
+
+from infra.hive import DATABASE, running_hiveserver, running_metastore
+from infra.postgres import running_postgres
+from infra.thrift_calls import lists_databases, opens_session
+
+
+def test_a_killed_database_keeps_what_it_acknowledged(place: Path) -> None:
+    with running_postgres(place) as postgres:
+        name = postgres.database("kept").name
+        postgres.sql("CREATE TABLE t (n int); INSERT INTO t SELECT generate_series(1, 1000)", name)
+        postgres.server.kill()
+        postgres.server.start()
+        postgres.server.wait()
+        assert postgres.sql("SELECT count(*) FROM t", name) == "1000"
+        assert postgres.sql("SELECT current_user", name) == name
+
+
+def test_metastore_and_hiveserver_come_back_and_know_their_users(place: Path) -> None:
+    with (
+        running_postgres(place / "postgres") as postgres,
+        running_metastore(place / "metastore", postgres) as metastore,
+        running_hiveserver(place / "hiveserver", metastore) as hiveserver,
+    ):
+        assert postgres.sql('SELECT "SCHEMA_VERSION" FROM "VERSION"', DATABASE) == "4.0.0"
+        assert not opens_session(hiveserver.port, "wrong")
+        metastore.server.kill()
+        assert not lists_databases(metastore.port)
+        metastore.server.start()
+        metastore.server.wait()
+        assert opens_session(hiveserver.port, hiveserver.vista_password.read_text())

@@ -1,0 +1,33 @@
+"""Kafka: brokers that lose one of them, and come back."""
+
+from pathlib import Path
+
+from infra.kafka import metadata, running_kafka
+from infra.processes import wait_until
+
+FAIL_OVER_S = 60.0  # 3 s on two idle cores
+
+
+def test_two_of_three_brokers_go_on_and_take_the_third_back(place: Path) -> None:
+    with running_kafka(place, 3) as kafka:
+        first, second, third = kafka.brokers
+        first.server.kill()
+        assert metadata(first.port) is None
+        for other in (second, third):
+            assert wait_until(lambda port=other.port: _nodes(port) == {2, 3}, FAIL_OVER_S)
+        first.server.start()
+        first.server.wait()
+        for broker in kafka.brokers:
+            assert wait_until(lambda port=broker.port: _nodes(port) == {1, 2, 3}, FAIL_OVER_S)
+
+
+def test_a_restart_has_the_old_address(place: Path) -> None:
+    with running_kafka(place) as kafka:
+        before = kafka.bootstrap
+    with running_kafka(place) as kafka:
+        assert kafka.bootstrap == before
+
+
+def _nodes(port: int) -> frozenset[int] | None:
+    seen = metadata(port)
+    return seen.nodes if seen else None

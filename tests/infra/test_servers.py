@@ -1,0 +1,129 @@
+"""What goes wrong when a server is started says what to do; what a folder keeps is kept."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.install_servers import verify
+from infra.kafka import running_kafka
+from infra.postgres import running_postgres
+from infra.processes import descendants
+from infra.redis import running_redis
+from infra.servers import Server, filled, kept_password, kept_ports, program, running, write_private
+from vista.errors import BackendError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_server_that_ends_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    server = Server("broken", tmp_path, ["sh", "-c", "echo no such setting; exit 3"], lambda: False, 30)
+    with (
+        pytest.raises(BackendError, match=r"broken ended; .*broken.log ends with:\nno such setting"),
+        running([server]),
+    ):
+        pytest.fail("it never answered")
+
+
+def test_a_server_that_does_not_answer_in_time_is_ended(tmp_path: Path) -> None:
+    before = descendants(os.getpid())
+    server = Server("silent", tmp_path, ["sleep", "600"], lambda: False, 0.5)
+    with pytest.raises(BackendError, match="silent did not answer within 0 s"), running([server]):
+        pytest.fail("it never answered")
+    assert descendants(os.getpid()) == before
+
+
+def test_peers_are_ended_when_one_of_them_fails(tmp_path: Path) -> None:
+    before = descendants(os.getpid())
+    good = Server("good", tmp_path, ["sleep", "600"], lambda: True, 30)
+    bad = Server("bad", tmp_path, ["false"], lambda: False, 30)
+    with pytest.raises(BackendError, match="bad ended"), running([good, bad]):
+        pytest.fail("one never answered")
+    assert descendants(os.getpid()) == before
+
+
+def test_a_missing_program_names_the_line_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BackendError, match="make infra, or as root: apt-get install redis-server"):
+        program("redis-server")
+    with (
+        pytest.raises(BackendError, match="redis-server is not installed"),
+        running_redis(tmp_path / "redis"),
+    ):
+        pytest.fail("there is no program")
+
+
+def test_missing_jars_name_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("infra.java.SERVERS", tmp_path / "servers")
+    with (
+        pytest.raises(BackendError, match=r"kafka 4.3.1 is not installed in .*: make infra"),
+        running_kafka(tmp_path),
+    ):
+        pytest.fail("there are no jars")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's PostgreSQL runs as another user")
+def test_a_folder_that_postgres_cannot_enter_is_named(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o700)
+    with (
+        pytest.raises(BackendError, match="is closed to the user postgres"),
+        running_postgres(tmp_path / "closed" / "pg"),
+    ):
+        pytest.fail("it cannot run there")
+
+
+def test_ports_are_kept_and_one_in_use_is_named(tmp_path: Path) -> None:
+    ports = kept_ports(tmp_path, 3)
+    assert kept_ports(tmp_path, 3) == ports
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", ports[1]))
+        taken.listen()
+        with pytest.raises(BackendError, match=f"port {ports[1]} of {tmp_path} is in use"):
+            kept_ports(tmp_path, 3)
+
+
+def test_passwords_are_kept_and_readable_by_their_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "vista.password"
+    password = kept_password(path)
+    assert kept_password(path) == password == path.read_text()
+    assert kept_password(tmp_path / "admin.password") != password
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_private_file_is_private_though_an_open_one_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "settings"
+    path.write_text("old")
+    path.chmod(0o644)
+    write_private(path, "new")
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_values_are_escaped_in_xml_and_none_may_be_missing() -> None:
+    assert "<value>http://a&amp;b</value>" in filled("hive/core-site.xml", s3_endpoint="http://a&b")
+    with pytest.raises(KeyError, match="s3_endpoint"):
+        filled("hive/core-site.xml")
+
+
+def test_jars_that_are_not_as_locked_are_named(tmp_path: Path) -> None:
+    for name in ("good.jar", "changed.jar", "added.jar"):
+        (tmp_path / name).write_text("content")
+    digest = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"  # of "content"
+    lock = f"{digest}  good.jar\n{digest[::-1]}  changed.jar\n{digest}  absent.jar\n"
+    with pytest.raises(BackendError, match=r"locks: absent.jar, added.jar, changed.jar\. .* sha256sum"):
+        verify(tmp_path, lock, tmp_path)
+    for name in ("changed.jar", "added.jar"):
+        (tmp_path / name).unlink()
+    verify(tmp_path, f"{digest}  good.jar\n", tmp_path)
+
+
+def test_installing_again_does_nothing_and_says_where_it_is() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "infra.install_servers"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"the servers are in {ROOT / 'build' / 'servers'}\n"

@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(COMPUTE)/bin/python -m pytest
 AIRFLOW_PYTEST := AIRFLOW_HOME=$(CURDIR)/build/airflow-tests AIRFLOW__CORE__DAGS_FOLDER=$(CURDIR)/dags \
   AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python -m pytest
 
-.PHONY: help install run ui test test-airflow test-compute test-faults check fmt golden lock bench-data bench-train clean
+.PHONY: help install infra run ui test test-airflow test-compute test-faults check fmt golden lock bench-data bench-train clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed 's/:.*  ## /\t/' | expand -t 16
@@ -40,12 +40,15 @@ run: install  ## one production refresh: make run [DATASET=generated] [DATA_DIR=
 ui: install  ## MLflow's page on the store of the last run: make ui [DATASET=generated]
 	@$(COMPUTE)/bin/python -m infra.ui $(RUN_VARIABLES)
 
+infra: install  ## install the real servers of the tests: PostgreSQL, Redis (Debian), Kafka, Hive (Maven)
+	@$(COMPUTE)/bin/python -m infra.install_servers
+
 test: test-airflow test-compute  ## every test that needs no GPU (at most 15 minutes on 2 cores)
 
 test-airflow: install
 	$(AIRFLOW_PYTEST) tests/dags vista/orchestration
 
-test-compute: install
+test-compute: install infra
 	$(PYTEST) -n 2 --ignore=tests/dags --ignore=tests/faults --ignore=tests/end_to_end --ignore=vista/orchestration vista kernels tests
 	$(PYTEST) tests/faults tests/end_to_end
 

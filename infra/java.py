@@ -35,9 +35,11 @@ def java(place: Path, heap_mb: int, options: Sequence[str], main: str, *argument
 
 
 def class_path(*folders: Path) -> Mapping[str, str]:
-    """CLASSPATH: the folders, each followed by its jars, in a lasting order; no jar twice."""
+    """CLASSPATH: each folder's jars, or the folder if it has none; in a lasting order, no jar twice."""
     entries: dict[str, Path] = {}
     for folder in folders:
-        for entry in (folder, *sorted(folder.glob("*.jar"))):
-            entries.setdefault(entry.name if entry.suffix else str(entry), entry)
+        for jar in sorted(folder.glob("*.jar")):
+            entries.setdefault(jar.name, jar)
+        if not any(folder.glob("*.jar")):
+            entries[str(folder)] = folder
     return {"CLASSPATH": os.pathsep.join(map(str, entries.values()))}

@@ -5,6 +5,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -67,7 +68,7 @@ def running_kafka(place: Path, brokers: int = 1, certificates: Certificates | No
     nodes = []
     for node, (port, _, _) in by_node.items():
         properties = _settings(place, node, by_node, certificates)
-        server = _server(properties, port, kafka, f"-XX:SharedArchiveFile={kafka / ARCHIVE}")
+        server = _server(node, port, properties, kafka, f"-XX:SharedArchiveFile={kafka / ARCHIVE}")
         nodes.append(Broker(node, server, port))
     with running([node.server for node in nodes]):
         if not wait_until(lambda: all(_whole(node, brokers) for node in nodes), START_S):
@@ -84,8 +85,11 @@ def archive_classes(kafka: Path) -> None:
     with TemporaryDirectory() as scratch:
         ports = kept_ports(Path(scratch), 3)
         properties = _settings(Path(scratch), 1, {1: ports}, None)
-        with running([_server(properties, ports[0], kafka, f"-XX:ArchiveClassesAtExit={part}")]):
+        server = _server(1, ports[0], properties, kafka, f"-XX:ArchiveClassesAtExit={part}")
+        with running([server]):
             pass
+        if not part.exists():
+            raise BackendError(f"the JVM wrote no archive of Kafka's classes: {server.log.read_text()}")
     part.rename(kafka / ARCHIVE)
 
 
@@ -123,13 +127,18 @@ def _settings(
     return own / "server.properties"
 
 
-def _server(properties: Path, port: int, kafka: Path, archive_option: str) -> Server:
+def _server(node: int, port: int, properties: Path, kafka: Path, archive_option: str) -> Server:
     own, jars = properties.parent, class_path(kafka / "lib")
     if not (own / "data" / "meta.properties").exists():
         arguments = ["format", "--cluster-id", CLUSTER_ID, "--config", str(properties)]
         call(java(own, 64, [], "kafka.tools.StorageTool", *arguments), f"formatting {own}", environment=jars)
     command = java(own, HEAP_MB, [archive_option], "kafka.Kafka", str(properties))
-    return Server(own.name, own, command, lambda: metadata(port) is not None, START_S, jars)
+    return Server(own.name, own, command, partial(_takes_part, port, node), START_S, jars)
+
+
+def _takes_part(port: int, node: int) -> bool:
+    seen = metadata(port)
+    return seen is not None and node in seen.nodes
 
 
 def _whole(broker: Broker, brokers: int) -> bool:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from infra.install_servers import verify
+from infra.install_servers import install, verify
 from infra.kafka import running_kafka
 from infra.postgres import running_postgres
 from infra.processes import descendants
 from infra.redis import running_redis
 from infra.servers import Server, filled, kept_password, kept_ports, program, running, write_private
-from vista.errors import BackendError
+from vista.errors import BackendError, InputError
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,3 +127,10 @@ def test_installing_again_does_nothing_and_says_where_it_is() -> None:
         [sys.executable, "-m", "infra.install_servers"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == f"the servers are in {ROOT / 'build' / 'servers'}\n"
+
+
+def test_who_may_not_install_is_told_the_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(InputError, match=r"as root, .*: apt-get install .* maven .* redis-server"):
+        install()

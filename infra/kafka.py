@@ -99,8 +99,9 @@ def metadata(port: int) -> Metadata | None:
     with suppress(OSError), socket.create_connection((HOST, port), timeout=5) as connection:
         connection.sendall(struct.pack(">i", len(request)) + request)
         with connection.makefile("rb") as stream:
-            (size,) = struct.unpack(">i", stream.read(4))
-            return _parsed(_Reader(stream.read(size)))
+            size = int.from_bytes(stream.read(4))
+            answer = stream.read(size)
+            return _parsed(_Reader(answer)) if answer and len(answer) == size else None
     return None
 
 

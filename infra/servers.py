@@ -25,6 +25,7 @@ from vista.errors import BackendError
 CONF = Path(__file__).parent / "conf"
 HOST = "127.0.0.1"
 LOG_LINES = 15
+CALL_S = 120.0  # initdb takes 3 s on two idle cores
 
 PACKAGES = {
     "java": "openjdk-17-jdk-headless",
@@ -131,7 +132,7 @@ def kept_ports(place: Path, count: int) -> list[int]:
     kept = place / "ports.json"
     if not kept.exists():
         first = free_block(count)
-        kept.write_text(json.dumps([*range(first, first + count)]))
+        write_private(kept, json.dumps([*range(first, first + count)]))
     ports: list[int] = json.loads(kept.read_text())
     for port in ports:
         if not is_free(port):
@@ -147,10 +148,12 @@ def kept_password(path: Path) -> str:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read."""
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    """Write a file, whole or not at all, that only its owner may read."""
+    part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
+    part.replace(path)
 
 
 def filled(template: str, **values: object) -> str:
@@ -177,16 +180,14 @@ def call(
     command: Sequence[str], what: str, *, environment: Mapping[str, str] | None = None, stdin: str = ""
 ) -> str:
     """Run a program of a server to its end; what it printed. Raises `BackendError` with what it said."""
-    done = subprocess.run(
-        command,
-        env={**os.environ, **(environment or {})},
-        input=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            command, env={**os.environ, **(environment or {})}, input=stdin, capture_output=True, text=True,
+            check=False, timeout=CALL_S,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise BackendError(f"{what} was not done within {CALL_S:.0f} s") from error
     if done.returncode != 0:
-        raise BackendError(
-            f"{what} failed with exit code {done.returncode}: {(done.stderr or done.stdout).strip()}"
-        )
+        said = (done.stderr or done.stdout).strip()
+        raise BackendError(f"{what} failed with exit code {done.returncode}: {said}")
     return done.stdout

@@ -1,9 +1,12 @@
 """Kafka: brokers that lose one of them, and come back."""
 
+import socket
+import threading
 from pathlib import Path
 
 from infra.kafka import metadata, running_kafka
 from infra.processes import wait_until
+from infra.servers import HOST
 
 FAIL_OVER_S = 60.0  # 3 s on two idle cores
 
@@ -26,6 +29,20 @@ def test_a_restart_has_the_old_address(place: Path) -> None:
         before = kafka.bootstrap
     with running_kafka(place) as kafka:
         assert kafka.bootstrap == before
+
+
+def test_who_breaks_off_in_the_middle_of_an_answer_does_not_answer() -> None:
+    def break_off(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        connection.recv(100)
+        connection.sendall(b"\0\0\1\0half")
+        connection.close()
+
+    with socket.create_server((HOST, 0)) as listener:
+        thread = threading.Thread(target=break_off, args=(listener,))
+        thread.start()
+        assert metadata(listener.getsockname()[1]) is None
+        thread.join(10)
 
 
 def _nodes(port: int) -> frozenset[int] | None:

@@ -13,7 +13,7 @@ from infra.kafka import running_kafka
 from infra.postgres import running_postgres
 from infra.processes import descendants
 from infra.redis import running_redis
-from infra.servers import Server, filled, kept_password, kept_ports, program, running, write_private
+from infra.servers import Server, call, filled, kept_password, kept_ports, program, running, write_private
 from vista.errors import BackendError, InputError
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +56,12 @@ def test_a_missing_program_names_the_line_that_installs_it(
         running_redis(tmp_path / "redis"),
     ):
         pytest.fail("there is no program")
+
+
+def test_a_program_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infra.servers.CALL_S", 0.5)
+    with pytest.raises(BackendError, match="counting sheep was not done within"):
+        call(["sleep", "600"], "counting sheep")
 
 
 def test_missing_jars_name_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from infra.hive import running_hiveserver, running_metastore
 from infra.kafka import running_kafka
 from infra.postgres import running_postgres
 from infra.redis import running_cluster, running_redis, running_sentinel
+from infra.s3 import running_s3
 from infra.servers import Server
 from infra.tls import make_certificates
 
@@ -61,6 +62,12 @@ def three_brokers_over_tls(place: Path) -> Iterator[Sequence[Server]]:
 
 
 @contextmanager
+def s3(place: Path) -> Iterator[Sequence[Server]]:
+    with running_s3(place / "s3") as running:
+        yield [running.server]
+
+
+@contextmanager
 def hive(place: Path) -> Iterator[Sequence[Server]]:
     with (
         running_postgres(place / "postgres") as database,
@@ -72,7 +79,7 @@ def hive(place: Path) -> Iterator[Sequence[Server]]:
 
 STARTED: dict[str, Callable[[Path], AbstractContextManager[Sequence[Server]]]] = {
     start.__name__: start
-    for start in (postgres, redis, redis_over_tls, sentinel, cluster, kafka, three_brokers_over_tls, hive)
+    for start in (postgres, redis, redis_over_tls, sentinel, cluster, kafka, three_brokers_over_tls, s3, hive)
 }
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ test-compute: install
 test-infra: install infra  ## the real servers: start, answer, fail over, leave nothing behind
 	$(PYTEST) tests/infra
 
-test-faults: install  ## kill -9 at 20 seeded points of a run, then resume: prints a table (about an hour)
+test-faults: install  ## kill -9 at 20 seeded points of a run, then resume: prints a table (20 to 60 minutes)
 	VISTA_KILL_POINTS=20 $(PYTEST) -s tests/faults/test_kill_refresh.py
 
 check: install  ## format, lint, types, imports; repairs nothing (make fmt does)

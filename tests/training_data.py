@@ -96,7 +96,7 @@ def foundation_in_place(config: RefreshConfig, settings: Settings) -> StageConte
     training = Training(foundation_job(stage))
     test_day = stage.dataset.split().n
     meta = CheckpointMeta(
-        kind="vista",
+        kind=stage.recipe.foundation_slot,
         config=training.model.config,
         spec=training.model.spec,
         space=space_of(stage),

@@ -1,6 +1,7 @@
 """The stages around a training: the join that must not leak, the champion, MLflow, results, clean-up."""
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from vista.train.retrain_downstream import check_join, downstream_job
 from vista.train.stage import Fitted, Result, StageContext, checkpoint_meta
 from vista.train.state import Point
 from vista.train.tracking import CurveLog, track
+from vista.train.train_foundation import foundation_job
 from vista.train.vocabulary import Vocabulary
 
 CONFIG = RefreshConfig(recipe="smoke", run_id="unit", recent_tail=3)
@@ -76,6 +78,21 @@ def test_every_row_is_joined_and_checked(stage: StageContext, good: Training) ->
     assert np.isfinite(scores.own_N).all()
     assert np.isfinite(scores.frozen_N).all()
     assert good.max_uih == 3  # the recent tail, and nothing more of the history
+
+
+def test_a_co_trained_foundation_s_summaries_are_enough(stage: StageContext, tmp_path: Path) -> None:
+    """Trained beside HSTU, exported, and used without it."""
+    recipe = stage.recipe.model_copy(update={"foundation_slot": "vista_hstu"})
+    foundation = Training(foundation_job(replace(stage, recipe=recipe)))
+    fit(foundation.task())
+    alone = checkpoint_meta(Path(stage.run.report_of("train_foundation")["checkpoint"]))
+    save(tmp_path, foundation.model, alone.model_copy(update={"kind": "vista_hstu"}))
+    for as_of_us in epoch_times(stage):
+        published(stage, opened(stage, as_of_us, "beside", checkpoint=str(tmp_path)))
+    downstream = Training(job_on(stage, "beside").model_copy(update={"foundation": tmp_path}))
+    losses = [point.values["loss"] for point in fit(downstream.task()).curve if "loss" in point.values]
+    assert max(losses) < 0.75  # log 2 is what knows nothing has; so little data teaches no more
+    assert np.isfinite(downstream.test_scores(stage.dataset.split().n).take(stage.test_rows()).own_N).all()
 
 
 def test_a_summary_that_has_seen_its_day_is_a_leak(stage: StageContext) -> None:

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from vista.config import DataConfig, ExperimentConfig, Frozen, ModelConfig, TrainConfig
 from vista.errors import InputError
 from vista.model.ranker import SlotName
+from vista.recipes import KUAIRAND_TASKS
 
 Inputs = Literal["ids", "features"]
 
@@ -94,8 +95,12 @@ EXPERIMENTS: dict[str, Callable[[Path], Experiment]] = {
     experiment.__name__: experiment for experiment in (kuairand, table2)
 }
 
-IDS = ModelConfig(seeds=16, use_side_features=False, use_dense_features=False, reconstruction_weight=0.0)
-FEATURES = ModelConfig(seeds=16, reconstruction_weight=0.0)
+INPUTS: dict[Inputs, ModelConfig] = {
+    "ids": ModelConfig(
+        seeds=16, use_side_features=False, use_dense_features=False, reconstruction_weight=0.0
+    ),
+    "features": ModelConfig(seeds=16, reconstruction_weight=0.0),
+}
 
 KUAIRAND_TRAIN = TrainConfig(max_candidates_per_batch=512, workers=1)
 """One pass with a rate that decays from 1e-3 to 5%, because ids overfit: 7 training rows a user."""
@@ -108,7 +113,8 @@ WITH_FEATURES: tuple[SlotName, ...] = ("vista", "din", "hstu")
 
 def _kuairand(data_dir: Path, inputs: Inputs) -> Block:
     """With features every model learns three tasks, as in production; the first one is measured."""
-    tasks = ("is_click",) if inputs == "ids" else ("is_click", "long_view", "is_like")
+    tasks = {"is_click": 1.0} if inputs == "ids" else KUAIRAND_TASKS
+    model = INPUTS[inputs].model_copy(update={"task_weights": tuple(tasks.values())})
     return Block(
         data_set="kuairand-pure",
         inputs=inputs,
@@ -118,10 +124,10 @@ def _kuairand(data_dir: Path, inputs: Inputs) -> Block:
             day_offset_s=8 * 3_600,
             history_cut="event",
             max_uih=200,
-            tasks=tasks,
+            tasks=tuple(tasks),
         ),
         split=DateSplit(valid_from=20220506, test_from=20220507),
-        arms=_arms(inputs, KUAIRAND_TRAIN),
+        arms=_arms(inputs, model, KUAIRAND_TRAIN),
     )
 
 
@@ -133,19 +139,19 @@ def _ml_1m(data_dir: Path, inputs: Inputs) -> Block:
             source="movielens", path=str(data_dir), clock="user_fraction", history_cut="event", max_uih=100
         ),
         split=UserSplit(parts=10),
-        arms=_arms(inputs, ML_1M_TRAIN),
+        arms=_arms(inputs, INPUTS[inputs], ML_1M_TRAIN),
     )
 
 
-def _arms(inputs: Inputs, train: TrainConfig) -> tuple[Arm, ...]:
+def _arms(inputs: Inputs, model: ModelConfig, train: TrainConfig) -> tuple[Arm, ...]:
     """On ids every slot, and VISTA on permuted labels; with features the strongest, and LightGBM."""
+    slots = SLOTS if inputs == "ids" else WITH_FEATURES
+    arms = [Arm(name=slot, kind=slot, model=model, train=train) for slot in slots]
     if inputs == "ids":
-        slots = [Arm(name=slot, kind=slot, model=IDS, train=train) for slot in SLOTS]
-        last = Arm(name="vista_permuted", kind="vista", model=IDS, train=train, permuted_labels=True)
+        last = Arm(name="vista_permuted", kind="vista", model=model, train=train, permuted_labels=True)
     else:
-        slots = [Arm(name=slot, kind=slot, model=FEATURES, train=train) for slot in WITH_FEATURES]
-        last = Arm(name="lightgbm", kind="lightgbm", model=FEATURES, train=train)
-    return (*slots, last)
+        last = Arm(name="lightgbm", kind="lightgbm", model=model, train=train)
+    return (*arms, last)
 
 
 def experiment_of(name: str, config: ExperimentConfig) -> Experiment:

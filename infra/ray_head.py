@@ -39,8 +39,10 @@ class RayHead:
         stop(self.guard)
 
 
-def start_ray_head(environment: Mapping[str, str], log: IO[bytes], logs: Path, lock: int) -> RayHead:
-    """Start a head whose jobs see `environment`; call `wait_for` before using it.
+def start_ray_head(
+    environment: Mapping[str, str], log: IO[bytes], logs: Path, lock: int, workers: int
+) -> RayHead:
+    """Start a head whose jobs see `environment`, with a CPU per worker; call `wait_for` before using it.
 
     `log` gets its screen output; `logs` is the directory that gets Ray's own logs when it has ended.
     """
@@ -57,7 +59,8 @@ def start_ray_head(environment: Mapping[str, str], log: IO[bytes], logs: Path, l
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats",
         "--node-ip-address=127.0.0.1", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
-        f"--num-cpus={CPUS}", f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={scratch}",
+        f"--num-cpus={max(CPUS, workers)}", f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--temp-dir={scratch}",
         *(f"--{name}={port}" for name, port in ports.items()),
         f"--min-worker-port={first + 10}", f"--max-worker-port={first + 9 + WORKER_PORTS}",
     ]  # fmt: skip

@@ -23,10 +23,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from infra.processes import guarded, stop, wait_until
-from infra.ray_head import start_ray_head, wait_for
+from infra.ray_head import CPUS, start_ray_head, wait_for
 from vista.config import RefreshConfig
 from vista.errors import BackendError, InputError, StageError, VistaError
 from vista.evaluate.report import StageSeconds, print_table, read_report, write_report
+from vista.jobs import STAGES
 from vista.recipes import recipe_of
 from vista.runs import RunDirectory
 
@@ -71,9 +72,20 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Launch:
     given = dict(_key_and_value(argument) for argument in arguments)
     runs = Path(environment.get("VISTA_RUNS", ROOT / "runs")).absolute()
     config = _resumed(runs, given) if given.pop("RESUME", "") not in ("", "0") else _new(given)
-    recipe_of(config)  # its limits, before anything is started
+    _workers(config)  # limits, before anything is started
     home = Path(environment.get("VISTA_HOME", ROOT / "var" / config.recipe)).absolute()
     return Launch(config, RunDirectory.open(runs, config), runs, home)
+
+
+def _workers(config: RefreshConfig) -> int:
+    """The workers of the run's larger training. Raises `InputError` for what cannot be run here."""
+    recipe = recipe_of(config)
+    workers, cores = max(recipe.foundation.workers, recipe.downstream.workers), os.cpu_count() or 1
+    if workers > max(CPUS, cores):
+        raise InputError(
+            f"WORKERS={workers}: this machine has {cores} cores; give at most {max(CPUS, cores)}"
+        )
+    return workers
 
 
 def _key_and_value(argument: str) -> tuple[str, str]:
@@ -86,6 +98,13 @@ def _key_and_value(argument: str) -> tuple[str, str]:
 
 def _new(given: Mapping[str, str]) -> RefreshConfig:
     values = {"recipe": "generated", **_values(given)}
+    recipe = recipe_of(_configured(values))
+    path = recipe.data.path
+    if recipe.data.source != "generated" and not (path and Path(path).is_dir()):
+        raise InputError(
+            f"DATA_DIR={path} is not a folder: name the one with the files of "
+            f"{recipe.data.source}, as in make run DATASET={recipe.name} DATA_DIR=path/to/folder"
+        )
     started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     return _configured({**values, "run_id": f"{started}-{values['recipe']}-{secrets.token_hex(2)}"})
 
@@ -128,10 +147,10 @@ def _configured(values: Mapping[str, Any]) -> RefreshConfig:
 
 def launch(given: Launch) -> None:
     """Run the DAG to its end and print what it found. Raises `StageError` with the stage, why, what to do."""
-    given.run.make_latest()  # RESUME=1 finds it from now on
     print(f"run {given.config.run_id} of recipe {given.config.recipe}; all output: {given.log}", flush=True)
     started_s = time.monotonic()
     with only_run(given.home) as lock:
+        given.run.make_latest()  # RESUME=1 finds it from now on
         result = _run_dag(given, lock)
     if result["failure"] or result["state"] != "success":
         failure = result["failure"] or {"stage": "production_refresh", "reason": f"it is {result['state']}"}
@@ -150,16 +169,17 @@ def launch(given: Launch) -> None:
 
 def _run_dag(given: Launch, lock: int) -> dict[str, Any]:
     """Start Ray and Airflow side by side, run the DAG when both are ready, stop both whatever happens."""
+    started_s = time.monotonic()
     result = given.run.path / "airflow.json"
     result.unlink(missing_ok=True)
     environment = given.environment()
     with given.log.open("ab") as log, contextlib.ExitStack() as stack:
-        head = start_ray_head(environment, log, given.ray_logs, lock)
+        head = start_ray_head(environment, log, given.ray_logs, lock, _workers(given.config))
         stack.callback(head.stop)
-        airflow = _start_airflow(given, _airflow_environment(given, environment, head.url, head.token), lock)
+        airflow_environment = _airflow_environment(given, environment, head.url, head.token)
+        airflow = _start_airflow(given, airflow_environment, lock, started_s)
         stack.callback(stop, airflow)
         stack.callback(_stopping)
-        started_s = time.monotonic()
         print("starting a local Ray head and Airflow", flush=True)
         wait_for(head, given.ray_logs)
         print(f"Ray head ready after {time.monotonic() - started_s:.0f} s", flush=True)
@@ -168,22 +188,34 @@ def _run_dag(given: Launch, lock: int) -> dict[str, Any]:
         airflow.stdin.flush()
         while airflow.poll() is None:
             if head.guard.poll() is not None:
-                raise BackendError(f"the local Ray head ended in the middle of the run: see {given.ray_logs}")
+                raise BackendError(_ended(given, f"the local Ray head ended: see {given.ray_logs}"))
             with contextlib.suppress(subprocess.TimeoutExpired):
                 airflow.wait(1.0)
         if not result.exists():
-            raise BackendError(
-                f"Airflow ended with exit code {airflow.returncode} and no result: see {given.log}"
-            )
+            raise BackendError(_ended(given, f"Airflow ended with exit code {airflow.returncode}"))
     loaded: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     return loaded
 
 
-def _start_airflow(given: Launch, environment: Mapping[str, str], lock: int) -> "subprocess.Popen[bytes]":
+def _ended(given: Launch, what: str) -> str:
+    """Why a run broke off without a word of its own: the last line of its log, and what to do."""
+    lines = given.log.read_text(encoding="utf-8", errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it is empty")
+    stage = next((name for name in STAGES if given.run.stage(name) is None), "after the last")
+    return (
+        f"{what} in the middle of the run\n  stage: {stage}\n"
+        f"  its log: {given.log}, which ends with: {last}\n"
+        "  to go on with this run after mending it: make run RESUME=1"
+    )
+
+
+def _start_airflow(
+    given: Launch, environment: Mapping[str, str], lock: int, started_s: float
+) -> "subprocess.Popen[bytes]":
     command = [
         str(ROOT / ".venv-airflow" / "bin" / "python"), "-m", "vista.orchestration.embedded",
         "--conf", given.config.model_dump_json(), "--log", str(given.log),
-        "--result", str(given.run.path / "airflow.json"),
+        "--result", str(given.run.path / "airflow.json"), "--started", str(started_s),
     ]  # fmt: skip
     return guarded(command, environment, lock=lock)
 

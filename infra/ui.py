@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     options = ["--backend-store-uri", f"sqlite:///{store}", "--host", "127.0.0.1", "--port", str(PORT)]
-    print(f"MLflow: http://127.0.0.1:{PORT} (Ctrl-C ends it)", flush=True)
+    print(f"MLflow is starting: http://127.0.0.1:{PORT} answers in some seconds (Ctrl-C ends it)", flush=True)
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", "--workers", "1", *options], environment)
 
 

@@ -52,7 +52,9 @@ def run(conf: dict[str, Any] | None = None) -> tuple[dict[str, Any], str]:
     logger = logging.getLogger("vista.orchestration.trigger")
     before = list(logger.handlers)
     try:
-        return run_dag(fresh_dag(), conf or {"recipe": "smoke", "run_id": "r"}, screen), screen.getvalue()
+        return run_dag(
+            fresh_dag(), conf or {"recipe": "smoke", "run_id": "r"}, screen, time.monotonic()
+        ), screen.getvalue()
     finally:
         logger.handlers = before
 

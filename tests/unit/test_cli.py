@@ -138,6 +138,10 @@ def test_a_finished_stage_is_not_done_again(
         (["DATASET=netflix"], ["netflix", "kuairand"]),
         (["DATASET=smoke", "WIDTH=17"], ["width 17", "heads 2"]),
         (["RESUME=1"], ["no earlier run"]),
+        (["DATASET=events", "DATA_DIR=no/such/folder"], ["DATA_DIR=", "no/such/folder", "files of events"]),
+        (["DATASET=kuairand"], ["DATA_DIR= is not a folder"]),
+        (["DATASET=smoke", "WORKERS=1000"], ["WORKERS=1000", "cores", "at most"]),
+        (["DATASET=smoke", "RECENT_TAIL=41"], ["error: recent_tail 41 is more than max_uih 40"]),
     ],
 )
 def test_unusable_variables_of_make_run(

@@ -38,6 +38,10 @@ def test_current_previous_and_next_stay(tmp_path: Path) -> None:
     newest = publish_epoch(tmp_path, space="space-next")
     deliver_here(tmp_path, newest, settings)
     RunDirectory(settings.runs / "run-0").make_latest()
+    damaged = settings.runs / "run-damaged" / "stages"
+    damaged.mkdir(parents=True)
+    for stage, content in (("promote", "{}"), ("deliver", "{")):
+        (damaged / f"{stage}.json").write_text(content)  # another run's, no reason to fail this one
     with open_backends(settings) as backends:
         retired = retire_old(backends, settings.runs, (newest.space, newest.epoch), 3)
         assert retired == [("space-0", 1), ("space-1", 1), ("space-2", 1)]

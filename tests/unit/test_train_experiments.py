@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 from training_data import prepare_small
 
-from infra.processes import descendants, wait_until
+from infra.processes import adopt_orphans, descendants, wait_until
 from vista.__main__ import commands
 from vista.config import ExperimentConfig, ModelConfig, Settings, TrainConfig
 from vista.data.dataset import Dataset
@@ -88,6 +88,41 @@ def test_cells_are_made_once(small: tuple[ExperimentReport, Path], settings: Set
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
     assert ExperimentReport.model_validate_json((directory / "report.json").read_text()) == second
     assert set(second.paired["kuairand-pure ids"][0]) == {"mean_pool", "no_history"}
+
+
+def test_a_damaged_cell_is_made_again(
+    small: tuple[ExperimentReport, Path], settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, directory = small
+    (damaged,) = (directory / "cells").glob("*-mean_pool-0-*")
+    scores = (damaged / "scores.npy").read_bytes()
+    (damaged / "scores.npy").write_bytes(scores[:100])
+    data_dir = first.experiment.blocks[0].data.path
+    run_experiment("kuairand", ExperimentConfig(data_dir=data_dir, seeds=1, models="mean_pool"), settings)
+    assert str(damaged) in caplog.text
+    assert (damaged / "scores.npy").read_bytes() == scores
+
+
+def test_a_cell_ends_with_its_launcher(small: tuple[ExperimentReport, Path], tmp_path: Path) -> None:
+    """kill -9 of the launcher: no cell goes on, and none is half made."""
+    first, _ = small
+    command = [
+        sys.executable, "-m", "vista", "experiment", "kuairand", "--models", "vista", "--seeds", "2",
+        "--data-dir", first.experiment.blocks[0].data.path, "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
+    places = {"VISTA_HOME": str(tmp_path / "home"), "VISTA_RUNS": str(tmp_path / "runs")}
+    adopt_orphans()
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | places, stderr=subprocess.DEVNULL) as launcher:
+        assert wait_until(lambda: bool(cells_below(os.getpid())), 120.0), "no cell started"
+        running = cells_below(os.getpid())
+        launcher.kill()
+    assert wait_until(lambda: not running & cells_below(os.getpid()), 30.0), "a cell outlived its launcher"
+
+
+def cells_below(pid: int) -> set[int]:
+    """Processes that make a cell now; a zombie has no command line."""
+    words = {one: Path(f"/proc/{one}/cmdline") for one in descendants(pid)}
+    return {one for one, file in words.items() if file.exists() and b"experiments.cell" in file.read_bytes()}
 
 
 def test_a_report_is_a_table_a_csv_and_two_pictures(small: tuple[ExperimentReport, Path]) -> None:

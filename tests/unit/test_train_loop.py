@@ -17,6 +17,7 @@ from vista.evaluate.metrics import auc
 from vista.model.ranker import SlotName
 from vista.recipes import appendix_c2, smoke
 from vista.train.adam import FlatAdam
+from vista.train.compute import drop_torn_run
 from vista.train.jobs import Days, RankerJob, Training
 from vista.train.loop import Snapshot, fit, learning_rate
 from vista.train.state import Progress, load_best
@@ -208,6 +209,15 @@ def test_the_rate_falls_to_a_tenth_after_each_epoch_that_is_not_better(dataset: 
             rate /= 10
     assert rates == pytest.approx(expected)
     assert len({f"{rate:.6g}" for rate in rates}) == 3  # patience 3: the third stall is the end
+
+
+def test_a_training_whose_list_of_checkpoints_is_cut_off_begins_anew(tmp_path: Path) -> None:
+    for name, content in (("torn", '{"checkpoint_results": ['), ("empty", ""), ("whole", "{}")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoint_manager_snapshot.json").write_text(content)
+        drop_torn_run(tmp_path / name)
+    drop_torn_run(tmp_path / "not there yet")
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
 
 
 def test_a_plateau_needs_validation_days(dataset: Path) -> None:

@@ -212,6 +212,15 @@ def test_a_tracking_store_that_cannot_be_used_is_a_back_ends_error(tmp_path: Pat
         track(settings, "unit", "run/model", {}, {})
 
 
+def test_a_store_whose_making_was_cut_off_is_made_anew(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    unfinished = Path(settings.mlflow_url.removeprefix("sqlite:///")).with_name(".mlflow.db.killed")
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    unfinished.write_bytes(b"half a migration")
+    track(settings, "unit", "run/model", {}, {})
+    assert [path.name for path in unfinished.parent.glob("*mlflow.db*")] == ["mlflow.db"]
+
+
 def test_mlflow_finds_a_run_again_and_logs_each_step_once(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 

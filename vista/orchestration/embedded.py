@@ -29,12 +29,12 @@ OWN_LINE = re.compile(
 class Progress:
     """Callbacks of the tasks: tell the screen, and remember seconds and the failure for the result file."""
 
-    def __init__(self, screen: TextIO) -> None:
+    def __init__(self, screen: TextIO, started_s: float) -> None:
         self.stages: list[dict[str, Any]] = []
         self.failure: dict[str, str] | None = None
         self._screen = screen
         self._begun_s: dict[str, float] = {}
-        self._started_s = time.monotonic()
+        self._started_s = started_s
 
     def say(self, text: str) -> None:
         print(f"[{time.monotonic() - self._started_s:5.0f} s] {text}", file=self._screen, flush=True)
@@ -72,9 +72,10 @@ class Indented(logging.Handler):
             self._progress.say(f"    {own['logger']}: {own['text']}")
 
 
-def run_dag(dag: "DAG", conf: dict[str, Any], screen: TextIO) -> dict[str, Any]:
-    """Run `dag` to its end; the result: state, stages with their seconds, the failure if there was one."""
-    progress = Progress(screen)
+def run_dag(dag: "DAG", conf: dict[str, Any], screen: TextIO, started_s: float) -> dict[str, Any]:
+    """Run `dag` to its end; the result: state, stages with their seconds, the failure if there was one.
+    `started_s` is the moment of `time.monotonic` from which the screen counts."""
+    progress = Progress(screen, started_s)
     for task in dag.tasks:
         task.on_execute_callback = [progress.begun]
         task.on_success_callback = [progress.succeeded]
@@ -93,6 +94,7 @@ def main() -> int:
     parser.add_argument("--conf", required=True, help="the run's conf as JSON")
     parser.add_argument("--log", required=True, type=Path, help="file for Airflow's own output")
     parser.add_argument("--result", required=True, type=Path, help="file for what happened, JSON")
+    parser.add_argument("--started", required=True, type=float, help="when the launcher started (monotonic)")
     arguments = parser.parse_args()
     screen = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     arguments.log.parent.mkdir(parents=True, exist_ok=True)
@@ -100,14 +102,20 @@ def main() -> int:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
 
+    # A database whose first migrations were cut off could never be upgraded.
+    home = Path(os.environ["AIRFLOW_HOME"])
+    if not (made := home / "database-made").exists():
+        (home / "airflow.db").unlink(missing_ok=True)
+
     from airflow.utils.db import upgradedb  # Airflow configures its logging, to the file, when imported
 
     from dags.production_refresh import dag
 
     upgradedb()
+    made.touch()
     if not sys.stdin.readline():  # the launcher says when Ray is ready; it ended before that
         return 1
-    result = run_dag(dag, json.loads(arguments.conf), screen)
+    result = run_dag(dag, json.loads(arguments.conf), screen, arguments.started)
     write_whole(arguments.result, json.dumps(result, indent=2))
     return 0 if result["state"] == "success" else 1
 

@@ -7,7 +7,7 @@ from vista.config import Frozen, RefreshConfig, Settings
 from vista.delivery.readiness import RegionState
 from vista.delivery.regions import Backends, open_backends
 from vista.delivery.release import retire
-from vista.errors import EpochError
+from vista.errors import EpochError, VistaError
 from vista.evaluate.report import write_report
 from vista.runs import RunDirectory
 from vista.summary.record import space_id
@@ -79,11 +79,17 @@ def held_epochs(backends: Backends) -> set[tuple[int, int]]:
 
 
 def finished_epochs(backends: Backends, runs: Path) -> set[SpaceEpoch]:
-    """Every epoch that was released, or delivered by a run that has had its chance of promotion."""
+    """Every epoch that was released, or delivered by a run that has had its chance of promotion.
+
+    A run whose reports are damaged is passed over: what it delivered stays for now.
+    """
     epochs = {(release.space, release.epoch) for release in backends.catalog.releases()}
     for path in runs.iterdir():
         run = RunDirectory(path)
-        if not path.is_symlink() and run.stage("promote") is not None:
-            delivered = run.report_of("deliver")
-            epochs.add((delivered["space"], delivered["epoch"]))
+        try:
+            if not path.is_symlink() and run.stage("promote") is not None:
+                delivered = run.report_of("deliver")
+                epochs.add((delivered["space"], delivered["epoch"]))
+        except (VistaError, KeyError) as error:
+            LOG.warning("%s is passed over: its reports are damaged (%s)", path, error)
     return epochs

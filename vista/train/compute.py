@@ -1,8 +1,10 @@
 """Ray: a session on the head that runs this job, or a local one; trainings with Ray Train; plain tasks."""
 
+import json
 import logging
 import os
 import secrets
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -81,6 +83,7 @@ def train_on_ray(job: Job, tracked: Tracked, *, storage: Path, name: str) -> Pat
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    drop_torn_run(storage / name)
     curve = storage / f"{name}.curve.json"
     trainer = TorchTrainer(
         _train_worker,
@@ -104,6 +107,21 @@ def train_on_ray(job: Job, tracked: Tracked, *, storage: Path, name: str) -> Pat
         ) from error
     assert result.checkpoint is not None, "every epoch ends with a checkpoint"
     return Path(result.checkpoint.path)
+
+
+def drop_torn_run(run: Path) -> None:
+    """Delete a training's checkpoints if their list is cut off, so that it begins anew, to the same weights.
+
+    Ray writes the list in place: a kill in that moment leaves one that Ray refuses for ever.
+    """
+    snapshot = run / "checkpoint_manager_snapshot.json"
+    if not snapshot.exists():
+        return
+    try:
+        json.loads(snapshot.read_text(encoding="utf-8"))
+    except ValueError as error:
+        LOG.warning("%s is cut off (%s): the training begins anew", snapshot, error)
+        shutil.rmtree(run)
 
 
 def _train_worker(sent: dict[str, Any]) -> None:

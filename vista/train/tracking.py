@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from vista.train.state import Point
 METRICS_PER_BATCH = 1_000  # MLflow's own limit
 MAX_PARAM_LENGTH = 500
 CANDIDATE_ALIAS = "candidate"
+SQLITE = "sqlite:///"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -120,6 +122,7 @@ def track(
 ) -> Tracked:
     """The MLflow run called `name` of an experiment, made if it does not exist yet."""
     with _alone(settings):
+        _make_store(settings.mlflow_url)
         client = _client(settings.mlflow_url)
         found = client.get_experiment_by_name(experiment)
         experiment_id = (
@@ -177,6 +180,21 @@ def _client(url: str) -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=url, registry_uri=url)
+
+
+def _make_store(url: str) -> None:
+    """The tables of a new SQLite store, whole or not at all; only one process at a time may call it.
+
+    MLflow refuses a store for ever whose first migrations were cut off in the middle.
+    """
+    path = Path(url.removeprefix(SQLITE))
+    if not url.startswith(SQLITE) or path.exists():
+        return
+    for left in path.parent.glob(f".{path.name}.*"):
+        left.unlink()
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    _client(f"{SQLITE}{unfinished}").search_experiments()
+    unfinished.rename(path)
 
 
 def _artifacts(settings: Settings, experiment: str) -> str | None:

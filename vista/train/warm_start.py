@@ -63,8 +63,13 @@ def _newest(stage: StageContext, space: str, epochs: list[Epoch]) -> WarmStart:
 
 
 def _check_vocabulary(stage: StageContext, start: WarmStart) -> None:
-    earlier, _ = load(start.checkpoint)
+    earlier, meta = load(start.checkpoint)
     assert isinstance(earlier, Ranker), "an epoch's checkpoint is a foundation model"
+    if meta.max_uih != stage.recipe.data.max_uih:
+        raise InputError(
+            f"warm_start: max_uih {stage.recipe.data.max_uih}, but {start.space} reads the newest "
+            f"{meta.max_uih} events: leave max_uih as it was, or run without warm_start"
+        )
     found = Vocabulary.read(start.checkpoint).differences(Vocabulary.of(stage.dataset, earlier.spec))
     if found:
         raise InputError(

@@ -2,13 +2,18 @@
 
     python -m vista.train.experiments.cell < JOB
 
+A cell that is told through a pipe ends when the pipe closes, so that none outlives its launcher.
+
 The process has one thread, and the cell is there as a whole or not at all, so that any scheduler may run,
 kill and repeat it. `code_digest` of this module is what a cell's result depends on beside its job.
 """
 
 import logging
+import os
 import shutil
+import stat
 import sys
+import threading
 import time
 import uuid
 from dataclasses import dataclass
@@ -169,9 +174,16 @@ def _lightgbm(job: CellJob, dataset: Dataset, rows: Rows) -> _Trained:
     return _Trained(Scores(by_candidate(rows.test), by_candidate(rows.frozen_test(dataset))))
 
 
+def _end_with_launcher() -> None:
+    os.read(0, 1)  # not through sys.stdin, whose lock a thread must not hold when Python ends
+    os._exit(1)
+
+
 def main() -> None:
-    """Make the cell of the `CellJob` that standard input holds, as JSON."""
-    job = CellJob.model_validate_json(sys.stdin.read())
+    """Make the cell of the `CellJob` that the first line of standard input holds, as JSON."""
+    job = CellJob.model_validate_json(sys.stdin.buffer.readline())
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        threading.Thread(target=_end_with_launcher, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {job.title}: %(message)s", stream=sys.stderr)
     make_cell(job)
 

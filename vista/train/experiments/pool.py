@@ -36,8 +36,8 @@ class _Running:
             COMMAND, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=ROOT, env=os.environ | ONE_THREAD
         )
         assert process.stdin is not None
-        with process.stdin as told:
-            told.write(job.model_dump_json().encode())
+        process.stdin.write(job.model_dump_json().encode() + b"\n")
+        process.stdin.flush()  # and stays open: the cell ends when it closes, however this process ends
         return cls(job, process, time.monotonic() + limit_s)
 
     def ended(self) -> bool:
@@ -52,6 +52,8 @@ class _Running:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
 
 
 def make_cells(

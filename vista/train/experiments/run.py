@@ -5,6 +5,7 @@ N test rows.
 
 import logging
 import os
+import shutil
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -116,7 +117,7 @@ class _Run:
 
     def run(self, limit_s: float) -> ExperimentReport:
         jobs = self._jobs()
-        made = [job for job in jobs if job.directory.exists()]
+        made = [job for job in jobs if _is_whole(job)]
         LOG.info("%d cells, %d of them made before", len(jobs), len(made))
         for job in made:
             self._log(job)
@@ -228,6 +229,20 @@ class _Run:
                 f"{len(failed)} cells failed ({'; '.join(failed)}): see their tracebacks above; the others "
                 f"are kept, and {self.directory / 'table.md'} shows them; the same command goes on"
             )
+
+
+def _is_whole(job: CellJob) -> bool:
+    """Whether the cell is there; one that cannot be read is deleted, to be made again."""
+    if not job.directory.exists():
+        return False
+    try:
+        _cell(job)
+        np.load(job.directory / SCORES_FILE)
+    except (OSError, ValueError, EOFError) as error:
+        LOG.warning("%s is made again: %s cannot be read (%s)", job.title, job.directory, error)
+        shutil.rmtree(job.directory)
+        return False
+    return True
 
 
 def _cell(job: CellJob) -> Cell:

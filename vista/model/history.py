@@ -9,10 +9,7 @@ from vista.model.inputs import Uih
 
 
 class HistoryModule(nn.Module):
-    """What a candidate is told about its user's history: (uih, candidates, whose they are) -> history_CE.
-
-    `user_C` ascends: the candidates of a user are neighbours.
-    """
+    """What a candidate is told about its user's history: (uih, candidates, whose they are) -> history_CE."""
 
     width: int
     """E, the width of what it gives."""

@@ -1,7 +1,7 @@
 """Deep Interest Network (Zhou et al., 2018).
 
 Shape suffixes: L packed history rows, C candidates, M chunks of R events beside a candidate, I item features,
-D width, A actions, G 1 + A, U units, E what the slot gives.
+D width, P 2 D, A actions, G 1 + A, U units, E what the slot gives.
 """
 
 import torch
@@ -41,10 +41,10 @@ class Din(HistoryModule):
         query_CD = self.query(candidates_CI)
         query_M1D = query_CD.index_select(0, candidate_M).unsqueeze(1)
         token_MRD = rows_of(uih.tokens_LD, row_MR)
-        pair_MRD = torch.cat([token_MRD, query_M1D * token_MRD], dim=2)
+        pair_MRP = torch.cat([token_MRD, query_M1D * token_MRD], dim=2)
         of_pair = torch.cat([self.of_token.weight, self.of_product.weight], dim=1)
         of_query_M1U = self.of_query(query_CD).index_select(0, candidate_M).unsqueeze(1)
-        units_MRU = F.linear(pair_MRD, of_pair).add_(of_query_M1U).relu_()
+        units_MRU = F.linear(pair_MRP, of_pair).add_(of_query_M1U).relu_()
         masks_LG = F.pad(uih.actions_LA, (1, 0), value=1.0)
         masks_MRG = rows_of(masks_LG, row_MR) * known_MR.unsqueeze(2)
         interest_MGD = (self.weigh(units_MRU) * masks_MRG).transpose(1, 2) @ token_MRD

@@ -120,9 +120,22 @@ def events(data_dir: str) -> Recipe:
     )
 
 
+def industrial(data_dir: str) -> Recipe:
+    """Production size (appendix C.2): histories of 2,000 to 16,000 of the user's own events, three layers in
+    both stages. A worker needs 4 GB to train it (README)."""
+    train = TrainConfig(max_tokens_per_batch=131_072, max_candidates_per_batch=4_096)
+    return Recipe(
+        name="industrial",
+        data=DataConfig(source="events", path=data_dir, max_uih=16_000),
+        model=ModelConfig(width=256, layers=3, target_layers=3),
+        foundation=train,
+        downstream=train,
+    )
+
+
 RECIPES: dict[str, Callable[[str], Recipe]] = {
     recipe.__name__: recipe
-    for recipe in (smoke, generated, incremental, kuairand, kuairand_cotrained, movielens, events)
+    for recipe in (smoke, generated, incremental, kuairand, kuairand_cotrained, movielens, events, industrial)
 }
 
 

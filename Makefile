@@ -14,8 +14,8 @@ PYTEST := OMP_NUM_THREADS=1 $(COMPUTE)/bin/python -m pytest
 AIRFLOW_PYTEST := AIRFLOW_HOME=$(CURDIR)/build/airflow-tests AIRFLOW__CORE__DAGS_FOLDER=$(CURDIR)/dags \
   AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python -m pytest
 
-.PHONY: help install infra run ui test test-airflow test-compute test-infra test-faults check fmt golden lock bench-data \
-  bench-train clean
+.PHONY: help install infra run ui test test-airflow test-compute test-infra test-faults check fmt golden lock bench \
+  bench-gpu bench-data bench-train clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed 's/:.*  ## /\t/' | expand -t 16
@@ -81,6 +81,13 @@ lock: | $(UV)  ## resolve every requirements file again
 	  $(UV) pip compile $$name.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --custom-compile-command "make lock" -o $$name.txt -q || exit 1; \
 	done
+
+bench: install  ## the attention op beside its peers on 2 CPU threads, as JSON and a plot
+	OMP_NUM_THREADS=2 $(COMPUTE)/bin/python -m kernels.bench cpu
+
+bench-gpu:  ## the same on a GPU, with the torch and triton that its machine has: make bench-gpu [PYTHON=python3]
+	$(or $(PYTHON),python3) -m pytest -q tests/kernels
+	$(or $(PYTHON),python3) -m kernels.bench cuda
 
 bench-data: install  ## events prepared and tokens fed per second, as JSON
 	$(COMPUTE)/bin/python -m vista.data.bench

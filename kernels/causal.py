@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels.activations import PHI, PHI_BACKWARD, Phi
-from kernels.chunks import Block, Chunks, candidate_rows
+from kernels.chunks import Block, Chunks, candidate_rows, wide
 
 CHUNK_ROWS = 32
 BLOCK_CHUNKS = 32
@@ -109,7 +109,8 @@ class _Rows:
     def states_before_chunks(self) -> Tensor:
         """The sum of phi(k)^T v over the user's chunks before each chunk."""
         heads, widths = self.k_LHD.shape[1], (self.k_LHD.shape[2], self.v_LHE.shape[2])
-        kv_NHDE = self.k_LHD.new_empty(self.chunks.user_N.numel(), heads, *widths)
+        dtype = wide(self.k_LHD[:0]).dtype
+        kv_NHDE = self.k_LHD.new_empty(self.chunks.user_N.numel(), heads, *widths, dtype=dtype)
         for block in self.blocks():
             k_NHRD, v_NHRE = self.sources(block)
             kv_NHDE[block.chunks] = k_NHRD.mT @ v_NHRE

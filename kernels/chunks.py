@@ -3,6 +3,7 @@
 Shape suffixes: B users, L packed rows, T candidates, N chunks, R rows of a chunk, H heads, D width.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +17,8 @@ def source_count(seq_offsets: Tensor, num_candidates: Tensor) -> Tensor:
 
 def candidate_rows(seq_offsets: Tensor, num_candidates: Tensor) -> tuple[Tensor, Tensor]:
     """The candidates' packed rows_T, and n_T of each one's user."""
-    first_B = seq_offsets[1:] - num_candidates
-    shift_B = first_B - (num_candidates.cumsum(0) - num_candidates)
-    shift_T = shift_B.repeat_interleave(num_candidates)
     n_T = source_count(seq_offsets, num_candidates).repeat_interleave(num_candidates)
-    return _arange(shift_T) + shift_T, n_T
+    return _ranges(seq_offsets[1:] - num_candidates, num_candidates), n_T
 
 
 class Chunks:
@@ -43,35 +41,40 @@ class Chunks:
     def blocks(self, chunks: int, heads: int) -> list["Block"]:
         """All chunks, `chunks` at a time; one empty block if nobody has a row."""
         chunks = max(1, chunks)
-        block_N = _arange(self.user_N) // chunks
-        slots_R = torch.arange(self.rows, device=block_N.device)
-        heads_H = torch.arange(heads, device=block_N.device)
-        rows_N, sources_N = self.end_N - self.first_row_N, self.source_end_N - self.first_row_N
-        # Rows and slots count from the block's first, since only a block's tensors exist at a time.
-        first_row_N = self.first_row_N - self.first_row_N[block_N * chunks]
+        number_N = _arange(self.user_N)
+        first_chunk_N = number_N // chunks * chunks  # of the chunk's block
+        rows_N = (self.end_N - self.first_row_N).clamp(max=self.rows)
+        sources_N = (self.source_end_N - self.first_row_N).clamp(0, self.rows)
+        # Rows and slots count from their block's first, since only a block's tensors exist at a time.
+        first_row_N = self.first_row_N - self.first_row_N[first_chunk_N]
+        first_slot_N = (number_N - first_chunk_N) * (heads * self.rows)
+        slots_R, heads_H = (torch.arange(n, device=number_N.device) for n in (self.rows, heads))
         row_NR = (first_row_N[:, None] + slots_R.minimum(rows_N[:, None] - 1)).int()
         row_NHR = row_NR[:, None, :] * heads + heads_H.int()[:, None]
-        first_slot_N = (_arange(block_N) - block_N * chunks) * (heads * self.rows)
-        slot_NRH = (first_slot_N[:, None] + slots_R).int()[:, :, None] + (heads_H * self.rows).int()
-        blocks = max(1, -(-block_N.numel() // chunks))
+        block_ends = tuple(range(chunks, number_N.numel(), chunks))
 
-        def slots_where(where_NR: Tensor) -> tuple[Tensor, ...]:
-            """Of each block, [.., H]."""
-            sizes = torch.bincount(block_N.repeat_interleave(where_NR.sum(1)), minlength=blocks)
-            return slot_NRH[where_NR].split_with_sizes(sizes.tolist())
+        def by_block(first_N: Tensor, count_N: Tensor) -> tuple[Tensor, ...]:
+            """The `count_N` slots of each chunk from `first_N` on, in every head."""
+            ends = count_N.cumsum(0)[chunks - 1 :: chunks].tolist()
+            slots = _ranges(first_slot_N + first_N, count_N)[:, None] + heads_H * self.rows
+            return slots.tensor_split(ends[: len(block_ends)])
 
-        filled = slots_where(slots_R < rows_N[:, None])
-        empty, unread = slots_where(slots_R >= rows_N[:, None]), slots_where(slots_R >= sources_N[:, None])
-        made, end = [], 0
-        for number in range(blocks):
-            at, first, end = slice(number * chunks, (number + 1) * chunks), end, end + len(filled[number])
-            made.append(
-                Block(
-                    slice(first, end), at, self.user_N[at], row_NHR[at],
-                    filled[number], empty[number].long(), unread[number].long(),
-                )
-            )  # fmt: skip
-        return made
+        filled = by_block(torch.zeros_like(rows_N), rows_N)
+        row_ends = [0, *itertools.accumulate(map(len, filled))]
+        return [
+            Block(slice(row, row_end), slice(chunk, chunk + chunks), *tensors)
+            for row, row_end, chunk, *tensors in zip(
+                row_ends[:-1],
+                row_ends[1:],
+                [0, *block_ends],
+                self.user_N.tensor_split(block_ends),
+                row_NHR.tensor_split(block_ends),
+                filled,
+                by_block(rows_N, self.rows - rows_N),
+                by_block(sources_N, self.rows - sources_N),
+                strict=True,
+            )
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,12 @@ def wide(x: Tensor) -> Tensor:
 def _with_zeros(x_NHRD: Tensor, slots: Tensor) -> Tensor:
     x_NHRD.flatten(0, 2).index_fill_(0, slots.flatten(), 0.0)
     return x_NHRD
+
+
+def _ranges(first_N: Tensor, count_N: Tensor) -> Tensor:
+    """first, first + 1 .. of each, `count` of them, one after the other."""
+    shift = (first_N - (count_N.cumsum(0) - count_N)).repeat_interleave(count_N)
+    return _arange(shift) + shift
 
 
 def _arange(like: Tensor) -> Tensor:

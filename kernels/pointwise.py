@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from kernels.chunks import Chunks, candidate_rows, source_count
+from kernels.chunks import Chunks, candidate_rows, source_count, wide
 
 PairBias = Callable[[Tensor, Tensor], Tensor]
 """(packed rows of queries, packed rows of keys), which broadcast -> bias [..., H]; may hold parameters."""
@@ -81,11 +81,13 @@ def _group(
         part_PHRE = checkpoint(read, query_P[block], key_P[block], use_reentrant=False)
         out_NHRE.index_add_(0, query_P[block], part_PHRE)
     at, _ = candidate_rows(offsets, candidates)
-    score_TH = (q[at] * k[at]).sum(-1)
+    q_THD, k_THD, v_THE = (wide(x[at]) for x in (q, k, v))
+    score_TH = (q_THD * k_THD).sum(-1)
     if bias is not None:
         score_TH = score_TH + bias(at + before, at + before)
-    out_LHE = whole.join(out_NHRE).index_add(0, at, F.silu(score_TH).unsqueeze(-1) * v[at])
-    return out_LHE / source_count(offsets, candidates).repeat_interleave(offsets.diff())[:, None, None]
+    out_LHE = whole.join(out_NHRE).index_add(0, at, F.silu(score_TH).unsqueeze(-1) * v_THE)
+    n_L = source_count(offsets, candidates).repeat_interleave(offsets.diff())
+    return (out_LHE / n_L[:, None, None]).to(v.dtype)
 
 
 def _pairs(chunks: Chunks, causal: bool) -> tuple[Tensor, Tensor]:

@@ -54,15 +54,15 @@ def backward(
     phi_out: Phi,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients in q, k and v."""
-    p_BHDE = PHI[phi_out](kv_BHDE)
+    p_BHED = PHI[phi_out](kv_BHDE).mT.contiguous()
     w_BHDE = torch.zeros_like(kv_BHDE)
     dq_LHD = q_LHD.new_empty(q_LHD.shape)
     blocks = _blocks(k_LHD, seq_offsets, num_candidates)
     for block in blocks:
         q_NHRD, d_out_NHRE = block.split(q_LHD), block.split_filled(d_out_LHE)
-        p_NHDE = p_BHDE.index_select(0, block.user_N)
+        p_NHED = p_BHED.index_select(0, block.user_N)
         w_BHDE.index_add_(0, block.user_N, PHI[phi](q_NHRD).mT @ d_out_NHRE)
-        block.write(PHI_BACKWARD[phi](d_out_NHRE @ p_NHDE.mT, q_NHRD), dq_LHD)
+        block.write(PHI_BACKWARD[phi](d_out_NHRE @ p_NHED, q_NHRD), dq_LHD)
     n_B = source_count(seq_offsets, num_candidates)
     g_BHDE = PHI_BACKWARD[phi_out](w_BHDE, kv_BHDE) / n_B[:, None, None, None]
     dk_LHD, dv_LHE = _state_backward(g_BHDE, k_LHD, v_LHE, blocks, phi)
@@ -114,9 +114,10 @@ def _state_backward(
 ) -> tuple[Tensor, Tensor]:
     """For sources; what it writes for candidates is nothing."""
     dk_LHD, dv_LHE = k_LHD.new_empty(k_LHD.shape), v_LHE.new_empty(v_LHE.shape)
+    g_BHED = g_BHDE.mT.contiguous()
     for block in blocks:
         k_NHRD, v_NHRE = block.split(k_LHD), block.split(v_LHE)
-        g_NHDE = g_BHDE.index_select(0, block.user_N)
-        block.write(PHI_BACKWARD[phi](v_NHRE @ g_NHDE.mT, k_NHRD), dk_LHD)
+        g_NHDE, g_NHED = (g.index_select(0, block.user_N) for g in (g_BHDE, g_BHED))
+        block.write(PHI_BACKWARD[phi](v_NHRE @ g_NHED, k_NHRD), dk_LHD)
         block.write(PHI[phi](k_NHRD) @ g_NHDE, dv_LHE)
     return dk_LHD, dv_LHE

@@ -84,8 +84,7 @@ def test_equals_the_reference_on_random_draws(seed: int, dtype: torch.dtype, dev
     "users",
     [
         [(CHUNK_ROWS - 1, 1), (0, 0), (CHUNK_ROWS, 0), (1, 0)],
-        [(CHUNK_ROWS, 1), (0, 2), (2 * CHUNK_ROWS + 5, 3)],
-        [(CHUNK_ROWS - 20, 50)],
+        [(CHUNK_ROWS, 1), (0, 2), (2 * CHUNK_ROWS + 5, 3), (CHUNK_ROWS - 20, 50)],
     ],
 )
 def test_equals_the_reference_across_chunks(

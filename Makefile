@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(COMPUTE)/bin/python -m pytest
 AIRFLOW_PYTEST := AIRFLOW_HOME=$(CURDIR)/build/airflow-tests AIRFLOW__CORE__DAGS_FOLDER=$(CURDIR)/dags \
   AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python -m pytest
 
-.PHONY: help install infra run ui test test-airflow test-compute test-infra test-faults check fmt golden lock bench \
+.PHONY: help install infra run ui test test-airflow test-compute test-long test-infra test-faults check fmt golden lock bench \
   bench-gpu bench-data bench-train clean
 
 help:  ## list the commands
@@ -51,9 +51,12 @@ test-airflow: install
 
 # Not yet tests/infra: the delivery does not run on those servers yet.
 test-compute: install
-	$(PYTEST) -n 2 $(addprefix --ignore=,tests/dags tests/faults tests/end_to_end tests/infra tests/kernels vista/orchestration) vista tests
+	$(PYTEST) -n 2 $(addprefix --ignore=,tests/dags tests/faults tests/end_to_end tests/infra tests/kernels tests/unit/test_long_histories.py vista/orchestration) vista tests
 	$(PYTEST) -n 2 kernels tests/kernels
 	$(PYTEST) tests/faults tests/end_to_end
+
+test-long: install  ## models of very long histories: what is old counts, memory is bounded (many minutes)
+	$(PYTEST) tests/unit/test_long_histories.py
 
 test-infra: install infra  ## the real servers: start, answer, fail over, leave nothing behind
 	$(PYTEST) tests/infra

@@ -65,7 +65,7 @@ def _auc_of_long_users(dataset: Dataset, attention: AttentionName, max_uih: int)
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", ["qla", "linear", "softmax"])
 def test_what_is_older_than_ten_thousand_events_counts(dataset: Dataset, attention: AttentionName) -> None:
-    """model.md must-hold 7. Not for silu: at this length a step of a quadratic kernel takes minutes."""
+    """Not for silu: at this length a step of a quadratic kernel takes minutes."""
     assert _auc_of_long_users(dataset, attention, max_uih=LONG) >= 0.80
     assert _auc_of_long_users(dataset, attention, max_uih=2_000) <= 0.55
 

@@ -26,6 +26,9 @@ from vista.summary.table import verify_attempt
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7_200)]
 
 POINTS_PER_RUN = 4
+ATTEMPTS = 3
+"""At runs of which no kill came before its stage had ended."""
+
 SEED = 20_251_122
 """One per table of EXPERIMENTS.md."""
 
@@ -105,6 +108,12 @@ def refresh_with(places: Places, run: list[Point], seconds: dict[str, float]) ->
     return outcomes
 
 
+def stage_seconds(places: Places) -> dict[str, float]:
+    """How long each stage of the latest run took."""
+    run = RunDirectory(places.latest)
+    return {stage: (run.stage(stage) or {})["seconds"] for stage in STAGES}
+
+
 def whole_epochs(places: Places) -> int:
     """The number of published epochs; each is verified, shard by shard, against what the catalog says."""
     catalog = open_catalog(f"sqlite:///{places.path}/home/catalog.db")
@@ -137,15 +146,19 @@ def test_points_are_seeded_and_reach_every_stage() -> None:
 def test_killed_refreshes_end_like_an_uninterrupted_one(
     smoke_refresh: Places, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reference = RunDirectory(smoke_refresh.latest)
-    seconds = {stage: (reference.stage(stage) or {})["seconds"] for stage in STAGES}
+    seconds = stage_seconds(smoke_refresh)
     outcomes: list[Outcome] = []
     wanted = os.environ.get("VISTA_KILL_POINTS")
     for number, run in enumerate(points(int(wanted)) if wanted else TWO_POINTS):
-        places = Places(tmp_path / f"run-{number}")
-        outcomes += refresh_with(places, run, seconds)
-        assert close(smoke_refresh.figures(), places.figures(), 1e-6) == []
-        assert whole_epochs(places) == whole_epochs(smoke_refresh)
+        for attempt in range(ATTEMPTS):
+            places = Places(tmp_path / f"run-{number}-{attempt}")
+            found = refresh_with(places, run, seconds)
+            assert close(smoke_refresh.figures(), places.figures(), 1e-6) == []
+            assert whole_epochs(places) == whole_epochs(smoke_refresh)
+            if any(one.hit for one in found):
+                break
+            seconds = stage_seconds(places)  # the machine has become faster since the last measure
+        outcomes += found
     with capsys.disabled():
         sys.stdout.write("\n".join(["", *table(outcomes), ""]))
     assert sum(one.hit for one in outcomes) >= len(outcomes) / 2

@@ -6,11 +6,13 @@ Processes are real and killed for real; back ends are the embedded ones.
 import multiprocessing
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from contextlib import closing
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -88,8 +90,8 @@ def fill(log: Log, batches: dict[int, list[bytes]]) -> None:
             log.append(bucket, records[start : start + 40])
 
 
-def work_in_small_steps(log_url: str, store_url: str, seed: int) -> None:
-    """A worker whose batches are small, so that a kill falls between any two writes."""
+def work_in_small_steps(log_url: str, store_url: str, seed: int, steps: Connection | None = None) -> None:
+    """A worker whose batches are small, so that a kill falls anywhere; `steps` hears of each."""
     log, store = open_log(log_url, BUCKETS), open_store(store_url, BUCKETS)
     choice = random.Random(seed)
     buckets = list(range(BUCKETS))
@@ -98,8 +100,10 @@ def work_in_small_steps(log_url: str, store_url: str, seed: int) -> None:
         moved = False
         for bucket in buckets:
             offset = store.state(bucket).offset
-            found = log.read(bucket, offset, choice.choice((1, 400, 4_000)))
+            found = log.read(bucket, offset, choice.choice((1, 400, 1_000)))
             if found:
+                if steps:
+                    steps.send_bytes(b"s")
                 store.apply(bucket, offset, found[-1][0] + 1, [data for _, data in found])
                 moved = True
         if not moved:
@@ -108,21 +112,22 @@ def work_in_small_steps(log_url: str, store_url: str, seed: int) -> None:
 
 def test_a_worker_killed_at_many_points_loses_and_repeats_nothing(settings: Settings) -> None:
     batches, choice = stream(1), random.Random(2)
-    kills = 0
     with closing(open_log(settings.log_url, BUCKETS)) as log, open_regions(settings, BUCKETS) as stores:
         fill(log, batches)
-        for attempt in range(1_000):
-            args = (settings.log_url, settings.region_urls["east"], attempt)
-            process = FORK.Process(target=work_in_small_steps, args=args)
+        east = settings.log_url, settings.region_urls["east"]
+        for attempt in range(KILLS):
+            heard, steps = FORK.Pipe(duplex=False)
+            process = FORK.Process(target=work_in_small_steps, args=(*east, attempt, steps))
             process.start()
-            process.join(timeout=choice.uniform(0.005, 0.04) if kills < KILLS else None)
-            if process.exitcode is not None:
-                assert process.exitcode == 0
-                break
-            process.kill()
-            process.join()
-            kills += 1
-        assert kills > 3, "the worker was too fast to be killed: the test tests nothing"
+            steps.close()
+            with heard:
+                for _ in range(choice.randint(1, 8)):
+                    heard.recv_bytes()  # EOFError: the worker came to its end before all kills
+                process.join(timeout=choice.uniform(0, 0.003))  # a kill before, in or after the write
+                process.kill()
+                process.join()
+            assert process.exitcode == -signal.SIGKILL
+        work_in_small_steps(*east, KILLS)
         assert_right(stores["east"], batches)
         assert [stores["east"].state(b).offset for b in range(BUCKETS)] == [
             log.bounds(b)[1] for b in range(BUCKETS)

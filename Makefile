@@ -85,8 +85,9 @@ lock: | $(UV)  ## resolve every requirements file again
 	    --custom-compile-command "make lock" -o $$name.txt -q || exit 1; \
 	done
 
+# Huge pages: without them a fresh tensor of 60 MB costs any op more in page faults than it takes to fill.
 bench: install  ## the attention op beside its peers on 2 CPU threads, as JSON and a plot
-	OMP_NUM_THREADS=2 $(COMPUTE)/bin/python -m kernels.bench cpu
+	THP_MEM_ALLOC_ENABLE=1 OMP_NUM_THREADS=2 $(COMPUTE)/bin/python -m kernels.bench cpu
 
 bench-gpu:  ## the same on a GPU, with the torch and triton that its machine has: make bench-gpu [PYTHON=python3]
 	$(or $(PYTHON),python3) -m pytest -q tests/kernels

@@ -15,7 +15,7 @@ from kernels.chunks import Block, Chunks, candidate_rows, source_count, wide
 
 CHUNK_ROWS = 32
 BLOCK_ELEMENTS = 2**17
-"""Of one of a block's tensors: a few of them fit a core's cache."""
+"""Of one of a block's tensors, for each thread: a few of them fit a core's cache."""
 
 
 def forward(
@@ -96,7 +96,7 @@ def state_backward(
 
 def _blocks(k_LHD: Tensor, seq_offsets: Tensor, num_candidates: Tensor) -> list[Block]:
     _, heads, width = k_LHD.shape
-    chunks = max(1, BLOCK_ELEMENTS // (CHUNK_ROWS * heads * width))
+    chunks = max(1, BLOCK_ELEMENTS * torch.get_num_threads() // (CHUNK_ROWS * heads * width))
     return Chunks(seq_offsets, num_candidates, CHUNK_ROWS).blocks(chunks, heads)
 
 

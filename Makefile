@@ -14,8 +14,8 @@ PYTEST := OMP_NUM_THREADS=1 $(COMPUTE)/bin/python -m pytest
 AIRFLOW_PYTEST := AIRFLOW_HOME=$(CURDIR)/build/airflow-tests AIRFLOW__CORE__DAGS_FOLDER=$(CURDIR)/dags \
   AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python -m pytest
 
-.PHONY: help install infra run ui test test-airflow test-compute test-long test-infra test-faults check fmt golden lock bench \
-  bench-gpu bench-data bench-train clean
+.PHONY: help install infra run ui test test-airflow test-compute test-infra test-faults check fmt golden lock bench \
+  bench-gpu bench-data bench-memory bench-train clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed 's/:.*  ## /\t/' | expand -t 16
@@ -51,12 +51,9 @@ test-airflow: install
 
 # Not yet tests/infra: the delivery does not run on those servers yet.
 test-compute: install
-	$(PYTEST) -n 2 $(addprefix --ignore=,tests/dags tests/faults tests/end_to_end tests/infra tests/kernels tests/unit/test_long_histories.py vista/orchestration) vista tests
+	$(PYTEST) -n 2 $(addprefix --ignore=,tests/dags tests/faults tests/end_to_end tests/infra tests/kernels vista/orchestration) vista tests
 	$(PYTEST) -n 2 kernels tests/kernels
 	$(PYTEST) tests/faults tests/end_to_end
-
-test-long: install  ## models of very long histories: what is old counts, memory is bounded (many minutes)
-	$(PYTEST) tests/unit/test_long_histories.py
 
 test-infra: install infra  ## the real servers: start, answer, fail over, leave nothing behind
 	$(PYTEST) tests/infra
@@ -95,6 +92,10 @@ bench-gpu:  ## the same on a GPU, with the torch and triton that its machine has
 
 bench-data: install  ## events prepared and tokens fed per second, as JSON
 	$(COMPUTE)/bin/python -m vista.data.bench
+
+bench-memory: install  ## a million events in one user, and the industrial recipe: seconds and peak memory, as JSON
+	$(COMPUTE)/bin/python -m vista.train.bench_memory million
+	$(COMPUTE)/bin/python -m vista.train.bench_memory industrial
 
 bench-train: install $(FUXICTR)/installed  ## training throughput beside FuxiCTR: make bench-train DATA_DIR=.../kuairand-pure
 	$(COMPUTE)/bin/python -m vista.train.bench --data-dir '$(DATA_DIR)' --peer $(FUXICTR)/bin/python

@@ -16,7 +16,7 @@ from vista.train.bench_memory import Case, Phase, measure, million
 from vista.train.jobs import batch_plan, history_forward
 from vista.train.loop import Task, fit, predict
 
-SHORT_USERS, LONG_USERS, LONG_USERS_TRAINED, LONG = 3_000, 100, 20, 20_480
+SHORT_USERS, LONG_USERS, LONG_USERS_TRAINED, LONG = 3_000, 60, 8, 20_480
 TRAIN_DAYS, DAYS = 3, 6
 MODEL = ModelConfig(
     seeds=8,
@@ -39,7 +39,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def _auc_of_long_users(dataset: Dataset, attention: AttentionName, max_uih: int) -> float:
     """Trained on the first days of the short users and of some long ones; AUC of the other long users on the
-    later days, whose standard error by chance is .013."""
+    later days, which by chance is .500 +- .016."""
     torch.manual_seed(0)
     config = MODEL.model_copy(update={"attention": attention})
     train_config = TrainConfig(epochs=4, max_candidates_per_batch=256, max_tokens_per_batch=200_000)
@@ -68,7 +68,11 @@ def _auc_of_long_users(dataset: Dataset, attention: AttentionName, max_uih: int)
 def test_what_is_older_than_ten_thousand_events_counts(dataset: Dataset, attention: AttentionName) -> None:
     """Not for silu: at this length a step of a quadratic kernel takes minutes."""
     assert _auc_of_long_users(dataset, attention, max_uih=LONG) >= 0.80
-    assert _auc_of_long_users(dataset, attention, max_uih=2_000) <= 0.55
+
+
+@pytest.mark.slow
+def test_the_newest_two_thousand_events_tell_nothing(dataset: Dataset) -> None:
+    assert _auc_of_long_users(dataset, "qla", max_uih=2_000) <= 0.55
 
 
 def _phases(events: int, directory: Path) -> dict[str, Phase]:
@@ -78,15 +82,15 @@ def _phases(events: int, directory: Path) -> dict[str, Phase]:
 
 @pytest.mark.slow
 def test_memory_grows_by_what_a_step_must_keep(tmp_path: Path) -> None:
-    """From 100,000 to 300,000 events in one user, at width 64: 256 bytes are one number per width and event.
+    """From 50,000 to 150,000 events in one user, at width 64: 256 bytes are one number per width and event.
 
-    A step keeps tokens, rows, queries, keys and values, 4.0 kB per event as measured, an export 2.2; with the
-    intermediate results of row-wise layers in memory at once it would be 5.1 and 4.2.
+    A step keeps tokens, rows, queries, keys and values: 3.3 kB per event as measured, an export 2.1; with
+    the intermediate results of row-wise layers in memory at once it would be 5.3 and 3.4.
     """
-    small, large = _phases(100_000, tmp_path / "small"), _phases(300_000, tmp_path / "large")
-    for name, limit_bytes in (("step", 4_500), ("export", 3_000)):
+    small, large = _phases(50_000, tmp_path / "small"), _phases(150_000, tmp_path / "large")
+    for name, limit_bytes in (("step", 4_200), ("export", 2_700)):
         events = large[name].tokens - small[name].tokens
-        assert events > 190_000
+        assert events > 95_000
         assert (large[name].peak_bytes - small[name].peak_bytes) / events < limit_bytes, name
 
 

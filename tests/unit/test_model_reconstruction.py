@@ -27,7 +27,7 @@ def _vista(config: ModelConfig = CONFIG) -> tuple[Ranker, VistaHistory, Reconstr
 
 @pytest.mark.parametrize("changed", [0, 3, 6])
 def test_a_token_moves_only_later_predictions(changed: int) -> None:
-    """model.md must-hold 5: changing u_j moves v_i only for i >= j."""
+    """Changing u_j moves v_i only for i >= j."""
     _, _, reconstruction = _vista()
     summary, tokens = torch.randn(2, CONFIG.seeds, CONFIG.width), torch.randn(2, 7, CONFIG.width)
     before = reconstruction.decode(summary, tokens)
@@ -111,7 +111,7 @@ def _repeated_items(users: int, seed: int) -> Batch:
 
 @pytest.mark.parametrize("attention", get_args(AttentionName))
 def test_another_user_s_summary_reconstructs_worse(attention: AttentionName) -> None:
-    """model.md must-hold 5: at least 5% more error on users that were not trained on."""
+    """At least 5% more error on users that were not trained on."""
     changes = {"layers": 1, "seeds": 8, "attention": attention}
     model, history, reconstruction = _vista(CONFIG.model_copy(update=changes))
     fixed = [model.scorer, model.tokens]  # the targets do not move

@@ -49,7 +49,7 @@ def _only(batch: Batch, user: int) -> Batch:
 
 @every_kind
 def test_it_does_not_depend_on_who_shares_the_batch(kind: dict[str, object]) -> None:
-    """model.md must-hold 3. Quadratic kernels get a neighbour of 3,000 events instead of 100,000."""
+    """Quadratic kernels get a neighbour of 3,000 events instead of 100,000."""
     model = _vista(CONFIG.model_copy(update=kind))
     linear = kind.get("attention", "qla") in ("qla", "linear")
     batch = make_batch([7, 100_000 if linear else 3_000, 0, 33], [0, 0, 0, 0])
@@ -66,7 +66,7 @@ def _permuted(batch: Batch) -> Batch:
 
 @every_kind
 def test_without_positions_order_does_not_matter(kind: dict[str, object]) -> None:
-    """model.md must-hold 4; a causal model sees order without being told."""
+    """A causal model sees order without being told."""
     batch = make_batch([60], [0])
     model = _vista(CONFIG.model_copy(update={"positions": False, **kind}))
     difference = (_summary(model, batch) - _summary(model, _permuted(batch))).abs().max()

@@ -19,7 +19,7 @@ from vista.data.prepare import prepare_dataset
 from vista.data.rejects import Rejects
 from vista.data.schema import Batch
 from vista.data.sources import SOURCES
-from vista.data.sources.generated import oracle_auc
+from vista.data.sources.generated import LONG_S, TASTES, oracle_auc, taste_of
 
 SIZE = GeneratedConfig(users=300, items=128, events_per_user=100, days=6)
 
@@ -50,6 +50,17 @@ def matches(batch: Batch, weight_L: NDArray[np.float64]) -> NDArray[np.float64]:
     table = np.zeros((len(batch.user_id_B), categories))
     np.add.at(table, (user_L, batch.uih_category_L), weight_L)
     return table[user_C, batch.candidate_category_C]
+
+
+def test_what_a_user_watches_long_is_of_her_taste(dataset: Dataset) -> None:
+    """Clusters are categories, and a trait is a bit of a cluster's number."""
+    events = pl.read_parquet(dataset.path / "events").filter(pl.col("value") == LONG_S)
+    watched = events.group_by("user_id").agg(pl.col("category_id").unique()).sort("user_id")
+    tastes = taste_of(watched["user_id"].to_numpy())
+    assert np.bincount(tastes).tolist() == [50] * len(TASTES)
+    for taste, categories in zip(tastes.tolist(), watched["category_id"].to_list(), strict=True):
+        want, _, number = TASTES[taste].split()
+        assert {category >> int(number) - 1 & 1 for category in categories} == {int(want == "with")}
 
 
 def test_the_oracle_is_reported_and_the_whole_history_reaches_it(dataset: Dataset) -> None:

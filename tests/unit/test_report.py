@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vista.config import GateConfig
-from vista.errors import InputError
+from vista.errors import InputError, StageError
 from vista.evaluate import figures
 from vista.evaluate.bootstrap import paired_bootstrap
 from vista.evaluate.gate import decide
@@ -183,6 +183,13 @@ def test_json_has_the_keys_that_programs_rely_on(tmp_path: Path, page: str) -> N
     assert read_report(tmp_path) == REPORT
 
 
+@pytest.mark.parametrize("content", ["", "{}", "[", "{"])
+def test_a_damaged_report_is_named_with_its_remedy(tmp_path: Path, content: str) -> None:
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(StageError, match=r"report\.json cannot be read .*delete stages/clean_up\.json"):
+        read_report(tmp_path)
+
+
 def test_page_is_one_file_without_script_or_address(page: str) -> None:
     parsed = Page(page)
     assert parsed.open == []
@@ -285,6 +292,34 @@ def test_pictures_are_well_formed_and_repeatable(page: str) -> None:
         named = svg.replace("<svg ", '<svg xmlns:xlink="x" ', 1)  # HTML needs no declaration, XML does
         assert ElementTree.fromstring(named).tag == "svg"
         assert svg in page
+
+
+def curve_of(model: str, metric: str, steps: int) -> TrainingCurve:
+    values = tuple(1 / step for step in range(1, steps + 1))
+    return TrainingCurve(model=model, metric=metric, steps=tuple(range(1, steps + 1)), values=values)
+
+
+def test_curves_share_one_legend_below_and_are_no_longer_than_can_be_seen() -> None:
+    curves = [curve_of(model, "loss", 6_000 + place) for place, model in enumerate(("din", "vista"))]
+    curves += [curve_of(model, "valid_auc", 1) for model in ("din", "vista")]
+    svg = figures.training_curves(curves)
+    assert re.findall(r'id="training-curves-(axes_\d+|legend_\d+)"', svg) == ["axes_1", "legend_1"]
+    _, axes, legend = re.split(r'id="training-curves-(?:axes|legend)_1"', svg)
+    assert ">din<" in legend
+    lowest = max(float(y) for y in re.findall(r'"M [\d.]+ ([\d.]+) ', axes))
+    assert min(float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+) ", legend)) > lowest
+    assert 55 < max(path.count("L ") for path in re.findall(r' d="([^"]*)"', axes)) <= figures.CURVE_POINTS
+    assert figures.training_curves([curve_of("din", "valid_auc", 1)]) == ""
+
+
+def test_a_map_of_one_group_has_no_legend() -> None:
+    points = REPORT.summary_map
+    assert points is not None
+    alone = points.model_copy(update={"group": (points.groups[0],) * len(points.x)})
+    assert "legend_1" in figures.summary_map(points)
+    assert "legend_1" not in figures.summary_map(alone)
+    assert "coloured by" not in Page(render(REPORT.model_copy(update={"summary_map": alone}))).text
+    assert "coloured by activity" in Page(render(REPORT)).text
 
 
 def test_terminal_table_is_aligned_and_complete() -> None:

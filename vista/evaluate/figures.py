@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -19,6 +21,9 @@ from vista.evaluate.refresh_report import SummaryMap, TrainingCurve
 INK, FAINT = "#1f2933", "#d5dbe1"
 COLOURS = ("#0b5fa5", "#d55e00", "#00805f", "#a34a86", "#8a6d00", "#4f9fd4", "#5c6670", "#b03030")
 """Colours that remain distinct with the common colour blindnesses, all readable on white."""
+
+CURVE_POINTS = 60
+"""Of the longest line of a panel; each is the mean of as many steps as it takes."""
 
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -43,21 +48,34 @@ STYLE: dict[Any, Any] = {
 
 
 def training_curves(curves: Sequence[TrainingCurve]) -> str:
-    """One panel per metric, one line per model."""
-    metrics = list(dict.fromkeys(curve.metric for curve in curves))
+    """One panel per metric, one line per model; a metric that no model has twice has none. Empty without a
+    panel."""
+    metrics = list(dict.fromkeys(curve.metric for curve in curves if len(curve.steps) > 1))
     models = list(dict.fromkeys(curve.model for curve in curves))
+    if not metrics:
+        return ""
     with mpl.rc_context(STYLE):
-        figure, panels = _panels(len(metrics), columns=2, width=4.6, height=2.9)
-        for metric, panel in zip(metrics, panels, strict=False):
-            for curve in (one for one in curves if one.metric == metric):
-                marker = "o" if len(curve.steps) < 30 else ""
+        figure, panels = _panels(len(metrics), columns=2, width=8.8 / min(2, len(metrics)), height=3.0)
+        drawn: dict[str, Artist] = {}
+        for metric, panel in zip(metrics, panels, strict=True):
+            shown = [one for one in curves if one.metric == metric]
+            together = -(-max(len(one.steps) for one in shown) // CURVE_POINTS)
+            for curve in shown:
+                steps, values = _means(curve, together)
+                marker = "o" if len(steps) < 10 else ""
                 colour = COLOURS[models.index(curve.model) % len(COLOURS)]
-                panel.plot(
-                    curve.steps, curve.values, label=curve.model, color=colour, marker=marker, markersize=3
-                )
+                (drawn[curve.model],) = panel.plot(steps, values, color=colour, marker=marker, markersize=4)
             panel.set(title=metric, xlabel="step")
-            panel.legend(fontsize=8)
+        figure.legend(drawn.values(), drawn.keys(), loc="outside lower left", ncols=4)
         return _svg(figure, "training-curves")
+
+
+def _means(curve: TrainingCurve, together: int) -> tuple[list[float], list[float]]:
+    """The ends and the mean values of so many steps each; the last part may hold fewer."""
+    firsts = np.arange(0, len(curve.steps), together)
+    ends = np.append(firsts[1:], len(curve.steps))
+    means = np.add.reduceat(curve.values, firsts) / (ends - firsts)
+    return np.array(curve.steps)[ends - 1].tolist(), means.tolist()
 
 
 def calibration(bins: Mapping[str, CalibrationBins]) -> str:
@@ -66,8 +84,7 @@ def calibration(bins: Mapping[str, CalibrationBins]) -> str:
         figure, panels = _panels(len(bins), columns=4, width=2.4, height=2.5)
         for (model, one), panel in zip(bins.items(), panels, strict=False):
             panel.plot((0, 1), (0, 1), color="#9aa5b1", linewidth=1, linestyle="--")
-            area = [8 + 220 * rows / sum(one.rows) for rows in one.rows]
-            panel.plot(one.predicted, one.observed, color=COLOURS[0], linewidth=1, alpha=0.5)
+            area = [3 + 300 * rows / sum(one.rows) for rows in one.rows]
             panel.scatter(one.predicted, one.observed, s=area, color=COLOURS[0], alpha=0.75, linewidth=0)
             panel.set(
                 title=model, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="predicted", ylabel="observed"
@@ -89,28 +106,26 @@ def paired_differences(paired: Mapping[str, PairedDifference]) -> str:
 
 
 def summary_map(points: SummaryMap) -> str:
-    """Users on two principal components of their summaries, coloured by an attribute."""
-    ramp = mpl.colormaps["viridis"]
+    """Users on two principal components of their summaries, coloured by an attribute that parts them."""
+    place = np.array([points.groups.index(one) for one in points.group])
+    shown = np.unique(place).tolist()
+    ramp = mpl.colormaps["viridis"](np.linspace(0, 0.82, max(2, len(points.groups))))
+    palette = list(ramp) if points.ordered else list(COLOURS)
+    x, y = np.array(points.x), np.array(points.y)
     with mpl.rc_context(STYLE):
         figure, (panel,) = _panels(1, columns=1, width=6.4, height=4.2)
-        for place, group in enumerate(points.groups):
-            inside = [one == group for one in points.group]
-            if not any(inside):
-                continue
-            panel.scatter(
-                [x for x, here in zip(points.x, inside, strict=True) if here],
-                [y for y, here in zip(points.y, inside, strict=True) if here],
-                s=11,
-                alpha=0.75,
-                linewidth=0,
-                color=ramp(0.82 * place / max(1, len(points.groups) - 1)),
-                label=f"{group} ({sum(inside):,})",
-            )
+        for group in shown:
+            inside = place == group
+            colour = palette[group % len(palette)] if len(shown) > 1 else COLOURS[0]
+            label = f"{points.groups[group]} ({inside.sum():,})"
+            panel.scatter(x[inside], y[inside], s=11, alpha=0.75, linewidth=0, color=colour, label=label)
         panel.set(
             xlabel=f"component 1 ({points.explained[0]:.0%} of the variance)",
             ylabel=f"component 2 ({points.explained[1]:.0%})",
         )
-        panel.legend(title=points.attribute, loc="center left", bbox_to_anchor=(1.01, 0.5), alignment="left")
+        if len(shown) > 1:
+            figure.legend(title=points.attribute, loc="outside right center", alignment="left", markerscale=2)
+        panel.set_aspect("equal", adjustable="datalim")  # distances are what a map is for
         return _svg(figure, "summary-map")
 
 

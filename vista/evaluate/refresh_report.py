@@ -63,7 +63,8 @@ class TrainingCurve(Finite):
 class SummaryMap(Finite):
     """Summaries of some users on their first two principal components, with one attribute of each user.
 
-    `explained` are the two components' shares of the variance; `groups` are in the order of the legend.
+    `explained` are the two components' shares of the variance; `groups` are in the order of the legend, from
+    low to high if they are `ordered`.
     """
 
     attribute: str
@@ -71,6 +72,7 @@ class SummaryMap(Finite):
     y: tuple[float, ...]
     group: tuple[str, ...]
     groups: tuple[str, ...]
+    ordered: bool
     explained: tuple[float, float]
 
 

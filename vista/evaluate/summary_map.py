@@ -19,12 +19,15 @@ def summary_map(
     attribute: str,
     group: Sequence[str],
     groups: Sequence[str],
+    *,
+    ordered: bool = True,
     seed: int = 0,
 ) -> SummaryMap:
     """Project at most `MAP_USERS` users, drawn with `seed`, on their first two principal components.
 
-    `group[b]` is the user's value of `attribute`, one of `groups`. Raises `InputError` for fewer than 3
-    users, summaries that are not finite, or a group that `groups` does not list.
+    `group[b]` is the user's value of `attribute`, one of `groups`, which ascend if `ordered`. Raises
+    `InputError` for fewer than 3 users, summaries that are not finite, or a group that `groups` does not
+    list.
     """
     users = len(summary_BSD)
     if users < 3 or len(group) != users:
@@ -47,5 +50,6 @@ def summary_map(
         y=tuple(points_B2[:, 1].tolist()),
         group=tuple(group[row] for row in rows),
         groups=tuple(groups),
+        ordered=ordered,
         explained=(float(sizes_B[0] ** 2 / variance), float(sizes_B[1] ** 2 / variance)),
     )

@@ -1,7 +1,10 @@
 """The report of a run, put together from its stages' reports and its models' scores."""
 
 import numpy as np
+from numpy.typing import NDArray
 
+from vista.data.dataset import Dataset
+from vista.data.sources.generated import TASTES, taste_of
 from vista.evaluate.metrics import by_slice, calibration_bins
 from vista.evaluate.refresh_report import (
     RefreshReport,
@@ -11,7 +14,7 @@ from vista.evaluate.refresh_report import (
     Tracking,
     TrainingCurve,
 )
-from vista.evaluate.slices import ACTIVITY_DAYS, activity, candidate_slices
+from vista.evaluate.slices import ACTIVITY_DAYS, Groups, activity, candidate_slices
 from vista.evaluate.summary_map import MAP_USERS, summary_map
 from vista.jobs import STAGES
 from vista.runs import RunDirectory
@@ -89,7 +92,7 @@ def curves_of(model: str, result: Result) -> list[TrainingCurve]:
 
 
 def map_of(stage: StageContext, space: str, number: int) -> SummaryMap | None:
-    """The delivered epoch's summaries by their users' activity; None for fewer than three users."""
+    """The delivered epoch's summaries by an attribute of their users; None for fewer than three users."""
     dataset = stage.dataset
     epochs = [one for one in usable_epochs(stage.settings.catalog_url, space) if one.epoch == number]
     user_id_U = np.sort(dataset.users.id_R)
@@ -98,6 +101,12 @@ def map_of(stage: StageContext, space: str, number: int) -> SummaryMap | None:
     summary_BSD, found_B, _ = SummaryReader(epochs).lookup(user_id_B, np.full(len(user_id_B), as_of_us))
     if found_B.sum() < MIN_MAP_USERS:
         return None
-    groups = activity(dataset, user_id_B[found_B], as_of_us)
-    attribute = f"events in {ACTIVITY_DAYS} days"
-    return summary_map(summary_BSD[found_B], attribute, groups.labels(), groups.names)
+    attribute, groups, ordered = _attribute(dataset, user_id_B[found_B], as_of_us)
+    return summary_map(summary_BSD[found_B], attribute, groups.labels(), groups.names, ordered=ordered)
+
+
+def _attribute(dataset: Dataset, user_id_B: NDArray[np.int64], as_of_us: int) -> tuple[str, Groups, bool]:
+    """How active users are; of generated users, who are all alike in that, what was planted: their taste."""
+    if dataset.info.name == "generated":
+        return "what the user wants, as planted", Groups(TASTES, taste_of(user_id_B)), False
+    return f"events in {ACTIVITY_DAYS} days", activity(dataset, user_id_B, as_of_us), True

@@ -43,6 +43,8 @@ START_US = 19_000 * DAY_US
 OLD_DAYS = 60
 """Three quarters of a history lie before day 0 and span so many days."""
 SHORT_S, LONG_S = 5.0, 60.0
+TASTES = tuple(f"{want} trait {trait + 1}" for trait in range(TRAITS) for want in ("without", "with"))
+"""What a user can want, in the order in which it goes round by user id."""
 
 
 def describe(config: DataConfig) -> SourceInfo:
@@ -59,6 +61,11 @@ def oracle_auc(label: pl.Series, true_probability: pl.Series) -> float:
     positives, negatives = int(positive.sum()), int((~positive).sum())
     ranks = float(true_probability.rank("average").filter(positive).sum())
     return (ranks - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def taste_of(user_id_U: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[U] which of `TASTES` each user has: what no model is told, and a good summary has found out."""
+    return user_id_U % len(TASTES)
 
 
 def read(config: DataConfig, rejects: Rejects) -> Iterator[pa.RecordBatch]:
@@ -103,9 +110,9 @@ def _clusters(user_U: NDArray[np.int64]) -> NDArray[np.int64]:
     cluster_G = np.arange(CLUSTERS)
     unwanted = [
         (cluster_G >> trait & 1) != present for trait in range(TRAITS) for present in (0, 1)
-    ]  # one of 2 * TRAITS tastes each
+    ]  # by taste
     order: NDArray[np.int64] = np.stack([np.argsort(one, kind="stable") for one in unwanted])
-    cluster_UG: NDArray[np.int64] = order[user_U % len(order)]
+    cluster_UG: NDArray[np.int64] = order[taste_of(user_U)]
     return cluster_UG
 
 

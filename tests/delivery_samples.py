@@ -1,7 +1,6 @@
 """Records, epochs and back ends for the tests of summary and delivery."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -21,7 +20,7 @@ from vista.delivery.log import open_log
 from vista.delivery.publish import attempt_directory, commit, export_id
 from vista.delivery.regions import open_regions
 from vista.delivery.worker import drain
-from vista.runs import RunDirectory, write_whole
+from vista.runs import RunDirectory, write_sealed
 from vista.summary.codec import Codec, encode_summaries, quantise
 from vista.summary.record import Record, decode, encode, space_id
 from vista.summary.table import write_shard
@@ -168,6 +167,11 @@ def deliver_here(home: Path, epoch: Epoch, settings: Settings) -> None:
             drain(name, log, store)
 
 
+def keep_report(run: RunDirectory, stage: str, report: dict[str, object]) -> None:
+    """Mark a stage as done."""
+    write_sealed(run.path / "stages" / f"{stage}.json", {"seconds": 1.0, "report": report})
+
+
 def finish_stages(settings: Settings, run_id: str, epoch: Epoch, *, gate: bool = True) -> RunDirectory:
     """A run whose other stages are done; if it has no data, its newest event is at 10,000,000 us."""
     run = RunDirectory.open(settings.runs, RefreshConfig(recipe="smoke", run_id=run_id))
@@ -181,7 +185,7 @@ def finish_stages(settings: Settings, run_id: str, epoch: Epoch, *, gate: bool =
         },
     }
     for name, report in reports.items():
-        write_whole(run.path / "stages" / f"{name}.json", json.dumps({"seconds": 1.0, "report": report}))
+        keep_report(run, name, report)
     if not run.data.exists():
         (run.data / "events").mkdir(parents=True)
         events = pa.table({"event_time_us": pa.array([5, 10_000_000, 7], pa.int64())})

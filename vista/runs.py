@@ -1,25 +1,34 @@
 """The directory of one run: its configuration, one report per stage, and what the stages hand on.
 
 runs/<run_id>/config.json          the RefreshConfig; a run never changes it
-runs/<run_id>/stages/<stage>.json  {"seconds": ..., "report": {...}}, written whole or not at all
+runs/<run_id>/stages/<stage>.json  {"seconds": ..., "report": {...}}, written whole or not at all, and sealed
 runs/<run_id>/data/                events and examples (vista.data)
 runs/<run_id>/train/<model>/       checkpoints (vista.train)
 runs/<run_id>/report.json, .html   written by the last stage
 runs/latest                        link to the newest run
 """
 
+import hashlib
 import json
 import os
 import re
 import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from vista.config import Frozen, RefreshConfig
-from vista.errors import InputError, StageError
+from vista.errors import InputError, StageError, VistaError
 
 LATEST = "latest"
+SEAL = "sha256"
+"""Key of a sealed file that holds the digest of the others."""
+
+Value = TypeVar("Value", bound=Frozen)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -33,6 +42,64 @@ def write_whole(path: Path, text: str) -> None:
     unfinished.replace(path)
 
 
+@contextmanager
+def reading(
+    path: Path, remedy: str, *signs: type[Exception], raising: type[VistaError] = StageError
+) -> Iterator[None]:
+    """Around the reading of a file that the platform wrote: if it is missing or damaged, an error that names
+    it, what is wrong and the remedy.
+
+    `signs` are what a library raises for damage beside OSError and ValueError.
+    """
+    damage: tuple[type[Exception], ...] = (OSError, ValueError, *signs)
+    try:
+        yield
+    except VistaError:
+        raise
+    except damage as error:
+        raise raising(f"{path} cannot be read ({_why(error)}): {remedy}") from error
+
+
+def read_as(kind: type[Value], path: Path, remedy: str, *, raising: type[VistaError] = StageError) -> Value:
+    """A value that was written as JSON. Raises as `reading` does."""
+    with reading(path, remedy, raising=raising):
+        return kind.model_validate_json(path.read_bytes())
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON whole, with a digest of its content: for files on which a whole run rests."""
+    write_whole(path, json.dumps({**content, SEAL: _seal(content)}, indent=2))
+
+
+def read_sealed(kind: type[Value], path: Path, remedy: str) -> Value:
+    """A value that `write_sealed` wrote, and that nothing has changed since. Raises `StageError`."""
+    with reading(path, remedy):
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict) or content.pop(SEAL, None) != _seal(content):
+            raise ValueError(f"its content is not that of its {SEAL}")
+        return kind.model_validate(content)
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _why(error: Exception) -> str:
+    """One line."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return ": ".join([*map(str, first["loc"]), first["msg"]])
+    lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
+    return " ".join(lines[:2])  # torch's first line only introduces
+
+
+class StageFile(Frozen):
+    """What is kept of a finished stage."""
+
+    seconds: float
+    report: dict[str, Any]
+
+
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
     """One run's files. `path` exists; everything below it is made when first written."""
@@ -44,18 +111,16 @@ class RunDirectory:
         """Make or re-open the directory of `config.run_id`.
 
         Raises `InputError` if the id is empty or not a plain name, or if the run was started with other
-        values.
+        values, `StageError` if what it was started with cannot be read.
         """
         if config.run_id == LATEST:
             raise InputError(f"run_id {LATEST!r} is the link to the newest run: use another name")
         run = cls.named(runs, config.run_id)
-        text = config.model_dump_json(indent=2)
-        kept = run.path / "config.json"
-        if not kept.exists():
-            write_whole(kept, text)
-        elif kept.read_text(encoding="utf-8") != text:
+        if not run.config_file.exists():
+            write_whole(run.config_file, config.model_dump_json(indent=2))
+        elif run.config() != config:
             raise InputError(
-                f"run {config.run_id!r} was started with other values ({kept}): "
+                f"run {config.run_id!r} was started with other values ({run.config_file}): "
                 "resume it with those, or use a new run_id"
             )
         return run
@@ -68,6 +133,14 @@ class RunDirectory:
         return cls(runs / run_id)
 
     @property
+    def config_file(self) -> Path:
+        return self.path / "config.json"
+
+    def config(self) -> RefreshConfig:
+        """What the run was started with. Raises `StageError` if that cannot be read."""
+        return read_as(RefreshConfig, self.config_file, "restore it, or start a new run")
+
+    @property
     def data(self) -> Path:
         return self.path / "data"
 
@@ -75,29 +148,29 @@ class RunDirectory:
         """Where the checkpoints of one model's training live."""
         return self.path / "train" / model
 
-    def stage(self, name: str) -> dict[str, Any] | None:
-        """`{"seconds", "report"}` of a finished stage, or None. Raises `StageError` if it is damaged."""
-        path = self.path / "stages" / f"{name}.json"
+    def stage(self, name: str) -> StageFile | None:
+        """What a finished stage left, or None. Raises `StageError` if it is damaged."""
+        path = self._stage_file(name)
         if not path.exists():
             return None
-        try:
-            loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise StageError(f"{path} is damaged ({error}): restore it, or start a new run") from error
-        return loaded
+        return read_sealed(
+            StageFile, path, f"delete it, then `make run RESUME=1` does the stage {name} of the run again"
+        )
 
     def report_of(self, name: str) -> dict[str, Any]:
         """The report of a finished stage. Raises `InputError` if the stage has not finished."""
         kept = self.stage(name)
         if kept is None:
             raise InputError(f"run {self.path.name!r} has no report of stage {name!r}: run that stage first")
-        report: dict[str, Any] = kept["report"]
-        return report
+        return kept.report
 
     def keep_stage_report(self, name: str, report: Frozen, *, seconds: float) -> None:
         """Mark a stage as done."""
         content = {"seconds": round(seconds, 3), "report": report.model_dump(mode="json")}
-        write_whole(self.path / "stages" / f"{name}.json", json.dumps(content, indent=2))
+        write_sealed(self._stage_file(name), content)
+
+    def _stage_file(self, name: str) -> Path:
+        return self.path / "stages" / f"{name}.json"
 
     def make_latest(self) -> None:
         """Make `latest` beside the run a link to it, in one step."""

@@ -1,15 +1,19 @@
 """The whole DAG on the smoke recipe, through `make run`'s launcher: real Ray, real Airflow, real MLflow."""
 
 import json
+import re
 import signal
 import sqlite3
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from refreshes import Places
 
+from vista.data.sources.generated import TASTES
 from vista.evaluate.report import read_report
 from vista.jobs import STAGES
+from vista.train.compute import SIGN_OF_LIFE_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -32,6 +36,8 @@ def test_report_has_what_was_promised(smoke_refresh: Places) -> None:
         assert (region["coverage"], region["lag_records"]) == (1.0, 0)
     assert [stage["name"] for stage in report["stages"]] == list(STAGES)
     assert all(stage["seconds"] > 0 for stage in report["stages"])
+    assert report["summary_map"]["groups"] == list(TASTES)
+    assert set(report["summary_map"]["group"]) == set(TASTES)
     page = (smoke_refresh.latest / "report.html").read_text()
     assert "retrain_downstream" in page
 
@@ -48,6 +54,20 @@ def test_screen_shows_progress_and_figures(smoke_refresh: Places) -> None:
     for words in ("east", "west", "coverage", report.release or "not promoted", "report.html", "make ui"):
         assert words in shown
     assert "Traceback" not in shown
+
+
+def test_progress_is_not_repeated(smoke_refresh: Places) -> None:
+    """A line that says nothing new comes only as a sign of life; trainings side by side are told apart."""
+    shown = (smoke_refresh.path / "screen.txt").read_text()
+    said = [
+        (int(at), text) for at, text in re.findall(r"^\[ *(\d+) s\] +vista\S*: (.*)$", shown, re.MULTILINE)
+    ]
+    done = [(at, text) for at, text in said if text.endswith(" done")]
+    assert {text for _, text in done} >= {"baselines: 4 of 4 done"}
+    for (before_s, before), (at_s, text) in pairwise(done):
+        assert text != before or at_s - before_s > SIGN_OF_LIFE_S - 2, text  # whole seconds, twice
+    for baseline in ("din", "mean_pool", "no_history"):
+        assert any(text.startswith(f"{baseline}: epoch ") for _, text in said)
 
 
 def test_values_reach_mlflow(smoke_refresh: Places) -> None:

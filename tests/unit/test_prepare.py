@@ -250,6 +250,60 @@ def test_a_damaged_data_set_is_an_error_that_names_the_file(
         read()
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"{kind}/bucket-00002.parquet" for kind in ("events", "examples", "candidates")),
+        "users.parquet", "items.parquet", "categories.parquet",
+    ],
+)  # fmt: skip
+def test_one_changed_bit_anywhere_is_seen(
+    prepared: tuple[Path, PrepareReport], tmp_path: Path, name: str
+) -> None:
+    """Most bits of a Parquet file can change without its reader's notice."""
+    file = prepared[0] / name
+    whole = file.read_bytes()
+    for place in np.random.default_rng(0).integers(0, 8 * len(whole), 20).tolist():
+        copy = tmp_path / str(place)
+        copy.mkdir()
+        for entry in prepared[0].iterdir():
+            (copy / entry.name).symlink_to(entry)
+        (copy / name.split("/")[0]).unlink()
+        if "/" in name:
+            shutil.copytree(file.parent, copy / file.parent.name)
+        changed = bytearray(whole)
+        changed[place // 8] ^= 1 << place % 8
+        (copy / name).write_bytes(changed)
+        with pytest.raises(StageError) as raised:
+            every_table(Dataset.open(copy))
+        assert str(raised.value).startswith(f"{copy / name} cannot be read (its checksum is ")
+        assert "`make run RESUME=1`, prepares it again" in str(raised.value)
+
+
+def every_table(dataset: Dataset) -> None:
+    dataset.examples(0, 1)
+    dataset.spec(0)
+    assert len(dataset.item_category_R)
+
+
+def test_a_changed_number_in_what_says_it_all_is_seen(
+    prepared: tuple[Path, PrepareReport], tmp_path: Path
+) -> None:
+    text = (prepared[0] / "dataset.json").read_text()
+    origin_us = json.loads(text)["origin_us"]
+    (tmp_path / "dataset.json").write_text(text.replace(str(origin_us), str(origin_us + 3_600_000_000)))
+    with pytest.raises(StageError, match=r"dataset\.json cannot be read .* prepares it again"):
+        Dataset.open(tmp_path)
+
+
+def test_a_refused_preparation_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    data = DataConfig(source="kuairand", path=str(tmp_path / "empty"))
+    with pytest.raises(InputError):
+        prepare_dataset(data, tmp_path / "runs" / "experiments" / "data", WindowConfig())
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
 def test_learning_refuses_what_cannot_be_learned_from() -> None:
     def seen(days: int, label: int) -> Seen:
         collected = Seen(["label"], 0)

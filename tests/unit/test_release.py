@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from delivery_samples import BUCKETS, SPACES, deliver_here, finish_stages, publish_epoch, settings_of
+from delivery_samples import (
+    BUCKETS,
+    SPACES,
+    deliver_here,
+    finish_stages,
+    keep_report,
+    publish_epoch,
+    settings_of,
+)
 
 from vista.config import RefreshConfig, Settings
 from vista.delivery.interfaces import AuditLine, Epoch, Release
@@ -15,7 +23,6 @@ from vista.delivery.readiness import RegionState
 from vista.delivery.regions import Backends, open_backends
 from vista.delivery.release import announce, current_release, promote, retire, rollback
 from vista.errors import EpochError, InputError, RegionNotReadyError, ReleaseConflictError
-from vista.runs import write_whole
 
 SPACE = SPACES[0]
 
@@ -256,8 +263,7 @@ def test_the_stage_promotes_what_the_gate_lets_pass(
 ) -> None:
     config = RefreshConfig(recipe="smoke", run_id="run-1")
     run = finish_stages(settings, "run-1", epochs[0])
-    delivered = '{"space": "sample-c", "epoch": 1, "delivered": true, "reason": ""}'
-    write_whole(run.path / "stages" / "deliver.json", f'{{"seconds": 1, "report": {delivered}}}')
+    keep_report(run, "deliver", {"space": "sample-c", "epoch": 1, "delivered": True, "reason": ""})
     report = promote_run(config, settings)
     assert (report.promoted, report.reasons, report.before) == (True, ("better",), None)
     assert report.release is not None
@@ -271,8 +277,7 @@ def test_a_run_that_the_gate_refuses_is_a_good_end_with_its_reasons(
     settings: Settings, epochs: list[Epoch]
 ) -> None:
     run = finish_stages(settings, "run-2", epochs[1], gate=False)
-    delivered = '{"space": "sample-c", "epoch": 2, "delivered": false, "reason": "older"}'
-    write_whole(run.path / "stages" / "deliver.json", f'{{"seconds": 1, "report": {delivered}}}')
+    keep_report(run, "deliver", {"space": "sample-c", "epoch": 2, "delivered": False, "reason": "older"})
     report = promote_run(RefreshConfig(recipe="smoke", run_id="run-2"), settings)
     assert (report.promoted, report.release) == (False, None)
     assert report.reasons == ("older", "NE is worse", "coverage")

@@ -1,6 +1,5 @@
 """Scoring from the stores, and the operators' commands: a real data set, random models, real delivery."""
 
-import json
 import shutil
 import sqlite3
 from contextlib import closing
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from delivery_samples import BUCKETS, deliver_here, finish_stages, settings_of
+from delivery_samples import BUCKETS, deliver_here, finish_stages, keep_report, settings_of
 
 from vista.__main__ import main
 from vista.config import DataConfig, GeneratedConfig, ModelConfig, Settings, WindowConfig
@@ -27,7 +26,6 @@ from vista.model.checkpoint import CheckpointMeta, load, save
 from vista.model.downstream import Downstream
 from vista.model.inputs import tensors
 from vista.model.ranker import Ranker
-from vista.runs import write_whole
 from vista.serve.score import Answer, score
 from vista.summary.codec import decode_summary
 from vista.summary.export import ExportedEpoch, export_bucket
@@ -282,8 +280,7 @@ def test_promotion_by_hand_overrides_the_gate_and_is_audited(
 ) -> None:
     settings = command_line
     run = finish_stages(settings, "run-1", epoch_of(settings, 1), gate=False)
-    delivered = {"space": SPACE, "epoch": 1, "delivered": True, "reason": ""}
-    write_whole(run.path / "stages" / "deliver.json", json.dumps({"seconds": 1, "report": delivered}))
+    keep_report(run, "deliver", {"space": SPACE, "epoch": 1, "delivered": True, "reason": ""})
     assert main(["promote", "--run-id", "run-1", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "would replace" in printed
@@ -321,8 +318,7 @@ def test_a_damaged_model_is_neither_promoted_nor_rolled_back_to(
         assert "the file was changed or is incomplete" in capsys.readouterr().err
     monkeypatch.setenv("VISTA_RUNS", str(tmp_path / "runs"))
     run = finish_stages(Settings.from_environment(), "run-3", epoch_of(settings, 1))
-    delivered = {"space": SPACE, "epoch": 1, "delivered": True, "reason": ""}
-    write_whole(run.path / "stages" / "deliver.json", json.dumps({"seconds": 1, "report": delivered}))
+    keep_report(run, "deliver", {"space": SPACE, "epoch": 1, "delivered": True, "reason": ""})
     shutil.copytree(damaged, run.path / "train" / "downstream")
     assert main(["promote", "--run-id", "run-3", "--reason", "x"]) == 1
     assert "the file was changed or is incomplete" in capsys.readouterr().err

@@ -116,7 +116,7 @@ def test_a_cell_ends_with_its_launcher(small: tuple[ExperimentReport, Path], tmp
         assert wait_until(lambda: bool(cells_below(os.getpid())), 120.0), "no cell started"
         running = cells_below(os.getpid())
         launcher.kill()
-    assert wait_until(lambda: not running & cells_below(os.getpid()), 30.0), "a cell outlived its launcher"
+    assert wait_until(lambda: not running & cells_below(os.getpid()), 120.0), "a cell outlived its launcher"
 
 
 def cells_below(pid: int) -> set[int]:
@@ -414,3 +414,15 @@ def test_unknown_names_are_refused(settings: Settings) -> None:
     shown = CliRunner().invoke(commands, ["experiment", "--help"])
     assert shown.exit_code == 0
     assert "--data-dir" in shown.output
+
+
+def test_a_folder_without_data_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    settings = Settings.from_environment(
+        {"VISTA_HOME": str(tmp_path / "h"), "VISTA_RUNS": str(tmp_path / "r")}
+    )
+    with pytest.raises(InputError, match="empty"):
+        run_experiment("kuairand", ExperimentConfig(data_dir=str(tmp_path / "empty")), settings)
+    with pytest.raises(InputError, match="nowhere"):
+        run_experiment("table2", ExperimentConfig(data_dir=str(tmp_path / "nowhere")), settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]

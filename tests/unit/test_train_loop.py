@@ -1,5 +1,9 @@
 """The training loop: deterministic, resumed exactly, the same for any number of workers, honest on noise."""
 
+import json
+import os
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -12,15 +16,15 @@ from torch import Tensor
 from training_data import DAYS, prepare_small, small_job, two_workers, untimed
 
 from vista.config import Recipe, TrainConfig
-from vista.errors import InputError
+from vista.errors import InputError, StageError
 from vista.evaluate.metrics import auc
 from vista.model.ranker import SlotName
 from vista.recipes import appendix_c2, smoke
 from vista.train.adam import FlatAdam
-from vista.train.compute import drop_torn_run
+from vista.train.compute import drop_damaged, read_curve
 from vista.train.jobs import Days, RankerJob, Training
 from vista.train.loop import Snapshot, fit, learning_rate
-from vista.train.state import Progress, load_best
+from vista.train.state import PROGRESS_FILE, STATE_FILE, Progress, load_best, load_state, read_state
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +83,7 @@ def test_resuming_from_any_snapshot_changes_nothing(
 
     whole = Training(job)
     undisturbed = fit(whole.task(), keep=keep)
-    positions = [Progress.model_validate_json((path / "progress.json").read_text()) for path in kept]
+    positions = [read_state(path)[0] for path in kept]
     assert any(position.step for position in positions), "no snapshot is in mid-epoch"
     assert [position.done for position in positions] == [False] * (len(kept) - 1) + [True]
     assert not train or {position.stalls for position in positions} >= {0, 1}, "the rate did not drop"
@@ -211,13 +215,119 @@ def test_the_rate_falls_to_a_tenth_after_each_epoch_that_is_not_better(dataset: 
     assert len({f"{rate:.6g}" for rate in rates}) == 3  # patience 3: the third stall is the end
 
 
-def test_a_training_whose_list_of_checkpoints_is_cut_off_begins_anew(tmp_path: Path) -> None:
-    for name, content in (("torn", '{"checkpoint_results": ['), ("empty", ""), ("whole", "{}")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "checkpoint_manager_snapshot.json").write_text(content)
-        drop_torn_run(tmp_path / name)
-    drop_torn_run(tmp_path / "not there yet")
-    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+def cut_off(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def without_fields(file: Path) -> None:
+    file.write_bytes(b"{}")
+
+
+def one_bit_changed(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[2 * len(content) // 3] ^= 4  # among the numbers of a state; in the curve of a progress
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut_off, emptied, without_fields, Path.unlink])
+@pytest.mark.parametrize("name", [STATE_FILE, PROGRESS_FILE])
+def test_a_damaged_state_is_named_with_its_remedy(
+    state: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    copy = tmp_path / "run" / "checkpoint_1"
+    shutil.copytree(state, copy)
+    damage(copy / name)
+    model = Training(small_job(state.parent / "set")).model
+    optimiser = FlatAdam(model, 0.0)
+    for read in (lambda: load_best(copy, model), lambda: load_state(copy, model, optimiser)):
+        with pytest.raises(StageError) as raised:
+            read()
+        assert str(raised.value).startswith(f"{copy / name} cannot be read (")
+        assert f"delete {tmp_path}/run and run the stage again (`make run RESUME=1`)" in str(raised.value)
+
+
+def test_a_state_of_which_one_bit_has_changed_is_refused(state: Path, tmp_path: Path) -> None:
+    """Its numbers would be read without complaint, and the training would end in other weights."""
+    copy = tmp_path / "run" / "checkpoint_1"
+    shutil.copytree(state, copy)
+    one_bit_changed(copy / STATE_FILE)
+    with pytest.raises(StageError, match=r"state\.safetensors cannot be read \(its checksum is"):
+        load_best(copy, Training(small_job(state.parent / "set")).model)
+
+
+def test_the_state_of_another_model_is_refused(state: Path) -> None:
+    other = small_job(state.parent / "set")
+    wider = Training(other.model_copy(update={"model": other.model.model_copy(update={"width": 16})})).model
+    with pytest.raises(StageError, match="size mismatch"):
+        load_best(state, wider)
+    with pytest.raises(StageError, match="size mismatch"):
+        load_state(state, wider, FlatAdam(wider, 0.0))
+
+
+@pytest.fixture(scope="module")
+def state(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last state of a training, beside its data set."""
+    folder = tmp_path_factory.mktemp("state")
+    (folder / "set").symlink_to(dataset)
+    fit(Training(small_job(dataset, epochs=1)).task(), keep=lambda one: one.write(folder / "last"))
+    return folder / "last"
+
+
+def ray_run(path: Path, state: Path) -> Path:
+    """A run as Ray keeps it: a list, a checkpoint that it names, and one that a kill has left half copied."""
+    listed, unlisted = path / "checkpoint_2026-11-24_16-40-05.1", path / "checkpoint_2026-11-24_16-40-09.2"
+    shutil.copytree(state, listed)
+    shutil.copytree(state, unlisted)
+    cut_off(unlisted / STATE_FILE)
+    latest = {"checkpoint_dir_name": listed.name, "metrics": {}}
+    content = {"checkpoint_results": [latest], "latest_checkpoint_result": latest}
+    (path / "checkpoint_manager_snapshot.json").write_text(json.dumps(content))
+    return listed
+
+
+@pytest.mark.parametrize("damaged", ["checkpoint_manager_snapshot.json", STATE_FILE, PROGRESS_FILE])
+@pytest.mark.parametrize("damage", [cut_off, emptied])
+def test_a_training_whose_checkpoints_cannot_be_read_begins_anew(
+    state: Path, tmp_path: Path, damaged: str, damage: Callable[[Path], None]
+) -> None:
+    curve = tmp_path / "run.curve.json"
+    curve.write_text(read_state(state)[0].model_dump_json())
+    drop_damaged(tmp_path / "not there yet", tmp_path / "nor this")
+    listed = ray_run(tmp_path / "run", state)
+    drop_damaged(tmp_path / "run", curve)
+    assert listed.exists()
+    damage(next((tmp_path / "run").glob(damaged), listed / damaged))
+    drop_damaged(tmp_path / "run", curve)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.curve.json"]
+
+
+def test_what_the_disk_does_not_give_is_not_deleted(state: Path, tmp_path: Path) -> None:
+    listed = ray_run(tmp_path / "run", state)
+    (listed / PROGRESS_FILE).unlink()
+    (listed / PROGRESS_FILE).mkdir()  # whoever reads it gets an OSError
+    with pytest.raises(StageError, match="Is a directory"):
+        drop_damaged(tmp_path / "run", tmp_path / "no curve")
+    assert listed.exists()
+
+
+@pytest.mark.parametrize("damage", [cut_off, emptied, without_fields])
+def test_a_damaged_curve_is_dropped_alone(
+    state: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """Rank 0 writes it anew."""
+    listed, curve = ray_run(tmp_path / "run", state), tmp_path / "run.curve.json"
+    curve.write_text(read_state(state)[0].model_dump_json())
+    damage(curve)
+    if damage is not without_fields:  # every field of a progress has a default
+        with pytest.raises(StageError, match=r"run\.curve\.json cannot be read .* it is written anew"):
+            read_curve(curve)
+    drop_damaged(tmp_path / "run", curve)
+    assert curve.exists() == (damage is without_fields)
+    assert listed.exists()
 
 
 def test_a_plateau_needs_validation_days(dataset: Path) -> None:

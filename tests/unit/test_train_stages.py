@@ -1,5 +1,7 @@
 """The stages around a training: the join that must not leak, the champion, MLflow, results, clean-up."""
 
+import io
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from vista.data.schema import buckets_of
 from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import AuditLine, Release
 from vista.delivery.publish import commit
-from vista.errors import BackendError, CheckpointError, LeakError
+from vista.errors import BackendError, CheckpointError, LeakError, StageError
 from vista.evaluate.metrics import Scores
 from vista.evaluate.refresh_report import TrainedOn
 from vista.model.checkpoint import load, save
@@ -195,6 +197,52 @@ def test_a_result_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     np.testing.assert_array_equal(result.scores().own_N, scores.own_N)
     np.testing.assert_array_equal(result.scores().frozen_N, scores.frozen_N)
     assert list((tmp_path / "model").iterdir()) == [result.path]
+
+
+def whole_result(path: Path) -> Result:
+    result = Result(path / "train" / "foundation" / "result")
+    unfinished = result.begin()
+    fitted = Fitted(model="foundation", trained_on=TrainedOn(first_day=0, end_day=1, rows=2))
+    unfinished.write(fitted, Scores(np.full(100, 0.5, np.float32), np.full(100, 0.25, np.float32)))
+    result.end(unfinished)
+    return result
+
+
+def one_array(whole: bytes) -> bytes:
+    kept = io.BytesIO()
+    np.savez(kept, own_N=np.full(100, 0.5, np.float32))
+    return kept.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: b"",
+        lambda whole: b"{}",
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole.replace(np.float32(0.25).tobytes(), np.float32(0.75).tobytes(), 1),
+        one_array,
+    ],
+)
+def test_damaged_scores_are_named_with_their_remedy(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    result = whole_result(tmp_path)
+    assert (result.scores().frozen_N == 0.25).all()
+    file = result.path / "scores.npz"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(StageError) as raised:
+        result.scores()
+    assert str(raised.value).startswith(f"{file} cannot be read (")
+    assert f"delete {result.path} and stages/train_foundation.json of the run" in str(raised.value)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"model": "m"'])
+def test_damaged_words_of_a_training_are_named_with_their_remedy(tmp_path: Path, content: str) -> None:
+    result = whole_result(tmp_path)
+    (result.path / "fitted.json").write_text(content)
+    with pytest.raises(
+        StageError, match=r"fitted\.json cannot be read .*`make run RESUME=1` makes them again"
+    ):
+        result.fitted()
 
 
 @pytest.mark.parametrize("content", [None, '{"kind": "vis', "{}"])

@@ -1,7 +1,6 @@
 """Reading a prepared data set: examples of some days, histories as of a time, what a model must know."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +13,14 @@ from numpy.typing import NDArray
 from vista.config import DataConfig, Frozen
 from vista.data.batches import gather, history_rows, pack
 from vista.data.dictionary import Dictionary
-from vista.data.files import SOURCE_DATE, bucket_file, events_of, read_prepared
+from vista.data.files import (
+    PREPARE_AGAIN,
+    SOURCE_DATE,
+    bucket_file,
+    check_unchanged,
+    events_of,
+    read_prepared,
+)
 from vista.data.schema import (
     Candidates,
     ContextColumn,
@@ -26,13 +32,15 @@ from vista.data.schema import (
     HistoryBatch,
     Windows,
 )
-from vista.errors import InputError, StageError
+from vista.errors import InputError
+from vista.runs import read_sealed
 
 Kind = TypeVar("Kind", bound=np.generic)
 
 
 class DatasetFile(Frozen):
-    """dataset.json: what the tables cannot say themselves. `value_edges` are the fitted value buckets."""
+    """dataset.json: what the tables cannot say themselves. `value_edges` are the fitted value buckets,
+    `checksums` those of every table by its name in the data set."""
 
     info: DatasetInfo
     data: DataConfig
@@ -42,10 +50,12 @@ class DatasetFile(Frozen):
     context: tuple[ContextColumn, ...]
     dense: tuple[str, ...]
     value_edges: tuple[float, ...]
+    checksums: dict[str, str]
 
 
 class Dataset:
-    """A directory that `prepare_dataset` wrote. Tables are read when first needed and then shared."""
+    """A directory that `prepare_dataset` wrote. Tables are read when first needed and then shared; the first
+    time a file is read, it is checked to be the one that was written."""
 
     def __init__(self, path: Path, file: DatasetFile) -> None:
         self.path = path
@@ -53,6 +63,7 @@ class Dataset:
         self.info = file.info
         self.buckets = file.data.buckets
         self.days = Days(file.origin_us)
+        self._checked: set[Path] = set()
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -60,10 +71,7 @@ class Dataset:
         file = path / "dataset.json"
         if not file.exists():
             raise InputError(f"no prepared data set at {path}: run the stage prepare first")
-        try:
-            return cls(path, DatasetFile.model_validate(json.loads(file.read_text(encoding="utf-8"))))
-        except ValueError as error:
-            raise StageError(f"{file} is damaged: restore the prepared data, or start a new run") from error
+        return cls(path, read_sealed(DatasetFile, file, PREPARE_AGAIN))
 
     def day_start_us(self, day: int) -> int:
         """First microsecond of a day in the source's zone."""
@@ -75,20 +83,25 @@ class Dataset:
 
     @cached_property
     def users(self) -> Dictionary:
-        return Dictionary.read(self.path / "users.parquet")
+        return Dictionary.of(self._table(self.path / "users.parquet"))
 
     @cached_property
     def items(self) -> Dictionary:
-        return Dictionary.read(self.path / "items.parquet")
+        return Dictionary.of(self._table(self.path / "items.parquet"))
 
     @cached_property
     def categories(self) -> Dictionary:
-        return Dictionary.read(self.path / "categories.parquet")
+        return Dictionary.of(self._table(self.path / "categories.parquet"))
+
+    def texts(self, name: str) -> pl.Series | None:
+        """Texts of user, item or category ids in the order of their numbers, None if ids are numbers."""
+        path = self.path / f"ids-{name}.parquet"
+        return self._table(path)["text"] if path.name in self.file.checksums else None
 
     @cached_property
     def item_category_R(self) -> NDArray[np.int32]:
         """Category row by item row, 0 for the unseen item."""
-        known = read_prepared(self.path / "items.parquet", ["category_row"])
+        known = self._table(self.path / "items.parquet", ["category_row"])
         return np.append(np.zeros(1, np.int32), known["category_row"].to_numpy())
 
     def spec(self, trained_until_us: int) -> FeatureSpec:
@@ -104,8 +117,16 @@ class Dataset:
             tasks=self.info.tasks,
         )
 
-    def _read(self, kind: str, bucket: int, columns: list[str] | None = None) -> pl.DataFrame:
-        return read_prepared(bucket_file(self.path, kind, bucket), columns)
+    def _table(self, path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """Raises `StageError` if the table is not the one that was written."""
+        if path not in self._checked:
+            expected = self.file.checksums.get(path.relative_to(self.path).as_posix())
+            check_unchanged(path, expected, PREPARE_AGAIN)
+            self._checked.add(path)
+        return read_prepared(path, columns)
+
+    def _read(self, kind: str, bucket: int, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        return self._table(bucket_file(self.path, kind, bucket), columns)
 
     @cached_property
     def candidates(self) -> Candidates:
@@ -127,12 +148,9 @@ class Dataset:
     @cached_property
     def source_date_C(self) -> NDArray[np.int32]:
         """YYYYMMDD under which the source lists each candidate. Raises `InputError` if it names no dates."""
-        try:
-            parts = [
-                self._read("candidates", bucket, ["user_id", SOURCE_DATE]) for bucket in range(self.buckets)
-            ]
-        except pl.exceptions.ColumnNotFoundError as error:
-            raise InputError(f"the source {self.file.data.source} has no dates of public splits") from error
+        if SOURCE_DATE not in self._read("candidates", 0).columns:
+            raise InputError(f"the source {self.file.data.source} has no dates of public splits")
+        parts = [self._read("candidates", bucket, ["user_id", SOURCE_DATE]) for bucket in range(self.buckets)]
         return pl.concat(parts).sort("user_id", maintain_order=True)[SOURCE_DATE].to_numpy()
 
     @cached_property

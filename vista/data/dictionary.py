@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from vista.data.files import read_prepared
 from vista.data.schema import places
 
 
@@ -31,8 +30,8 @@ class Dictionary:
         return cls(ordered["id"].to_numpy(), ordered["first_seen_us"].to_numpy())
 
     @classmethod
-    def read(cls, path: Path) -> Self:
-        frame = read_prepared(path, ["id", "first_seen_us"])
+    def of(cls, frame: pl.DataFrame) -> Self:
+        """From a table that `write` wrote."""
         return cls(frame["id"].to_numpy(), frame["first_seen_us"].to_numpy())
 
     def write(self, path: Path, **columns: NDArray[np.int32]) -> None:

@@ -27,7 +27,7 @@ from vista.data.bucket import Columns, cut_bucket, events_table, sorted_rows, wi
 from vista.data.dataset import DatasetFile
 from vista.data.digest import digest, row_sums
 from vista.data.features import ItemsPast, dense_names
-from vista.data.files import bucket_file
+from vista.data.files import bucket_file, checksum
 from vista.data.learn import Learned, Seen, learn
 from vista.data.partition import Partition, chunks_of
 from vista.data.rejects import Rejects
@@ -36,7 +36,7 @@ from vista.data.sources import SOURCES, SourceInfo
 from vista.data.sources.generated import oracle_auc
 from vista.data.validate import DayFigures, check_newest_day, day_figures
 from vista.errors import InputError, RejectedDataError
-from vista.runs import write_whole
+from vista.runs import write_sealed
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,8 @@ def prepare_dataset(
 @contextmanager
 def _whole_or_nothing(path: Path) -> Iterator[Path]:
     """A directory beside `path` that takes its place at the end. What a killed attempt has left is removed:
-    one process at a time prepares a path."""
+    one process at a time prepares a path. Of a refused one not even the folders above it are left."""
+    made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear(path)
     unfinished = path.parent / f".{path.name}.{uuid.uuid4().hex}"
@@ -98,6 +99,9 @@ def _whole_or_nothing(path: Path) -> Iterator[Path]:
         unfinished.rename(path)
     finally:
         _clear(path)
+        for folder in made:  # the lowest first
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def _clear(path: Path) -> None:
@@ -246,8 +250,12 @@ class _Preparation:
             context=self.source.context,
             dense=columns.dense,
             value_edges=tuple(learned.value_edges.tolist()),
+            checksums={
+                table.relative_to(self.path).as_posix(): checksum(table)
+                for table in sorted(self.path.rglob("*.parquet"))
+            },
         )
-        write_whole(self.path / "dataset.json", file.model_dump_json(indent=2))
+        write_sealed(self.path / "dataset.json", file.model_dump(mode="json"))
         return info
 
 

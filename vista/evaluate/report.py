@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from vista.evaluate.bootstrap import Interval
 from vista.evaluate.refresh_report import ModelFigures, RefreshReport, StageSeconds
-from vista.runs import write_whole
+from vista.runs import read_as, write_whole
 
 __all__ = ["RefreshReport", "StageSeconds", "print_table", "read_report", "write_report"]
 
@@ -23,8 +23,9 @@ def write_report(directory: Path, report: RefreshReport) -> None:
 
 
 def read_report(directory: Path) -> RefreshReport:
-    """The report that `write_report` left in `directory`."""
-    return RefreshReport.model_validate_json((directory / "report.json").read_text(encoding="utf-8"))
+    """The report that `write_report` left in `directory`. Raises `StageError` if it is damaged."""
+    remedy = "delete stages/clean_up.json of the run, then `make run RESUME=1` writes it again"
+    return read_as(RefreshReport, directory / "report.json", remedy)
 
 
 def render(report: RefreshReport) -> str:

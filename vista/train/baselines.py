@@ -12,6 +12,7 @@ from vista.data.frozen import frozen
 from vista.data.schema import Examples
 from vista.evaluate.metrics import Scores
 from vista.evaluate.refresh_report import TrainedOn
+from vista.train.compute import log_like_the_driver
 from vista.train.jobs import Days, RankerJob, Training, training_days
 from vista.train.loop import fit
 from vista.train.stage import Fitted, Result, StageContext
@@ -69,6 +70,7 @@ COSTLIEST_FIRST: tuple[BaselineName, ...] = (
 
 def train_baseline(job: BaselineJob) -> None:
     """Train one baseline, score the test day and put its result in place."""
+    log_like_the_driver("" if job.ranker is None else f"{job.name}: ")  # LightGBM says its name
     unfinished = job.result.begin()
     if job.ranker is None:
         unfinished.write(*_lightgbm(job))

@@ -75,7 +75,7 @@ def compose(stage: StageContext) -> RefreshReport:
 def stage_seconds(run: RunDirectory) -> tuple[StageSeconds, ...]:
     """The stages that are done, in order."""
     kept = {name: run.stage(name) for name in STAGES}
-    return tuple(StageSeconds(name=name, seconds=one["seconds"]) for name, one in kept.items() if one)
+    return tuple(StageSeconds(name=name, seconds=one.seconds) for name, one in kept.items() if one)
 
 
 def curves_of(model: str, result: Result) -> list[TrainingCurve]:

@@ -3,10 +3,12 @@
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,16 +17,18 @@ from typing import Any, TypeVar
 import torch
 
 from vista.errors import StageError, VistaError
-from vista.runs import write_whole
+from vista.runs import read_as, reading, write_whole
 from vista.train.jobs import Job, Training
 from vista.train.loop import LOG_EVERY_S, Snapshot, World, fit
-from vista.train.state import Progress
+from vista.train.state import Progress, read_state
 from vista.train.tracking import CurveLog, Tracked
 
 LOG = logging.getLogger(__name__)
 LOCAL_OBJECT_STORE_BYTES = 256 * 1024**2
 MAX_FAILURES = 3
 CHECKPOINTS_KEPT = 2
+SIGN_OF_LIFE_S = 30.0
+"""Between two lines that say the same."""
 
 RAY_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # `report` waits for the next poll, 2 s by default
@@ -83,8 +87,8 @@ def train_on_ray(job: Job, tracked: Tracked, *, storage: Path, name: str) -> Pat
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    drop_torn_run(storage / name)
     curve = storage / f"{name}.curve.json"
+    drop_damaged(storage / name, curve)
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job, "curve": curve},
@@ -109,19 +113,38 @@ def train_on_ray(job: Job, tracked: Tracked, *, storage: Path, name: str) -> Pat
     return Path(result.checkpoint.path)
 
 
-def drop_torn_run(run: Path) -> None:
-    """Delete a training's checkpoints if their list is cut off, so that it begins anew, to the same weights.
+def drop_damaged(run: Path, curve: Path) -> None:
+    """Delete what an earlier attempt at a training has left, if its content is damaged: it is made anew, and
+    the training then ends in the same weights. A disk that does not answer is no damage: that raises.
 
-    Ray writes the list in place: a kill in that moment leaves one that Ray refuses for ever.
+    Ray writes its list of checkpoints in place: a kill in that moment leaves one that it refuses for ever.
     """
-    snapshot = run / "checkpoint_manager_snapshot.json"
-    if not snapshot.exists():
+    for left, check in ((run, _check_checkpoints), (curve, read_curve)):
+        try:
+            if left.exists():
+                check(left)
+        except StageError as damage:
+            if isinstance(damage.__cause__, OSError) and not isinstance(damage.__cause__, FileNotFoundError):
+                raise
+            LOG.warning("%s is deleted, to be made anew: %s", left, damage)
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _check_checkpoints(run: Path) -> None:
+    """Raises `StageError` if a checkpoint that Ray would go on from, or its list of them, is damaged."""
+    listed = run / "checkpoint_manager_snapshot.json"
+    if not listed.exists():
         return
-    try:
-        json.loads(snapshot.read_text(encoding="utf-8"))
-    except ValueError as error:
-        LOG.warning("%s is cut off (%s): the training begins anew", snapshot, error)
-        shutil.rmtree(run)
+    with reading(listed, "it is cut off"):
+        text = listed.read_text(encoding="utf-8")
+        json.loads(text)
+    for checkpoint in sorted(set(re.findall(r'"(checkpoint_\d[^"]*)"', text))):
+        read_state(run / checkpoint)
+
+
+def read_curve(path: Path) -> Progress:
+    """What rank 0 keeps for the driver. Raises `StageError` if it is damaged."""
+    return read_as(Progress, path, "run the stage again (`make run RESUME=1`): it is written anew")
 
 
 def _train_worker(sent: dict[str, Any]) -> None:
@@ -129,7 +152,7 @@ def _train_worker(sent: dict[str, Any]) -> None:
     import ray.train
     from ray.train import Checkpoint
 
-    _log_like_the_driver()
+    log_like_the_driver()
     torch.set_num_threads(1)
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
@@ -147,16 +170,19 @@ def _train_worker(sent: dict[str, Any]) -> None:
     task = Training(sent["job"]).task()
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        fit(task, world, keep=keep)
+        progress = fit(task, world, keep=keep)
     else:
         with checkpoint.as_directory() as directory:
-            fit(task, world, resume=Path(directory), keep=keep)
+            progress = fit(task, world, resume=Path(directory), keep=keep)
+    if world.rank == 0:  # a training that was done before it was resumed has kept nothing
+        write_whole(sent["curve"], progress.model_dump_json())
 
 
-def _log_like_the_driver() -> None:
-    """Lines with time and name: Ray Train's own handlers, which a worker starts with, write neither."""
+def log_like_the_driver(doing: str = "") -> None:
+    """Lines with time and name, in a worker: Ray's own handlers write neither. `doing` tells apart what runs
+    side by side."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(name)s {doing}%(message)s"))
     ours = logging.getLogger("vista")
     ours.setLevel(logging.INFO)
     ours.propagate = False
@@ -173,7 +199,7 @@ def _followed(tracked: Tracked, curve: Path) -> Iterator[None]:
 
     def add() -> None:
         if curve.exists():
-            log.add(Progress.model_validate_json(curve.read_text(encoding="utf-8")).curve)
+            log.add(read_curve(curve).curve)
 
     def follow() -> None:
         while not ended.wait(LOG_EVERY_S):
@@ -199,12 +225,14 @@ def run_tasks(function: Callable[[T], R], arguments: Sequence[T], what: str) -> 
 
     remote = ray.remote(num_cpus=1, max_retries=MAX_FAILURES)(function)
     pending = [remote.remote(argument) for argument in arguments]
-    results = list(pending)
+    results, said_at = list(pending), time.monotonic()
     try:
         while pending:
             done, pending = ray.wait(pending, num_returns=len(pending), timeout=LOG_EVERY_S)
             ray.get(done)
-            LOG.info("%s: %d of %d done", what, len(results) - len(pending), len(results))
+            if done or time.monotonic() - said_at > SIGN_OF_LIFE_S:
+                LOG.info("%s: %d of %d done", what, len(results) - len(pending), len(results))
+                said_at = time.monotonic()
         values: list[R] = ray.get(results)
     except RayError as error:
         cause = error.cause if isinstance(error, RayTaskError) else error

@@ -2,6 +2,7 @@
 
 import shutil
 import uuid
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from vista.evaluate.metrics import Metrics, Scores, measure
 from vista.evaluate.refresh_report import TrainedOn
 from vista.model.checkpoint import CheckpointMeta
 from vista.recipes import recipe_of
-from vista.runs import RunDirectory, write_whole
+from vista.runs import RunDirectory, read_as, reading, write_whole
 from vista.train.state import Point, Progress
 from vista.train.tracking import Tracked, flattened, git_revision, track
 
@@ -27,12 +28,8 @@ CHECKPOINT_DIRECTORY = "checkpoint"
 
 def checkpoint_meta(checkpoint: Path) -> CheckpointMeta:
     """What a checkpoint is, without its weights. Raises `CheckpointError` if it cannot be read."""
-    path = checkpoint / "model.json"
-    try:
-        return CheckpointMeta.model_validate_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        why = str(error).splitlines()[0]
-        raise CheckpointError(f"{path} cannot be read ({why}): restore it, or start a new run") from error
+    remedy = "restore it, or start a new run"
+    return read_as(CheckpointMeta, checkpoint / "model.json", remedy, raising=CheckpointError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +133,19 @@ class Result:
         write_whole(self.path / FITTED_FILE, fitted.model_dump_json(indent=2))
 
     def scores(self) -> Scores:
-        """Probabilities of the test day's candidates by candidate id; NaN elsewhere."""
-        with np.load(self.path / SCORES_FILE) as kept:
+        """Probabilities of the test day's candidates by candidate id; NaN elsewhere. Raises `StageError` if
+        they are damaged."""
+        path, signs = self.path / SCORES_FILE, (EOFError, KeyError, zipfile.BadZipFile)
+        with reading(path, self._make_again(), *signs), np.load(path) as kept:
             return Scores(kept["own_N"], kept["frozen_N"])
 
     def fitted(self) -> Fitted:
-        return Fitted.model_validate_json((self.path / FITTED_FILE).read_text(encoding="utf-8"))
+        """Raises `StageError` if it is damaged."""
+        return read_as(Fitted, self.path / FITTED_FILE, self._make_again())
+
+    def _make_again(self) -> str:
+        stage = "train_foundation" if self.path.parent.name == "foundation" else "retrain_downstream"
+        return (
+            f"delete {self.path} and stages/{stage}.json of the run; then `make run RESUME=1` makes "
+            "them again"
+        )

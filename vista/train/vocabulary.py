@@ -10,10 +10,9 @@ from pathlib import Path
 from vista.config import Frozen
 from vista.data.dataset import Dataset
 from vista.data.dictionary import Dictionary
-from vista.data.files import read_prepared
 from vista.data.schema import FeatureSpec
 from vista.errors import CheckpointError
-from vista.runs import write_whole
+from vista.runs import read_as, write_whole
 
 VOCABULARY_FILE = "vocabulary.json"
 
@@ -39,11 +38,8 @@ class Vocabulary(Frozen):
     @classmethod
     def read(cls, checkpoint: Path) -> "Vocabulary":
         """What lies beside a checkpoint. Raises `CheckpointError` if it cannot be read."""
-        try:
-            return cls.model_validate_json((checkpoint / VOCABULARY_FILE).read_bytes())
-        except (OSError, ValueError) as error:
-            why = str(error).splitlines()[0]
-            raise CheckpointError(f"{checkpoint / VOCABULARY_FILE} cannot be read: {why}") from error
+        remedy = "restore the checkpoint, or train the model in a new run"
+        return read_as(cls, checkpoint / VOCABULARY_FILE, remedy, raising=CheckpointError)
 
     def write(self, checkpoint: Path) -> None:
         write_whole(checkpoint / VOCABULARY_FILE, self.model_dump_json(indent=2))
@@ -57,8 +53,7 @@ def _digest(dataset: Dataset, name: str, dictionary: Dictionary, rows: int) -> s
     """SHA-256 of the ids of the rows 1 .. rows - 1. Text ids are numbers there: their texts count too."""
     ids = dictionary.id_R[: rows - 1]
     digest = hashlib.sha256(ids.astype("<i8").tobytes())
-    texts = dataset.path / f"ids-{name}.parquet"
-    if texts.exists():
-        known = read_prepared(texts)["text"].gather(ids)
-        digest.update("\n".join(map(repr, known)).encode())
+    texts = dataset.texts(name)
+    if texts is not None:
+        digest.update("\n".join(map(repr, texts.gather(ids))).encode())
     return digest.hexdigest()

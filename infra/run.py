@@ -24,12 +24,12 @@ from pydantic import ValidationError
 
 from infra.processes import guarded, stop, wait_until
 from infra.ray_head import CPUS, start_ray_head, wait_for
-from vista.config import RefreshConfig
+from vista.config import RefreshConfig, Settings
 from vista.errors import BackendError, InputError, StageError, VistaError
 from vista.evaluate.report import StageSeconds, print_table, read_report, write_report
 from vista.jobs import STAGES
 from vista.recipes import recipe_of
-from vista.runs import RunDirectory
+from vista.runs import LATEST, RunDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 OTHER_RUN_STOPS_S = 60.0
@@ -68,13 +68,20 @@ class Launch:
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Launch:
-    """The launch that KEY=VALUE arguments ask for. Raises `InputError`: variable, value, limit."""
+    """The launch that KEY=VALUE arguments ask for; nothing of it exists yet. Raises `InputError`: variable,
+    value, limit."""
     given = dict(_key_and_value(argument) for argument in arguments)
     runs = Path(environment.get("VISTA_RUNS", ROOT / "runs")).absolute()
-    config = _resumed(runs, given) if given.pop("RESUME", "") not in ("", "0") else _new(given)
+    resumed = given.pop("RESUME", "") not in ("", "0")
+    config = _resumed(runs, given) if resumed else _new(given)
     _workers(config)  # limits, before anything is started
     home = Path(environment.get("VISTA_HOME", ROOT / "var" / config.recipe)).absolute()
-    return Launch(config, RunDirectory.open(runs, config), runs, home)
+    asked = Launch(config, RunDirectory.named(runs, config.run_id), runs, home)
+    if config.warm_start and not resumed:
+        from vista.train.warm_start import possible_start  # imports torch: no other launch needs it
+
+        possible_start(recipe_of(config), Settings.from_environment(asked.environment()))
+    return asked
 
 
 def _workers(config: RefreshConfig) -> int:
@@ -110,13 +117,10 @@ def _new(given: Mapping[str, str]) -> RefreshConfig:
 
 
 def _resumed(runs: Path, given: Mapping[str, str]) -> RefreshConfig:
-    kept = runs / "latest" / "config.json"
-    if not kept.exists():
+    latest = RunDirectory(runs / LATEST)
+    if not latest.config_file.exists():
         raise InputError(f"RESUME=1: there is no earlier run in {runs}: leave RESUME out")
-    try:
-        config = RefreshConfig.model_validate_json(kept.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"RESUME=1: {kept} is damaged: leave RESUME out") from error
+    config = latest.config()
     wanted = _configured({**config.model_dump(), **_values(given)})
     for name in RefreshConfig.model_fields:
         if getattr(wanted, name) != getattr(config, name):
@@ -150,7 +154,7 @@ def launch(given: Launch) -> None:
     print(f"run {given.config.run_id} of recipe {given.config.recipe}; all output: {given.log}", flush=True)
     started_s = time.monotonic()
     with only_run(given.home) as lock:
-        given.run.make_latest()  # RESUME=1 finds it from now on
+        RunDirectory.open(given.runs, given.config).make_latest()  # RESUME=1 finds it from now on
         result = _run_dag(given, lock)
     if result["failure"] or result["state"] != "success":
         failure = result["failure"] or {"stage": "production_refresh", "reason": f"it is {result['state']}"}
@@ -259,9 +263,8 @@ def only_run(home: Path) -> Iterator[int]:
 def install_s() -> float | None:
     """Seconds that `make install` took for both environments, None if they were made in another way."""
     kept = [ROOT / environment / "installed" for environment in (".venv", ".venv-airflow")]
-    if not all(path.exists() for path in kept):
-        return None
-    return round(sum(float(path.read_text()) for path in kept), 1)
+    seconds = [path.read_text().strip() if path.exists() else "" for path in kept]
+    return round(sum(map(float, seconds)), 1) if all(seconds) else None
 
 
 def _git_revision() -> str:

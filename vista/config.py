@@ -44,7 +44,7 @@ class GeneratedConfig(Frozen):
 
 
 class DataConfig(Frozen):
-    """Where events come from and how examples are cut from them (data.md in one place)."""
+    """Where events come from and how examples are cut from them."""
 
     source: SourceName
     path: str = ""
@@ -186,7 +186,7 @@ class DeliveryConfig(Frozen):
 
 
 class GateConfig(Frozen):
-    """When a new downstream model may replace the champion (evaluation.md, gates for promotion)."""
+    """When a new downstream model may replace the champion."""
 
     max_ne_loss: float = 0.001
     max_point_ne_loss: float = 0.02
@@ -289,8 +289,14 @@ class ExperimentConfig(Frozen):
         description="folder of the data: of kuairand the source's own, of table2 the one above kuairand-pure "
         "and ml-1m"
     )
-    sets: str = Field("", description="data sets, comma-separated; empty: all")
-    models: str = Field("", description="models, comma-separated; empty: all")
+    sets: str = Field(
+        "", description="data sets, comma-separated: kuairand-pure; of table2 also ml-1m; empty: all"
+    )
+    models: str = Field(
+        "",
+        description="models, comma-separated: vista, vista_hstu, no_history, mean_pool, ttsn, din, mha, "
+        "sasrec, hstu, vista_permuted; of table2 also lightgbm; empty: all",
+    )
     seeds: int = Field(3, ge=1, description="every model is trained with the seeds 0 .. SEEDS - 1")
     workers: int = Field(2, ge=1, description="cells at a time, each a process of one thread")
     out: str = Field("", description="folder of the results; empty: experiments/NAME below VISTA_RUNS")

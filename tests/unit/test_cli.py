@@ -1,16 +1,20 @@
 """The two command lines: `python -m vista` and the variables of `make run`."""
 
+import fcntl
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from infra.run import install_s, parse
 from infra.run import main as run_main
-from infra.run import parse
 from vista.__main__ import main
 from vista.config import RefreshConfig, Settings
-from vista.errors import InputError
+from vista.errors import InputError, StageError
 from vista.jobs import STAGES
+from vista.runs import RunDirectory
+from vista.train.experiments.grids import table2
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +81,15 @@ def test_a_damaged_report_of_a_stage_is_a_message(capsys: pytest.CaptureFixture[
     report.parent.mkdir(parents=True)
     report.write_text('{"seconds": 1')
     assert main(["promote", "--run-id", "r", "--reason", "why"]) == 1
-    assert f"{report} is damaged" in capsys.readouterr().err
+    assert f"error: {report} cannot be read (" in capsys.readouterr().err
+
+
+def test_an_experiment_s_help_names_all_that_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["experiment", "--help"]) == 0
+    shown = set(re.split(r"[\s,:;]+", capsys.readouterr().out))
+    blocks = table2(Path("data")).blocks
+    names = {block.data_set for block in blocks} | {arm.name for block in blocks for arm in block.arms}
+    assert names - shown == set()
 
 
 @pytest.mark.parametrize(
@@ -159,7 +171,8 @@ def test_a_launch_and_its_resumption_have_one_configuration(tmp_path: Path) -> N
     first = parse(["DATASET=smoke", "SEEDS=8", "DATA_DIR=some/where"], environment)
     assert (first.config.recipe, first.config.seeds) == ("smoke", 8)
     assert first.config.data_dir == str(Path("some/where").absolute())
-    (tmp_path / "latest").symlink_to(first.config.run_id)
+    assert list(tmp_path.iterdir()) == []
+    RunDirectory.open(first.runs, first.config).make_latest()
     assert parse(["RESUME=1"], environment).config == first.config
     assert parse(["RESUME=1", "DATASET=smoke", "SEEDS=8"], environment).config == first.config
     assert parse(["RESUME=1", "DATA_DIR=some/where", "SEEDS=08"], environment).config == first.config
@@ -168,8 +181,41 @@ def test_a_launch_and_its_resumption_have_one_configuration(tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"data_dir=.*where, not .*other"):
         parse(["RESUME=1", "DATA_DIR=some/other"], environment)
     (tmp_path / "latest" / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"config\.json is damaged"):
+    with pytest.raises(StageError, match=r"latest/config\.json cannot be read .* start a new run"):
         parse(["RESUME=1"], environment)
+
+
+def test_a_launch_that_another_run_keeps_out_leaves_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("infra.run.OTHER_RUN_STOPS_S", 0.5)
+    (tmp_path / "home").mkdir()
+    with (tmp_path / "home" / "run.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert run_main(["DATASET=smoke"]) == 2
+    assert "another run uses" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_how_long_the_installation_took_is_known_or_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("infra.run.ROOT", tmp_path)
+    assert install_s() is None
+    for name, content in ((".venv", "20.04\n"), (".venv-airflow", "")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "installed").write_text(content)
+    assert install_s() is None, "made by hand, and touched"
+    (tmp_path / ".venv-airflow" / "installed").write_text("1.5")
+    assert install_s() == 21.5
+
+
+def test_a_warm_start_from_nothing_is_refused_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run_main(["DATASET=smoke", "WARM_START=1"]) == 2
+    assert "error: warm_start: nothing is released in " in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_place_that_cannot_hold_a_run_of_make_run(

@@ -3,10 +3,12 @@
 The stages' own functions, in this process, without Ray and MLflow.
 """
 
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +18,15 @@ import torch
 from delivery_samples import deliver_here
 from training_data import epoch_times, opened, published, settings_of
 
+from infra.run import parse
 from vista.config import RefreshConfig, Settings
+from vista.data.dataset import Dataset
 from vista.data.schema import DAY_US
 from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import AuditLine, Epoch, Release
 from vista.delivery.regions import open_backends
 from vista.delivery.release import promote
-from vista.errors import InputError
+from vista.errors import InputError, StageError
 from vista.evaluate.metrics import Metrics
 from vista.jobs import run_stage
 from vista.model.checkpoint import load
@@ -36,6 +40,7 @@ from vista.train.loop import Snapshot, fit
 from vista.train.stage import StageContext, checkpoint_meta
 from vista.train.train_foundation import FoundationReport, planned
 from vista.train.vocabulary import Vocabulary
+from vista.train.warm_start import holding
 
 USERS, DAYS, START_US = 30, 6, 19_000 * DAY_US
 MAPPING = """
@@ -103,6 +108,9 @@ class Refreshed:
     job: RankerJob
     epoch: Epoch
     release: Release
+
+    def stage_in(self, settings: Settings) -> StageContext:
+        return replace(self.stage, settings=settings)
 
     @property
     def foundation(self) -> Ranker:
@@ -253,12 +261,18 @@ def test_a_refresh_of_earlier_days_does_not_begin_with_later_ones(
 def test_another_shape_is_another_space(
     settings: Settings, warm: Refreshed, changes: dict[str, object], named: str
 ) -> None:
-    """The difference is named before anything is trained."""
+    """The difference is named before anything is prepared, and by `make run` before anything is started."""
     folder = Path(warm.stage.config.data_dir)
     config = config_of(folder, f"other-{next(iter(changes))}", warm_start=True, **changes)
-    job, _ = planned(prepared(config, settings))
     with pytest.raises(InputError, match=f"warm_start: {named}: that is another space"):
-        Training(job)
+        run_stage("prepare", config, settings)
+    assert not (settings.runs / config.run_id / "data").exists()
+    variables = [f"{name}={value}".upper() for name, value in changes.items()]
+    environment = {"VISTA_HOME": str(settings.home), "VISTA_RUNS": str(settings.home / "other-runs")}
+    given = ["DATASET=events", f"DATA_DIR={folder}", "WARM_START=1", "SEEDS=2", "WIDTH=8", *variables]
+    with pytest.raises(InputError, match=f"warm_start: {named}: that is another space"):
+        parse(given, environment)
+    assert not (settings.home / "other-runs").exists()
 
 
 def without_the_first_product(folder: Path) -> None:
@@ -291,20 +305,103 @@ def test_without_a_release_there_is_nothing_to_go_on_from(tmp_path: Path) -> Non
         run_stage("prepare", config, settings_of(tmp_path))
 
 
-def test_the_checkpoint_of_a_withdrawn_epoch_is_no_start(
-    settings: Settings, cold: Refreshed, warm: Refreshed, tmp_path: Path
-) -> None:
-    copy = settings.model_copy(update={"catalog_url": f"sqlite:///{tmp_path}/catalog.db"})
+def copied(settings: Settings, folder: Path) -> Settings:
+    """The same deployment with a catalog of its own."""
     with (
         closing(sqlite3.connect(settings.home / "catalog.db")) as source,
-        closing(sqlite3.connect(tmp_path / "catalog.db")) as target,
+        closing(sqlite3.connect(folder / "catalog.db")) as target,
     ):
         source.backup(target)
-    folder = shop(tmp_path / "shop", DAYS + 2)
-    stage = prepared(config_of(folder, "third", warm_start=True), copy)
-    assert planned(stage)[0].start == Path(warm.release.foundation)
-    line = AuditLine(time_us=0, actor="test", action="withdraw", reason="", before="", after="")
+    return settings.model_copy(update={"catalog_url": f"sqlite:///{folder}/catalog.db"})
+
+
+def audit_line(action: str) -> AuditLine:
+    return AuditLine(time_us=0, actor="test", action=action, reason="", before="", after="")
+
+
+def withdraw(settings: Settings, epoch: Epoch) -> None:
+    with closing(open_catalog(settings.catalog_url)) as catalog:
+        catalog.withdraw(epoch.space, epoch.epoch, audit_line("withdraw"))
+
+
+def serve_again(settings: Settings, release: Release) -> None:
+    """A new release that names what `release` named, as a rollback makes it."""
+    with closing(open_catalog(settings.catalog_url)) as catalog:
+        releases = catalog.releases()
+        again = release.model_copy(update={"id": f"again-{len(releases)}", "previous": releases[-1].id})
+        catalog.swap_release(releases[-1].id, again, audit_line("rollback"))
+
+
+def test_only_foundations_of_releases_that_hold_are_gone_on_from(
+    settings: Settings, cold: Refreshed, warm: Refreshed, tmp_path: Path
+) -> None:
+    """Not that of a release that was rolled back, unless it was made to serve again; not that of a withdrawn
+    epoch."""
+    copy, folder = copied(settings, tmp_path), shop(tmp_path / "shop", DAYS + 2)
+    runs = count()
+
+    def start() -> Path | None:
+        config = config_of(folder, f"third-{next(runs)}", warm_start=True)
+        return planned(prepared(config, copy))[0].start
+
+    assert start() == Path(warm.release.foundation)
+    serve_again(copy, cold.release)
+    assert start() == Path(cold.release.foundation)
+    serve_again(copy, warm.release)
+    assert start() == Path(warm.release.foundation)
+    withdraw(copy, warm.epoch)
+    assert start() == Path(cold.release.foundation)
+    serve_again(copy, cold.release)
+    withdraw(copy, cold.epoch)
+    both = f"epoch {cold.epoch.epoch} was withdrawn; the release of epoch {warm.epoch.epoch} was rolled back"
+    with pytest.raises(InputError, match=f"may be gone on from .{both}.: roll back to a good release, or"):
+        start()
+
+
+def test_an_epoch_that_was_never_released_is_no_start(
+    settings: Settings, cold: Refreshed, warm: Refreshed, tmp_path: Path
+) -> None:
+    """Its model was refused by the gate, or nobody has judged it yet."""
+    copy, folder = copied(settings, tmp_path), shop(tmp_path / "shop", DAYS + 3)
+    changes = {"trained_until_us": warm.epoch.trained_until_us + DAY_US, "checkpoint": "refused"}
+    stage = prepared(config_of(folder, "fourth", warm_start=True), copy)
+    as_of_us = warm.epoch.as_of_us + DAY_US
+    refused = opened(warm.stage_in(copy), as_of_us, warm.epoch.space, **changes)
     with closing(open_catalog(copy.catalog_url)) as catalog:
-        catalog.withdraw(warm.epoch.space, warm.epoch.epoch, line)
-    stage = prepared(config_of(folder, "third-again", warm_start=True), copy)
-    assert planned(stage)[0].start == Path(cold.release.foundation)
+        catalog.publish(refused.model_copy(update={"location": warm.epoch.location, "rows": warm.epoch.rows}))
+    assert planned(stage)[0].start == Path(warm.release.foundation)
+
+
+def test_a_rollback_takes_back_what_came_between() -> None:
+    def release(number: int, epoch: int) -> Release:
+        return Release(id=f"r-{number}", space="s", epoch=epoch, foundation="f", downstream="d")
+
+    def held(*epochs: int) -> list[int]:
+        return [one.epoch for one in holding([release(*pair) for pair in enumerate(epochs)])]
+
+    assert held(1, 2, 3) == [1, 2, 3]
+    assert held(1, 2, 3, 2) == [1, 2]
+    assert held(1, 2, 3, 1) == [1]
+    assert held(1, 2, 3, 1, 4) == [1, 4]
+    assert held(1, 2, 1, 2) == [1, 2], "rolled back and forward again"
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"space": "s", "checkp'])
+def test_a_damaged_start_is_named_with_its_remedy(warm: Refreshed, content: str) -> None:
+    kept = warm.stage.run.training("foundation") / "warm_start.json"
+    whole = kept.read_text()
+    kept.write_text(content)
+    with pytest.raises(StageError) as raised:
+        planned(warm.stage)
+    assert str(raised.value).startswith(f"{kept} cannot be read (")
+    assert f"delete {kept.parent}, then `make run RESUME=1`" in str(raised.value)
+    kept.write_text(whole)
+
+
+def test_changed_texts_of_ids_are_seen(warm: Refreshed, tmp_path: Path) -> None:
+    """They say what the numbers of a vocabulary mean."""
+    shutil.copytree(warm.stage.run.data, tmp_path / "data")
+    texts = tmp_path / "data" / "ids-item.parquet"
+    texts.write_bytes(texts.read_bytes().replace(b"P-1", b"P-?", 1))
+    with pytest.raises(StageError, match=r"ids-item\.parquet cannot be read \(its checksum is"):
+        Vocabulary.of(Dataset.open(tmp_path / "data"), warm.foundation.spec)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from vista.config import Frozen
 from vista.data.schema import UNSEEN_ROW
 from vista.errors import InputError
 from vista.model.embeddings import IdTable
@@ -34,18 +35,22 @@ def inherit(model: Ranker, earlier: Ranker) -> None:
 def differences(model: Ranker, earlier: Ranker) -> list[str]:
     """Why the weights of `earlier` mean nothing to `model`; empty if they do."""
     found = [] if model.slot == earlier.slot else [f"slot was {earlier.slot!r} and is {model.slot!r}"]
-    for theirs, ours, free in (
-        (earlier.config, model.config, FREE), (earlier.spec, model.spec, GROWING)
-    ):  # fmt: skip
-        for name in type(ours).model_fields:
-            before, now = getattr(theirs, name), getattr(ours, name)
-            if before != now and name not in free:
-                found.append(f"{name} was {before} and is {now}")
+    found += changed(earlier.config, model.config, FREE) + changed(earlier.spec, model.spec, GROWING)
     for name in GROWING:
         before, now = getattr(earlier.spec, name), getattr(model.spec, name)
         if now < before:
             found.append(f"{name} was {before:,} and is {now:,}")
     return found
+
+
+def changed(before: Frozen, now: Frozen, free: tuple[str, ...]) -> list[str]:
+    """The fields that are not equal, but for the `free` ones."""
+    pairs = {name: (getattr(before, name), getattr(now, name)) for name in type(now).model_fields}
+    return [
+        f"{name} was {theirs} and is {ours}"
+        for name, (theirs, ours) in pairs.items()
+        if theirs != ours and name not in free
+    ]
 
 
 def _grown(weights_RD: Tensor, rows: int) -> Tensor:

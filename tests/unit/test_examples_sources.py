@@ -197,5 +197,6 @@ def write_shop(folder: Path, per_positive: int) -> None:
     (folder / "shop.csv").write_text("\n".join(["who,what,ts,bought,shelf,device,price", *rows]) + "\n")
     (folder / "events.yaml").write_text(
         "user: who\nitem: what\ntime: ts\ntime_unit: s\nlabel: bought\nvalue: price\ncategory: shelf\n"
-        f"string_ids: [user, item]\ncontext:\n  device: 2\nnegatives_per_positive: {per_positive}\n"
+        "string_ids: [user, item]\ncontext:\n  device: 2\n"
+        + (f"negatives_per_positive: {per_positive}\n" if per_positive else "")
     )

@@ -60,7 +60,15 @@ def test_any_text_is_an_expression_or_refused(text: str) -> None:
         (GOOD + "lable: x\n", "there is no key 'lable'. Did you mean 'label'"),
         (GOOD.replace("label: l\n", ""), "the key 'label' is missing: add a line such as `label: clicked"),
         (GOOD.replace("label: l\n", ""), "add `negatives_per_positive: 4` instead"),
-        (GOOD + "negatives_per_positive: -1\n", "negatives_per_positive: Input should be greater than"),
+        *(
+            (
+                GOOD + f"negatives_per_positive: {value}\n",
+                f"negatives_per_positive: it is {shown}: write how many",
+            )
+            for value, shown in (("-1", "-1"), ("0", "0"), ("true", "true"), ("1.5", "1.5"), ("1001", "1001"))
+        ),
+        (GOOD.replace("label: l\n", "negatives_per_positive: 0\n"), "1 to 1,000, or leave the line out"),
+        (GOOD + "context:\n  d: true\n", "d has no values: list them"),
         (
             GOOD.replace("time_unit: s", "time_unit: sec"),
             "time_unit: Input should be 's', 'ms', 'us' or 'iso8601'",

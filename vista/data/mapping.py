@@ -147,7 +147,7 @@ class Mapping(Frozen):
     time: str = Field(min_length=1)
     time_unit: TimeUnit
     label: str = ""
-    negatives_per_positive: int = Field(0, ge=0, le=MAX_NEGATIVES)
+    negatives_per_positive: int = 0
     actions: dict[str, str] = Field({}, max_length=MAX_ACTIONS)
     value: str = ""
     category: str = ""
@@ -156,6 +156,16 @@ class Mapping(Frozen):
     candidates: str = ""
     files: str = ""
     separator: str = ","
+
+    @field_validator("negatives_per_positive", mode="before")
+    @classmethod
+    def _is_a_number_of_items(cls, number: Any) -> Any:
+        if type(number) is not int or not 1 <= number <= MAX_NEGATIVES:
+            raise ValueError(
+                f"it is {_yaml_text(number)}: write how many items to draw for each positive, 1 to "
+                f"{MAX_NEGATIVES:,}, or leave the line out"
+            )
+        return number
 
     @field_validator("label", "candidates")
     @classmethod
@@ -178,10 +188,7 @@ class Mapping(Frozen):
     def _as_text(cls, context: Any) -> Any:
         if not isinstance(context, dict):
             return context
-        return {
-            name: [_yaml_text(value) for value in values] if isinstance(values, list) else values
-            for name, values in context.items()
-        }
+        return {name: _context_values(values) for name, values in context.items()}
 
     @field_validator("context")
     @classmethod
@@ -251,6 +258,12 @@ class Mapping(Frozen):
 
 POSITIVE = "positive"
 """The first action bit of every event source: the row's label was 1."""
+
+
+def _context_values(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_yaml_text(value) for value in values]
+    return 0 if isinstance(values, bool) else values  # a truth value says of no values
 
 
 def _yaml_text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Quantisation: error bounds of delivery.md's table, limits, and what is refused."""
+"""Quantisation: bounds of its error on several distributions, limits, and what is refused."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def sample(kind: str) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize(
     ("codec", "kind", "largest_error"),
-    # delivery.md's figures and 5% (its outliers are not stated: ours are 4 dimensions at 10 sigma)
+    # what the codecs were chosen by, and 5%; outliers are 4 dimensions at 10 sigma
     [(Codec.BF16, "gaussian", 0.0018), (Codec.BF16, "t4", 0.0018), (Codec.BF16, "outlier", 0.0018),
      (Codec.INT8, "gaussian", 0.0080), (Codec.INT8, "t4", 0.0137), (Codec.INT8, "outlier", 0.0280)],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The promotion gate: every rule of evaluation.md refuses alone, and an equal model always passes."""
+"""The promotion gate: every rule refuses alone, and an equal model always passes."""
 
 from dataclasses import dataclass, field
 from typing import Any

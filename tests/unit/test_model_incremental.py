@@ -22,7 +22,7 @@ from vista.recipes import incremental, recipe_of
 
 ONE_LAYER = CONFIG.model_copy(update={"layers": 1, "positions": False})
 FADING = ONE_LAYER.model_copy(update={"half_life_s": 86_400.0})  # events are spread over 11 days
-EXACT = {"rtol": 0.0, "atol": 1e-5}  # model.md must-hold 6; numbers of a summary are about 1
+EXACT = {"rtol": 0.0, "atol": 1e-5}  # the limit for an exact update; numbers of a summary are about 1
 both = pytest.mark.parametrize("config", [ONE_LAYER, FADING], ids=["all alike", "decay"])
 
 
@@ -64,7 +64,7 @@ def assert_follows(following: Incremental, state: SummaryState, batch: Batch) ->
 
 @both
 def test_a_thousand_events_one_by_one_equal_recomputation(config: ModelConfig) -> None:
-    """model.md must-hold 6. Users with different pasts, one without, all at once."""
+    """Users with different pasts, one without, all at once."""
     batch = make_batch([1_300, 1_050, 1_000], [0, 0, 0])
     seq_L = arrivals(batch)
     start_B = np.array([300, 50, 0])

@@ -36,7 +36,7 @@ def _logits(model: Ranker, batch: Batch) -> Tensor:
 
 @pytest.mark.parametrize("slot", SLOTS)
 def test_a_candidate_does_not_move_another_logit(slot: SlotName) -> None:
-    """model.md must-hold 2, forward: bit-identical."""
+    """Candidates do not see each other (section 3.3): the logit is bit-identical."""
     model = _ranker(slot).eval()
     batch = make_batch([9, 0, 40], [3, 2, 4])
     changed = dataclasses.replace(
@@ -56,7 +56,7 @@ def test_a_candidate_does_not_move_another_logit(slot: SlotName) -> None:
 
 @pytest.mark.parametrize("slot", SLOTS)
 def test_a_candidate_has_no_gradient_in_another_logit(slot: SlotName) -> None:
-    """model.md must-hold 2, backward: exactly 0. Only candidate 6 shows item 49."""
+    """Backward, too: exactly 0. Only candidate 6 shows item 49."""
     model = _ranker(slot).eval()
     batch = make_batch([9, 0, 40], [3, 2, 4])
     batch.uih_item_L[batch.uih_item_L == 49] = 48

@@ -15,7 +15,7 @@ AIRFLOW_PYTEST := AIRFLOW_HOME=$(CURDIR)/build/airflow-tests AIRFLOW__CORE__DAGS
   AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python -m pytest
 
 .PHONY: help install infra run ui test test-airflow test-compute test-infra test-faults check fmt golden lock bench \
-  bench-gpu bench-data bench-memory bench-train clean
+  bench-gpu bench-data bench-memory bench-store bench-train clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed 's/:.*  ## /\t/' | expand -t 16
@@ -49,17 +49,20 @@ test: test-airflow test-compute  ## every test that needs no GPU (at most 15 min
 test-airflow: install
 	$(AIRFLOW_PYTEST) tests/dags vista/orchestration
 
-# Not yet tests/infra: the delivery does not run on those servers yet.
-test-compute: install
-	$(PYTEST) -n 2 $(addprefix --ignore=,tests/dags tests/faults tests/end_to_end tests/infra tests/kernels vista/orchestration) vista tests
+# These start processes or servers, some for the whole session. tests/infra is about the launchers alone: make test-infra.
+OWN_PROCESS := tests/contracts tests/delivery tests/faults tests/end_to_end
+test-compute: install infra
+	$(PYTEST) -n 2 $(addprefix --ignore=,$(OWN_PROCESS) tests/dags tests/infra tests/kernels vista/orchestration) vista tests
 	$(PYTEST) -n 2 kernels tests/kernels
 	$(PYTEST) tests/faults tests/end_to_end
+	$(PYTEST) tests/contracts tests/delivery
 
 test-infra: install infra  ## the real servers: start, answer, fail over, leave nothing behind
 	$(PYTEST) tests/infra
 
-test-faults: install  ## kill -9 at 20 seeded points of a run, then resume: prints a table (20 to 60 minutes)
+test-faults: install infra  ## kill -9 at 20 seeded points of a run, then resume; the delivery's faults at full size: prints tables (hours)
 	VISTA_KILL_POINTS=20 $(PYTEST) -s tests/faults/test_kill_refresh.py
+	VISTA_FULL_SIZE=1 $(PYTEST) -s tests/delivery
 
 check: install  ## format, lint, types, imports; repairs nothing (make fmt does)
 	$(COMPUTE)/bin/ruff format --check .
@@ -96,6 +99,9 @@ bench-data: install  ## events prepared and tokens fed per second, as JSON
 bench-memory: install  ## a million events in one user, and the industrial recipe: seconds and peak memory, as JSON
 	$(COMPUTE)/bin/python -m vista.train.bench_memory million
 	$(COMPUTE)/bin/python -m vista.train.bench_memory industrial
+
+bench-store: install infra  ## applied to Redis beside a bare pipelined SET of the same bytes, as JSON
+	$(COMPUTE)/bin/python -m infra.redis $(COMPUTE)/bin/python -m vista.delivery.bench_store
 
 bench-train: install $(FUXICTR)/installed  ## training throughput beside FuxiCTR: make bench-train DATA_DIR=.../kuairand-pure
 	$(COMPUTE)/bin/python -m vista.train.bench --data-dir '$(DATA_DIR)' --peer $(FUXICTR)/bin/python

@@ -1,13 +1,18 @@
-"""Redis 7: alone (with TLS if asked), a primary and a replica below three Sentinels, a Cluster of 3 + 3.
+"""Redis 7: alone, a primary and a replica below three Sentinels, a Cluster of 3 + 3; with TLS if asked.
 
 There are two users: `admin`, the launcher's, and `vista`, who may touch the keys of the stores only.
+`python -m infra.redis COMMAND ...` runs a command with the URL of a fresh server as its last argument.
 """
 
 import hashlib
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlencode
 
 from infra.processes import wait_until
 from infra.servers import (
@@ -63,29 +68,45 @@ class Redis:
     vista_password: Path
     sentinels: Sequence[Node] = ()
 
+    @property
+    def url(self) -> str:
+        """What a region's store is opened with."""
+        kind = "+sentinel" if self.sentinels else "+cluster" if len(self.nodes) > 1 else ""
+        hosts = ",".join(f"{HOST}:{node.port}" for node in self.sentinels or self.nodes)
+        name = f"/{PRIMARY_NAME}" if self.sentinels else ""
+        options = {"password_file": str(self.vista_password)}
+        if certificates := self.nodes[0].certificates:
+            options["ca"] = str(certificates.authority)
+        scheme = f"{'rediss' if certificates else 'redis'}{kind}"
+        return f"{scheme}://vista@{hosts}{name}?{urlencode(options, safe='/')}"
+
+    def wipe(self) -> None:
+        """Forget all keys; functions stay."""
+        for node in self.nodes:
+            if node.fields("INFO", "replication")["role"] == "master":
+                node.ask("FLUSHALL")
+
 
 @contextmanager
 def running_redis(place: Path, certificates: Certificates | None = None) -> Iterator[Redis]:
-    """One node; with certificates it takes only TLS connections."""
+    """One node; with certificates it takes only TLS connections, like all below."""
     place = private_folder(place)
     (port,) = kept_ports(place, 1)
-    extra = ""
-    if certificates:
-        paths = {name: getattr(certificates, name) for name in ("certificate", "key", "authority")}
-        extra = filled("redis/tls.conf", port=port, **paths)
-    node = _node(place, "redis", port, extra, certificates)
+    node = _node(place, "redis", port, "", certificates)
     with running([node.server]):
         yield Redis([node], place / "vista.password")
 
 
 @contextmanager
-def running_sentinel(place: Path) -> Iterator[Redis]:
+def running_sentinel(place: Path, certificates: Certificates | None = None) -> Iterator[Redis]:
     """A primary with one replica, and three Sentinels that replace it when it is silent for a second."""
     place = private_folder(place)
     primary_port, replica_port, *ports = kept_ports(place, 5)
-    primary = _node(place, "redis-0", primary_port)
-    replica = _node(place, "redis-1", replica_port, f"replicaof {HOST} {primary_port}\n")
-    sentinels = [_sentinel(place, f"sentinel-{n}", port, primary_port) for n, port in enumerate(ports)]
+    primary = _node(place, "redis-0", primary_port, "", certificates)
+    replica = _node(place, "redis-1", replica_port, f"replicaof {HOST} {primary_port}\n", certificates)
+    sentinels = [
+        _sentinel(place, f"sentinel-{n}", port, primary_port, certificates) for n, port in enumerate(ports)
+    ]
     with running([primary.server, replica.server]):
         _wait(lambda: _follows(replica), f"the replica in {place} did not follow its primary")
         with running([sentinel.server for sentinel in sentinels]):
@@ -94,12 +115,12 @@ def running_sentinel(place: Path) -> Iterator[Redis]:
 
 
 @contextmanager
-def running_cluster(place: Path) -> Iterator[Redis]:
+def running_cluster(place: Path, certificates: Certificates | None = None) -> Iterator[Redis]:
     """Three primaries with a replica each, all slots taken, every node in sight of every other."""
     place = private_folder(place)
     ports = kept_ports(place, 12)
     nodes = [
-        _node(place, f"redis-{n}", port, filled("redis/cluster.conf", bus_port=bus_port))
+        _node(place, f"redis-{n}", port, filled("redis/cluster.conf", bus_port=bus_port), certificates)
         for n, (port, bus_port) in enumerate(zip(ports[:6], ports[6:], strict=True))
     ]
     with running([node.server for node in nodes]):
@@ -110,15 +131,13 @@ def running_cluster(place: Path) -> Iterator[Redis]:
         yield Redis(nodes, place / "vista.password")
 
 
-def _node(
-    place: Path, name: str, port: int, extra: str = "", certificates: Certificates | None = None
-) -> Node:
+def _node(place: Path, name: str, port: int, extra: str, certificates: Certificates | None) -> Node:
     own = private_folder(place / name)
     admin, vista = (kept_password(place / f"{user}.password") for user in ("admin", "vista"))
     hashes = {"admin_sha256": _sha256(admin), "vista_sha256": _sha256(vista)}
     write_private(own / "users.acl", filled("redis/users.acl", **hashes))
     base = filled("redis/redis.conf", port=port, place=own, users=own / "users.acl", password=admin)
-    write_private(own / "redis.conf", base + extra)
+    write_private(own / "redis.conf", base + extra + _tls(port, certificates))
     command = [program("redis-server"), str(own / "redis.conf")]
     node = Node(
         Server(name, own, command, lambda: _answers(node), START_S), port, "admin", admin, certificates
@@ -126,17 +145,28 @@ def _node(
     return node
 
 
-def _sentinel(place: Path, name: str, port: int, primary_port: int) -> Node:
+def _sentinel(
+    place: Path, name: str, port: int, primary_port: int, certificates: Certificates | None
+) -> Node:
     own = private_folder(place / name)
     vista = kept_password(place / "vista.password")
     text = filled(
         "redis/sentinel.conf", port=port, place=own, own_password=vista, primary_name=PRIMARY_NAME,
         primary_port=primary_port, password=kept_password(place / "admin.password"),
     )  # fmt: skip
-    write_private(own / "sentinel.conf", text)
+    write_private(own / "sentinel.conf", text + _tls(port, certificates))
     command = [program("redis-server"), str(own / "sentinel.conf"), "--sentinel"]
-    node = Node(Server(name, own, command, lambda: _answers(node), START_S), port, "default", vista)
+    node = Node(
+        Server(name, own, command, lambda: _answers(node), START_S), port, "default", vista, certificates
+    )
     return node
+
+
+def _tls(port: int, certificates: Certificates | None) -> str:
+    if certificates is None:
+        return ""
+    paths = {name: getattr(certificates, name) for name in ("certificate", "key", "authority")}
+    return filled("redis/tls.conf", port=port, **paths)
 
 
 def _answers(node: Node) -> bool:
@@ -176,3 +206,13 @@ def _wait(condition: Callable[[], bool], otherwise: str) -> None:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def main() -> int:
+    """The exit code of the command."""
+    with tempfile.TemporaryDirectory(prefix="vista-redis-") as place, running_redis(Path(place)) as redis:
+        return subprocess.run([*sys.argv[1:], redis.url], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

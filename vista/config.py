@@ -5,6 +5,7 @@ Nothing here reads a file or the environment, except `Settings.from_environment`
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -337,8 +338,12 @@ class Settings(Frozen):
 
 
 def _urls_by_name(regions: str) -> dict[str, str]:
+    """
+    >>> _urls_by_name("east=redis+cluster://a:1,b:2,west=sqlite:///x")
+    {'east': 'redis+cluster://a:1,b:2', 'west': 'sqlite:///x'}
+    """
     urls: dict[str, str] = {}
-    for part in regions.split(","):
+    for part in re.split(r",(?![^,=/?]+:\d+(?:[,/?]|$))", regions):  # a comma before host:port is the URL's
         name, _, url = part.strip().partition("=")
         if not (name and url) or name in urls:
             raise InputError(f"VISTA_REGIONS holds {part!r}: write it as name=url,name=url, each name once")

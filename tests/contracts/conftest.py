@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from delivery_samples import BUCKETS
 
+from infra.redis import Redis, running_cluster, running_redis
 from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import Catalog, Log, Store
 from vista.delivery.log import open_log
@@ -18,9 +19,25 @@ def fresh_url(backend: str, path: Path, name: str) -> str:
     return f"sqlite:///{path}/{name}.db"
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    with running_redis(tmp_path_factory.mktemp("redis")) as servers:
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    with running_cluster(tmp_path_factory.mktemp("redis-cluster")) as servers:
+        yield servers
+
+
+@pytest.fixture(params=["sqlite", "redis", "redis_cluster"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return fresh_url(request.param, tmp_path, "store")
+    if request.param == "sqlite":
+        return fresh_url(request.param, tmp_path, "store")
+    servers: Redis = request.getfixturevalue(request.param)
+    servers.wipe()
+    return servers.url
 
 
 @pytest.fixture(params=["sqlite"])

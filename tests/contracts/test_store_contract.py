@@ -167,6 +167,31 @@ def test_a_retired_epoch_is_gone_at_once_and_no_replay_brings_it_back(store: Sto
     assert store.state(0).floors == {SPACE: 3}, "a floor never sinks"
 
 
+def test_a_batch_is_taken_in_the_order_of_the_log(store: Store) -> None:
+    first, second = users_of(0, 2)
+    batch = [
+        record(first),
+        record(second, epoch=2),
+        barrier(SPACE, 1),
+        record(second),
+        retirement(SPACE, 1),
+        record(first, 5),
+        barrier(SPACE, 1),
+        record(first, epoch=2),
+        record(first, 3, epoch=2),
+        record(first, space=SPACES[1]),
+    ]
+    applied = store.apply(0, 0, len(batch), batch)
+    assert (applied.written, applied.older, applied.retired) == (6, 0, 2)
+    assert store.get_many(SPACE, 1, [first, second]) == [None, None]
+    assert store.get_many(SPACE, 2, [first, second]) == [record(first, 3, epoch=2), record(second, epoch=2)]
+    assert store.get_many(SPACES[1], 1, [first]) == [record(first, space=SPACES[1])]
+    assert store.retire(SPACE, 1) == 2
+    state = store.state(0)
+    assert set(state.epochs) == {(space_id(SPACE), 2), (space_id(SPACES[1]), 1)}
+    assert state.epochs[space_id(SPACE), 2].keys_digest == keys_digest([first, second])
+
+
 def test_retire_leaves_buckets_alone_that_the_log_has_not_told(store: Store) -> None:
     (here,), (there,) = users_of(0, 1), users_of(1, 1)
     store.apply(0, 0, 2, [record(here), retirement(SPACE, 1)])

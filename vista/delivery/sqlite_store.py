@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from vista.data.schema import bucket_of
-from vista.delivery.control import release_of, space_of
+from vista.delivery.changes import Barrier, Retirement, Unusable, change_of
 from vista.delivery.interfaces import Applied, BucketState, DeadLetter, EpochState, Release
 from vista.delivery.sqlite import Database, fixed_buckets, signed, unsigned
-from vista.errors import RecordError
-from vista.summary.record import Control, Header, decode, inspect, keys_digest, space_id
+from vista.summary.record import Header, keys_digest, space_id
 
 RETIRE_SLICE = 1_000
 
@@ -143,23 +142,27 @@ class _Batch:
 
     def take(self, data: bytes) -> None:
         """Apply one record, or keep it as a dead letter."""
-        try:
-            header = inspect(data)
-            if header.control:
-                self._control(header, data)
-            else:
-                self._summary(header, data)
-        except RecordError as error:
-            self.counts["dead_letters"] += 1
-            self.connection.execute(
-                "INSERT INTO dead_letters (bucket, next_offset, reason, data) VALUES (?, ?, ?, ?)",
-                (self.bucket, self.next_offset, str(error), data),
-            )
+        change = change_of(data, self.bucket, self.buckets)
+        match change:
+            case Header():
+                self._summary(change, data)
+            case Release():
+                self.connection.execute(
+                    "INSERT OR REPLACE INTO releases (bucket, body) VALUES (?, ?)",
+                    (self.bucket, change.model_dump_json()),
+                )
+            case Barrier():
+                self._barrier(change)
+            case Retirement():
+                self._retirement(change)
+            case Unusable():
+                self.counts["dead_letters"] += 1
+                self.connection.execute(
+                    "INSERT INTO dead_letters (bucket, next_offset, reason, data) VALUES (?, ?, ?, ?)",
+                    (self.bucket, self.next_offset, change.reason, data),
+                )
 
     def _summary(self, header: Header, data: bytes) -> None:
-        right_bucket = bucket_of(header.user_id, self.buckets)
-        if right_bucket != self.bucket:
-            raise RecordError(f"user {header.user_id} belongs to bucket {right_bucket}, not {self.bucket}")
         if header.epoch < self._floor(header.space_id):
             self.counts["retired"] += 1
             return
@@ -182,31 +185,22 @@ class _Batch:
             (*key, header.seq, header.tombstone, header.crc, header.as_of_us, data),
         )
 
-    def _control(self, header: Header, data: bytes) -> None:
-        record, space_key = decode(data), signed(header.space_id)
-        if header.control is Control.RELEASE:
-            release = release_of(record)
-            self.connection.execute(
-                "INSERT OR REPLACE INTO releases (bucket, body) VALUES (?, ?)",
-                (self.bucket, release.model_dump_json()),
-            )
+    def _barrier(self, barrier: Barrier) -> None:
+        if barrier.epoch < self._floor(barrier.space_id):
+            self.counts["retired"] += 1
             return
-        space = space_of(record)
-        if header.control is Control.BARRIER:
-            if header.epoch < self._floor(header.space_id):
-                self.counts["retired"] += 1
-                return
-            self.connection.execute(
-                "INSERT OR IGNORE INTO barriers (bucket, space_id, epoch) VALUES (?, ?, ?)",
-                (self.bucket, space_key, header.epoch),
-            )
-            return
+        self.connection.execute(
+            "INSERT OR IGNORE INTO barriers (bucket, space_id, epoch) VALUES (?, ?, ?)",
+            (self.bucket, signed(barrier.space_id), barrier.epoch),
+        )
+
+    def _retirement(self, retirement: Retirement) -> None:
         self.connection.execute(
             "INSERT INTO floors (bucket, space_id, space, floor) VALUES (?, ?, ?, ?) "
             "ON CONFLICT (bucket, space_id) DO UPDATE SET floor = MAX(floor, excluded.floor)",
-            (self.bucket, space_key, space, header.epoch + 1),
+            (self.bucket, signed(retirement.space_id), retirement.space, retirement.epoch + 1),
         )
-        self.retirements.append((space, header.epoch))
+        self.retirements.append((retirement.space, retirement.epoch))
 
     def _floor(self, space: int) -> int:
         row = self.connection.execute(

@@ -12,4 +12,10 @@ def open_store(url: str, buckets: int) -> Store:
     """
     if url.startswith("sqlite:"):
         return SqliteStore(url, buckets)
-    raise InputError(f"store URL {url!r}: the scheme is unknown; use sqlite:///path")
+    if url.startswith("redis"):
+        from vista.delivery.redis_store import RedisStore  # the embedded path needs no client
+
+        return RedisStore(url, buckets)
+    raise InputError(
+        f"store URL {url!r}: the scheme is unknown; use sqlite:///path or redis[s][+sentinel|+cluster]://host:port"
+    )

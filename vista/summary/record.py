@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 from typing import TypeVar
 
 import google_crc32c
-import numpy as np
 import zstandard
 
 from vista.errors import RecordError
@@ -25,6 +24,7 @@ NO_SEQ = -1
 """`seq` of a summary that has folded in no event."""
 
 _HEADER = struct.Struct("<4sBBBBHHQIQqqqII")
+_FLAGS_AT = 5
 _CRC_AT = 60
 _TOMBSTONE, _ZSTD, _CONTROL = 1, 2, 4
 _ZSTD_LEVEL = 1
@@ -89,10 +89,29 @@ def space_id(space: str) -> int:
     return int.from_bytes(hashlib.sha256(space.encode()).digest()[:8], "little")
 
 
+def user_digest(user_id: int) -> int:
+    """A user's share of `keys_digest`: the first eight bytes, little-endian, of the SHA-256 of the id as a
+    little-endian int64.
+
+    >>> hex(user_digest(42))
+    '0xc6f218bc089104ed'
+    """
+    return int.from_bytes(hashlib.sha256(user_id.to_bytes(8, "little", signed=True)).digest()[:8], "little")
+
+
 def keys_digest(user_ids: Iterable[int]) -> str:
-    """A set of users as hex SHA-256: of the ids in ascending order, each a little-endian int64."""
-    ids = np.sort(np.fromiter(user_ids, dtype="<i8"))
-    return hashlib.sha256(ids.tobytes()).hexdigest()
+    """A set of users as 16 hex digits: the sum of their digests modulo 2^64, so that a store keeps it up to
+    date as users come.
+
+    >>> keys_digest([]), keys_digest([42])
+    ('0000000000000000', 'c6f218bc089104ed')
+    """
+    return digest_text(sum(map(user_digest, user_ids)))
+
+
+def digest_text(total: int) -> str:
+    """`keys_digest` of the users whose digests have this sum."""
+    return f"{total % 2**64:016x}"
 
 
 def payload_bytes(codec: Codec, seeds: int, width: int) -> int:
@@ -153,6 +172,11 @@ def inspect(data: bytes) -> Header:
     if not header.zstd and len(data) != HEADER_BYTES + raw:
         raise RecordError(f"{len(data)} bytes, but the header says {HEADER_BYTES + raw}")
     return header
+
+
+def is_tombstone(data: bytes) -> bool:
+    """Whether these bytes, a record that was inspected before, are a tombstone."""
+    return bool(data[_FLAGS_AT] & _TOMBSTONE)
 
 
 def decode(data: bytes) -> Record:

@@ -131,32 +131,39 @@ class RegionWorker:
         self.held_back = self._pressure()
         moved = False
         for bucket in () if self.held_back else sorted(self.assigned - self.faults.keys()):
-            if stop.is_set():
-                break
             moved |= self._guarded(bucket, self._pull)
+            if stop.is_set() or self._fails(bucket):
+                break
         if not self.held_back:
             self._retry(stop)
         self._look_around(stop)
         return moved
 
+    def _fails(self, bucket: int) -> bool:
+        """Whether its back end does not answer. Each round ends there: one that hangs costs a time-out, and
+        the membership is kept alive."""
+        return bucket in self.faults and not self.faults[bucket].needs_backfill
+
     def _retry(self, stop: threading.Event) -> None:
-        """Try the buckets that stand still, up to the first whose back end does not answer: one that hangs
-        costs one time-out a round."""
+        """Try the buckets that stand still."""
         for _, bucket in sorted((fault.retry_s, bucket) for bucket, fault in self.faults.items()):
             fault = self.faults[bucket]
             if stop.is_set() or fault.retry_s > time.monotonic():
                 break
             self._guarded(bucket, self._pull)
-            if bucket in self.faults and not self.faults[bucket].needs_backfill:
+            if self._fails(bucket):
                 break
 
     def _look_around(self, stop: threading.Event) -> None:
         until_s = time.monotonic() + LOOKING_S
-        for bucket in sorted(self.assigned - self.faults.keys(), key=self._looked_s.__getitem__):
+        for bucket in sorted(self.assigned - self.faults.keys(), key=self._looked):
             now_s = time.monotonic()
-            if self._looked_s[bucket] + LOOK_S > now_s or now_s > until_s or stop.is_set():
+            if self._looked(bucket) + LOOK_S > now_s or now_s > until_s or stop.is_set():
                 break
             self._guarded(bucket, self._look)
+
+    def _looked(self, bucket: int) -> float:
+        return self._looked_s.get(bucket, 0.0)
 
     def _guarded(self, bucket: int, action: Callable[[int], bool]) -> bool:
         try:

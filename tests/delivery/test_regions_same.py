@@ -32,9 +32,10 @@ def test_shuffled_and_repeated_streams_beside_a_backfill_give_identical_regions(
     users = 6_000 if full_size else 240
     settings = deployment.settings
     epoch = publish_epoch(tmp_path, users=users, catalog_url=settings.catalog_url)
-    updates = [update(user, 1_000 + seq, 1) for user in range(0, users, 3) for seq in (1, 5, 9)]
-    updates += [update(user, 1_005, 1) for user in range(0, users, 9)]  # again
-    newest = {user: update(user, 1_009, 1) for user in range(0, users, 3)}
+    # The table's own records have seq 0 .. users - 1.
+    updates = [update(user, users + seq, 1) for user in range(0, users, 3) for seq in (1, 5, 9)]
+    updates += [update(user, users + 5, 1) for user in range(0, users, 9)]  # again
+    newest = {user: update(user, users + 9, 1) for user in range(0, users, 3)}
     digests = set()
     with open_regions(settings, BUCKETS) as stores:
         for seed, (name, store) in enumerate(stores.items()):

@@ -41,6 +41,13 @@ def current_release(catalog: Catalog) -> Release | None:
     return releases[-1] if releases else None
 
 
+def needed_releases(catalog: Catalog) -> list[Release]:
+    """What serves, and what a rollback would take."""
+    releases = catalog.releases()
+    found = (releases[-1], _previous(releases)) if releases else ()
+    return [release for release in found if release is not None]
+
+
 def nothing_released(settings: Settings) -> str:
     """What to tell somebody who asks a deployment that has no release, or does not exist."""
     return (
@@ -126,7 +133,7 @@ def retire(
     Returns those that a region holds. Raises `EpochError` if the current release, or the one that a rollback
     would take, needs one of them.
     """
-    for release in kept_releases(backends.catalog):
+    for release in needed_releases(backends.catalog):
         if release.space == space and release.epoch <= epoch:
             raise EpochError(f"epoch {release.epoch} of {space} is needed by release {release.id}: keep it")
     held = {
@@ -158,13 +165,6 @@ def withdraw(
         catalog.withdraw(space, epoch, audit_line("withdraw", actor, reason, before=f"{space}/{epoch}"))
     release = current_release(catalog)
     return release if release is not None and (release.space, release.epoch) == (space, epoch) else None
-
-
-def kept_releases(catalog: Catalog) -> list[Release]:
-    """What serves, and what a rollback would take."""
-    releases = catalog.releases()
-    found = (releases[-1], _previous(releases)) if releases else ()
-    return [release for release in found if release is not None]
 
 
 def announce(backends: Backends, release: Release) -> dict[str, str]:

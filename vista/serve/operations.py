@@ -22,7 +22,7 @@ from vista.delivery.regions import Backends, open_backends, open_regions
 from vista.delivery.release import (
     ReleaseReport,
     current_release,
-    kept_releases,
+    needed_releases,
     nothing_released,
     retire,
     rollback,
@@ -209,7 +209,7 @@ def _narrowed(backends: Backends, region: str | None) -> Backends:
 def _kept_epochs(catalog: Catalog) -> list[Epoch]:
     """The epoch that serves and the one that a rollback would take, unless that one is withdrawn."""
     kept: list[Epoch] = []
-    for place, release in enumerate(kept_releases(catalog)):
+    for place, release in enumerate(needed_releases(catalog)):
         try:
             found = published_epoch(catalog, release.space, release.epoch)
         except EpochError as error:

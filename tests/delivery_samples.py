@@ -67,10 +67,16 @@ def users_of(bucket: int, count: int, buckets: int = BUCKETS) -> list[int]:
 
 
 def publish_epoch(
-    home: Path, *, users: int = 40, space: str = SPACES[0], as_of_us: int = 1_000, variant: int = 0
+    home: Path,
+    *,
+    users: int = 40,
+    space: str = SPACES[0],
+    as_of_us: int = 1_000,
+    variant: int = 0,
+    catalog_url: str = "",
 ) -> Epoch:
-    """Export and publish an epoch of the users 0 .. users - 1 through `home`/catalog.db."""
-    with closing(open_catalog(f"sqlite:///{home}/catalog.db")) as catalog:
+    """Export and publish an epoch of the users 0 .. users - 1, by default through `home`/catalog.db."""
+    with closing(open_catalog(catalog_url or f"sqlite:///{home}/catalog.db")) as catalog:
         epoch = catalog.open_epoch(
             space=space, export_id=export_id(space, f"checkpoint-{variant}", as_of_us, "int8"),
             as_of_us=as_of_us, trained_until_us=as_of_us - 10, checkpoint=f"checkpoint-{variant}",

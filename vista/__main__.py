@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from vista.config import ExperimentConfig, Frozen, RefreshConfig, Settings
 from vista.errors import InputError, VistaError
 from vista.jobs import STAGES, run_stage
+from vista.operator_commands import COMMANDS, with_hand, with_region
 
 EXPERIMENTS_FILE = Path(__file__).parents[1] / "EXPERIMENTS.md"
 
@@ -67,38 +68,12 @@ def commands() -> None:
     """
 
 
-def _with_hand(stage: click.Command) -> click.Command:
-    """The stage `promote`; with --reason or --dry-run an operator's own decision about a finished run."""
-
-    def run(reason: str | None, dry_run: bool, **values: Any) -> None:
-        if reason is None and not dry_run:
-            assert stage.callback is not None
-            stage.callback(**values)
-            return
-        from vista.serve.operations import promote_by_hand
-
-        if not values["run_id"]:
-            raise InputError("--run-id is missing: name the run whose models to promote")
-        settings = Settings.from_environment()
-        click.echo(promote_by_hand(settings, values["run_id"], reason or "", dry_run=dry_run))
-
-    return click.Command(
-        stage.name,
-        callback=run,
-        params=[*stage.params, *_decision("promote a finished run by hand, whatever its gate said: why")],
-        help=stage.help,
-    )
-
-
-def _decision(reason: str) -> list[click.Option]:
-    return [
-        click.Option(["--reason"], help=f"{reason} (kept in the audit)"),
-        click.Option(["--dry-run"], is_flag=True, help="show the effect, change nothing"),
-    ]
-
-
 for _name in STAGES:
-    commands.add_command(_with_hand(_stage_command(_name)) if _name == "promote" else _stage_command(_name))
+    _stage = _stage_command(_name)
+    _forms = {"deliver": with_region, "promote": with_hand}
+    commands.add_command(_forms[_name](_stage) if _name in _forms else _stage)
+for _command in COMMANDS:
+    commands.add_command(_command)
 
 
 @commands.command("score")
@@ -110,42 +85,6 @@ def _score(user: str, candidates: str) -> None:
 
     items = [item.strip() for item in candidates.split(",") if item.strip()]
     click.echo(score(Settings.from_environment(), user, items).model_dump_json(indent=2))
-
-
-@commands.command("releases")
-def _releases() -> None:
-    """List every release, who made it and why; * serves."""
-    from vista.serve.operations import list_releases
-
-    click.echo(list_releases(Settings.from_environment()))
-
-
-@commands.command("rollback", params=_decision("why"))
-@click.option("--to", help="a release's id; default: the one before what serves")
-def _rollback(to: str | None, reason: str | None, dry_run: bool) -> None:
-    """Make an earlier release serve again."""
-    from vista.serve.operations import roll_back
-
-    if not ((reason or "").strip() or dry_run):
-        raise InputError("--reason is missing: say why, the audit keeps it")
-    click.echo(roll_back(Settings.from_environment(), to, reason or "", dry_run=dry_run))
-
-
-@commands.command("verify")
-def _verify() -> None:
-    """Check that every region holds and serves the current release, whole."""
-    from vista.serve.operations import verify
-
-    click.echo(verify(Settings.from_environment()))
-
-
-@commands.command("deliver-region")
-@click.option("--region", required=True, help="one of VISTA_REGIONS")
-def _deliver_region(region: str) -> None:
-    """Follow the log for one region until stopped."""
-    from vista.serve.operations import run_worker
-
-    click.echo(run_worker(Settings.from_environment(), region))
 
 
 @commands.command("describe-events")

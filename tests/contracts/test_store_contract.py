@@ -39,6 +39,17 @@ def test_apply_moves_offset_and_records_together_and_refuses_any_other_offset(st
     assert store.state(0).offset == 0
 
 
+def test_a_refill_leaves_the_offset_and_a_repair_sets_it_even_back(store: Store) -> None:
+    """What a refill from the table needs: records without a move in the log, then the log's own start."""
+    user, other = users_of(1, 2)
+    store.apply(1, 0, 50, [record(user)])
+    refilled = store.apply(1, 50, 50, [record(other), barrier(SPACE, 1)])
+    assert (refilled.accepted, refilled.offset, refilled.written) == (True, 50, 1)
+    back = store.apply(1, 50, 3, [])
+    assert (back.accepted, back.offset, store.state(1).offset) == (True, 3, 3)
+    assert store.get_many(SPACE, 1, [user, other]) == [record(user), record(other)]
+
+
 def test_get_many_keeps_the_order_and_the_keys_apart(store: Store) -> None:
     first, second = users_of(2, 2)
     batch = [

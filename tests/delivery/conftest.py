@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
+from deployments import Deployment, embedded
 
 REPORT = Path(__file__).parents[2] / "build" / "faults.json"
 
@@ -29,6 +30,7 @@ class Found:
     duplicated: int = 0
     mixed: int = 0
     seconds: float = 0.0
+    slowest_s: float = 0.0  # of the one action that the test is about
 
 
 FOUND = pytest.StashKey[list[Found]]()
@@ -58,15 +60,24 @@ def servers_place() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+@pytest.fixture(params=["embedded"])
+def deployment(request: pytest.FixtureRequest, tmp_path: Path) -> Deployment:
+    """The back ends that the tests of regions run over."""
+    assert request.param == "embedded"
+    return embedded(tmp_path)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     lines = config.stash.get(FOUND, [])
     if not lines:
         return
     terminalreporter.section("what was found")
-    terminalreporter.write_line(f"{'rounds':>8} {'lost':>6} {'dupl.':>6} {'mixed':>6} {'seconds':>8}  test")
+    terminalreporter.write_line(
+        f"{'rounds':>8} {'lost':>6} {'dupl.':>6} {'mixed':>6} {'seconds':>8} {'slowest':>8}  test"
+    )
     for line in lines:
         counts = f"{line.rounds:8,} {line.lost:6,} {line.duplicated:6,} {line.mixed:6,}"
-        terminalreporter.write_line(f"{counts} {line.seconds:8.1f}  {line.test}")
+        terminalreporter.write_line(f"{counts} {line.seconds:8.1f} {line.slowest_s:8.3f}  {line.test}")
     machine = {"cores": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine()}
     REPORT.parent.mkdir(exist_ok=True)
     report = {"machine": machine, "full_size": os.environ.get("VISTA_FULL_SIZE") == "1"}

@@ -1,4 +1,4 @@
-"""Delivery under kill -9, zombies, shuffled streams, wiped and restored stores (delivery.md, 6-8, 13).
+"""Delivery under kill -9, zombies, wiped and restored stores.
 
 Processes are real and killed for real; back ends are the embedded ones.
 """
@@ -7,9 +7,6 @@ import multiprocessing
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import threading
 import time
 from contextlib import closing
 from multiprocessing.connection import Connection
@@ -36,7 +33,7 @@ from vista.delivery.interfaces import Log, Store
 from vista.delivery.log import open_log
 from vista.delivery.regions import open_regions
 from vista.delivery.store import open_store
-from vista.delivery.worker import Worker, WorkerReport, drain, serve_region
+from vista.delivery.worker import Worker, drain
 from vista.summary.record import inspect
 from vista.summary.table import shards_of
 
@@ -158,75 +155,6 @@ def test_zombies_and_second_workers_of_a_region_do_no_harm(settings: Settings) -
             pass
         assert_right(stores["east"], batches)
         assert stores["east"].dead_letters(0) == []
-
-
-def test_two_endless_workers_of_a_region_share_it_and_one_may_vanish(settings: Settings) -> None:
-    batches = stream(4)
-    with closing(open_log(settings.log_url, BUCKETS)) as log, open_regions(settings, BUCKETS) as stores:
-        process = FORK.Process(target=endless, args=(settings.log_url, settings.region_urls["east"]))
-        process.start()
-        stop = threading.Event()
-        thread = threading.Thread(target=serve_region, args=("east", log, stores["east"], stop))
-        thread.start()
-        half = {bucket: records[: len(records) // 2] for bucket, records in batches.items()}
-        fill(log, half)
-        wait_for_offsets(log, stores["east"], thread)
-        process.kill()
-        process.join()
-        fill(log, {bucket: records[len(half[bucket]) :] for bucket, records in batches.items()})
-        wait_for_offsets(log, stores["east"], thread)
-        stop.set()
-        thread.join(timeout=30)
-        assert not thread.is_alive()
-        assert_right(stores["east"], batches)
-
-
-def endless(log_url: str, store_url: str) -> None:
-    log, store = open_log(log_url, BUCKETS), open_store(store_url, BUCKETS)
-    serve_region("east", log, store, threading.Event())
-
-
-def wait_for_offsets(log: Log, store: Store, thread: threading.Thread) -> None:
-    ends = [log.bounds(bucket)[1] for bucket in range(BUCKETS)]
-    while [store.state(bucket).offset for bucket in range(BUCKETS)] != ends:
-        assert thread.is_alive()
-        thread.join(timeout=0.05)
-
-
-def test_a_region_worker_ends_well_when_it_is_told_to(tmp_path: Path) -> None:
-    """SIGTERM: the batch in hand is finished, the report printed, exit code 0."""
-    settings, batches = settings_of(tmp_path), stream(6)
-    with closing(open_log(settings.log_url, BUCKETS)) as log, open_regions(settings, BUCKETS) as stores:
-        fill(log, batches)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vista", "deliver-region", "--region", "east"],
-            env={"VISTA_HOME": str(tmp_path)}, cwd=Path(__file__).parents[2], text=True,
-            stdout=subprocess.PIPE,
-        )  # fmt: skip
-        while stores["east"].state(BUCKETS - 1).offset == 0:
-            assert process.poll() is None
-            time.sleep(0.02)
-        process.terminate()
-        printed, _ = process.communicate(timeout=30)
-        assert process.returncode == 0
-        report = WorkerReport.model_validate_json(printed)
-        assert report.written > 0
-        drain("east", log, stores["east"])
-        assert_right(stores["east"], batches)
-
-
-def test_shuffled_and_repeated_streams_give_every_region_the_same(tmp_path: Path, settings: Settings) -> None:
-    """Three regions, each from a log of its own with another order of the same records."""
-    users = list(wanted(stream(5)))
-    digests = set()
-    for seed, (name, url) in enumerate(settings.region_urls.items(), start=5):
-        with closing(open_log(f"sqlite:///{tmp_path}/log-{name}.db", BUCKETS)) as log:
-            fill(log, stream(seed))
-            with closing(open_store(url, BUCKETS)) as store:
-                drain(name, log, store)
-                assert_right(store, stream(5))
-                digests.add(content_digest(store, users, [(SPACE, 1)]))
-    assert len(digests) == 1
 
 
 def test_a_wiped_store_and_one_restored_from_an_old_copy_heal_by_replay(

@@ -1,7 +1,6 @@
 """Workers, readiness, backfill and the stage: what reaches the regions, and what is said when it does not."""
 
 import json
-import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from delivery_samples import (
 from vista.config import RefreshConfig, Settings
 from vista.delivery.backfill import backfill
 from vista.delivery.catalog import open_catalog
-from vista.delivery.control import barrier, release_record, retirement
+from vista.delivery.control import barrier, retirement
 from vista.delivery.deliver import check_capacity, check_ready, deliver_epoch
 from vista.delivery.interfaces import AuditLine, Release
 from vista.delivery.log import open_log
@@ -29,7 +28,7 @@ from vista.delivery.readiness import RegionState, canaries_differ
 from vista.delivery.regions import open_regions
 from vista.delivery.sqlite_log import SqliteLog
 from vista.delivery.store import open_store
-from vista.delivery.worker import Worker, drain, serve_region
+from vista.delivery.worker import Worker, drain
 from vista.errors import EpochError, InputError, RegionNotReadyError
 from vista.summary.table import shards_of
 
@@ -218,22 +217,6 @@ def test_a_retirement_in_the_log_deletes_in_the_store(settings: Settings) -> Non
             assert store.retire(SPACE, 1) == 0, "the worker has deleted it"
             assert store.get_many(SPACE, 1, [user]) == [None]
             assert store.get_many(SPACE, 2, [user]) == [record(user, epoch=2)]
-
-
-def test_an_endless_worker_follows_the_log_until_it_is_told_to_stop(settings: Settings) -> None:
-    release = Release(id="r-1", space=SPACE, epoch=1, foundation="f", downstream="d")
-    with closing(open_log(settings.log_url, BUCKETS)) as log, open_regions(settings, BUCKETS) as stores:
-        stop, done = threading.Event(), []
-        thread = threading.Thread(target=lambda: done.append(serve_region("east", log, stores["east"], stop)))
-        thread.start()
-        log.append(1, [record(user) for user in users_of(1, 20)])
-        log.append(1, [b"garbage", release_record(release)])
-        while stores["east"].state(1).release != release:
-            assert thread.is_alive()
-        stop.set()
-        thread.join(timeout=20)
-        assert not thread.is_alive()
-        assert (done[0].written, done[0].dead_letters) == (20, 1)
 
 
 def test_a_refused_worker_goes_on_from_the_stored_offset(settings: Settings) -> None:

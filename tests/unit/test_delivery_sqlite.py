@@ -9,6 +9,7 @@ import pytest
 from delivery_samples import BUCKETS, record, users_of
 
 from vista.delivery import sqlite
+from vista.delivery.audit import audit_line
 from vista.delivery.catalog import open_catalog
 from vista.delivery.log import open_log
 from vista.delivery.sqlite import Database
@@ -29,6 +30,8 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
 def test_a_row_that_was_damaged_inside_a_whole_file(tmp_path: Path) -> None:
     catalog = open_catalog(f"sqlite:///{tmp_path}/catalog.db")
     assert catalog.releases() == []
+    assert not list(tmp_path.iterdir()), "reading makes nothing"
+    catalog.note(audit_line("freeze", "me", "the first write makes the file"))
     with Database(f"sqlite:///{tmp_path}/catalog.db", TABLE).write() as connection:
         connection.execute("INSERT INTO releases (id, body) VALUES ('r-1', '{\"id\": \"r-')")
     with pytest.raises(BackendError, match=r"catalog\.db: a row is damaged .*restore a catalog"):

@@ -13,15 +13,20 @@ from delivery_samples import (
     finish_stages,
     keep_report,
     publish_epoch,
+    record,
     settings_of,
+    users_of,
 )
 
 from vista.config import RefreshConfig, Settings
+from vista.delivery.control import release_record
+from vista.delivery.freeze import freeze_reason, set_frozen
 from vista.delivery.interfaces import AuditLine, Epoch, Release
 from vista.delivery.promote import promote_run
 from vista.delivery.readiness import RegionState
 from vista.delivery.regions import Backends, open_backends
-from vista.delivery.release import announce, current_release, promote, retire, rollback
+from vista.delivery.release import announce, current_release, promote, retire, rollback, withdraw
+from vista.delivery.worker import drain
 from vista.errors import EpochError, InputError, RegionNotReadyError, ReleaseConflictError
 
 SPACE = SPACES[0]
@@ -116,9 +121,6 @@ def test_a_slow_announcement_does_not_undo_a_release_that_was_swapped_meanwhile(
 
 
 def test_a_release_that_reached_some_partitions_only_is_completed(backends: Backends) -> None:
-    from vista.delivery.control import release_record
-    from vista.delivery.worker import drain
-
     first = promoted(backends, 1)
     other = first.model_copy(update={"id": "r-2"})
     backends.log.append(2, [release_record(other)])
@@ -281,3 +283,83 @@ def test_a_run_that_the_gate_refuses_is_a_good_end_with_its_reasons(
     report = promote_run(RefreshConfig(recipe="smoke", run_id="run-2"), settings)
     assert (report.promoted, report.release) == (False, None)
     assert report.reasons == ("older", "NE is worse", "coverage")
+
+
+def test_while_promotion_is_frozen_only_a_rollback_changes_what_serves(backends: Backends) -> None:
+    promoted(backends, 1)
+    promoted(backends, 2)
+    with pytest.raises(InputError, match="promotion is not frozen"):
+        set_frozen(backends.catalog, False, actor="me", reason="by mistake")
+    set_frozen(backends.catalog, True, actor="me", reason="an incident", dry_run=True)
+    assert freeze_reason(backends.catalog) == ""
+    set_frozen(backends.catalog, True, actor="me", reason="an incident")
+    with pytest.raises(InputError, match="promotion is frozen since"):
+        set_frozen(backends.catalog, True, actor="you", reason="again")
+    with pytest.raises(ReleaseConflictError, match=r"frozen since .* UTC by me: an incident; .* unfreeze"):
+        promoted(backends, 3)
+    assert promoted(backends, 2).epoch == 2, "what serves is only healed"
+    assert rollback(backends, to=None, actor="me", reason="worse").release.epoch == 1
+    set_frozen(backends.catalog, False, actor="you", reason="it is over")
+    assert promoted(backends, 3).epoch == 3
+    assert [line.action for line in backends.catalog.audit()] == [
+        "promote", "promote", "freeze", "rollback", "unfreeze", "promote",
+    ]  # fmt: skip
+
+
+def test_a_run_that_meets_a_freeze_ends_well_and_says_so(
+    backends: Backends, settings: Settings, epochs: list[Epoch]
+) -> None:
+    first = promoted(backends, 1)
+    set_frozen(backends.catalog, True, actor="me", reason="an incident")
+    run = finish_stages(settings, "run-3", epochs[1])
+    keep_report(run, "deliver", {"space": "sample-c", "epoch": 2, "delivered": True, "reason": ""})
+    report = promote_run(RefreshConfig(recipe="smoke", run_id="run-3"), settings)
+    assert (report.promoted, report.release) == (False, first)
+    assert len(report.reasons) == 1
+    assert "by me: an incident" in report.reasons[0]
+
+
+def test_withdrawing_says_whether_the_epoch_still_serves(backends: Backends) -> None:
+    first = promoted(backends, 1)
+    values: dict[str, Any] = {"space": SPACE, "actor": "me", "reason": "bad labels"}
+    assert withdraw(backends.catalog, epoch=1, dry_run=True, **values) == first
+    assert not backends.catalog.list_epochs(SPACE)[0].withdrawn
+    assert withdraw(backends.catalog, epoch=2, **values) is None
+    assert withdraw(backends.catalog, epoch=1, **values) == first
+    assert [one.withdrawn for one in backends.catalog.list_epochs(SPACE)] == [True, True, False]
+    line = backends.catalog.audit()[-1]
+    assert (line.action, line.reason, line.before) == ("withdraw", "bad labels", "sample-c/1")
+    with pytest.raises(EpochError, match="epoch 7 of sample-c is not published"):
+        withdraw(backends.catalog, epoch=7, **values)
+    with pytest.raises(EpochError, match="is withdrawn"):
+        promoted(backends, 2)
+
+
+def test_a_dry_run_of_a_retirement_names_what_would_go(backends: Backends) -> None:
+    promoted(backends, 3)
+    ends = [backends.log.bounds(bucket) for bucket in range(BUCKETS)]
+    values: dict[str, Any] = {"space": SPACE, "epoch": 2, "actor": "me", "reason": "old"}
+    assert retire(backends, dry_run=True, **values) == [1, 2]
+    assert [backends.log.bounds(bucket) for bucket in range(BUCKETS)] == ends
+    assert len(backends.catalog.audit()) == 1
+    assert retire(backends, **values) == [1, 2]
+    assert retire(backends, **values) == [], "nothing is held any more"
+
+
+def test_a_region_far_behind_holds_up_no_rollback(
+    backends: Backends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """West's worker is not there and its lag would take longer than anybody waits."""
+    promoted(backends, 1)
+    promoted(backends, 2)
+    monkeypatch.setattr("vista.delivery.release.DRAIN_S", 0.0)
+    monkeypatch.setattr("vista.delivery.worker.MAX_BATCH_BYTES", 1)
+    for bucket in range(BUCKETS):
+        backends.log.append(bucket, [record(user, 99, epoch=1) for user in users_of(bucket, 3)])
+    drain("east", backends.log, backends.stores["east"])
+    with pytest.raises(RegionNotReadyError, match="not complete in west"):
+        promoted(backends, 3)
+    done = rollback(backends, to=None, actor="me", reason="worse")
+    assert "records behind after 0 s: its worker goes on" in done.regions["west"]
+    drain("west", backends.log, backends.stores["west"])
+    assert RegionState.of("west", backends.stores["west"], BUCKETS).serves(done.release.id)

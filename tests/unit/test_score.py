@@ -174,8 +174,19 @@ def test_regions_fail_over_and_at_last_the_fallback_answers(settings: Settings) 
 
 def test_a_user_without_summary_gets_the_fallback(settings: Settings) -> None:
     answer = score(settings, "999999", ITEMS)
-    assert (answer.region, answer.degraded) == (None, "region east holds no summary of this user")
+    assert (answer.region, answer.degraded, answer.unknown_items) == (
+        None,
+        "user '999999' is in no event of the release's data; region east holds no summary of this user",
+        (),
+    )
     assert np.isfinite(matrix(answer)).all()
+
+
+def test_an_item_that_the_model_has_not_trained_on_is_named(settings: Settings) -> None:
+    answer = score(settings, USER, ["3", "123456"])
+    assert answer.unknown_items == ("123456",)
+    assert answer.degraded is None
+    assert list(answer.scores) == ["3", "123456"], "it is scored all the same"
 
 
 def test_after_a_rollback_the_old_models_answers_are_bit_identical(
@@ -241,10 +252,13 @@ def test_a_release_whose_epoch_the_catalog_lost_is_a_typed_error(settings: Setti
     ("arguments", "code", "message"),
     [
         (["--user", "7", "--candidates", "3,11"], 0, '"region": "east"'),
-        (["--user", "seven", "--candidates", "3"], 2, "user id 'seven': write a whole number of 64 bits"),
-        (["--user", "7", "--candidates", "3,x"], 2, "item id 'x': write a whole number of 64 bits"),
-        (["--user", "1_7", "--candidates", "3"], 2, "user id '1_7': write a whole number of 64 bits"),
-        (["--user", str(2**63), "--candidates", "3"], 2, "write a whole number of 64 bits"),
+        (["--user", "seven", "--candidates", "3"], 2, "user id 'seven': write a whole number from 0"),
+        (["--user", "7", "--candidates", "3,x"], 2, "item id 'x': write a whole number from 0"),
+        (["--user", "1_7", "--candidates", "3"], 2, "user id '1_7': write a whole number from 0"),
+        (["--user", str(2**63), "--candidates", "3"], 2, "write a whole number from 0 to 2^63 - 1"),
+        (["--user=-7", "--candidates", "3"], 2, "user id '-7': write a whole number from 0"),
+        (["--user", "7", "--candidates", "3,-1"], 2, "item id '-1': write a whole number from 0"),
+        (["--user", "7", "--candidates", "3,123456"], 0, '"123456"\n  ]'),
         (["--user", "7", "--candidates", ","], 2, "0 item ids"),
         (["--user", "7"], 2, "Missing option '--candidates'"),
     ],
@@ -264,7 +278,8 @@ def test_score_on_the_command_line(
 
 def test_verify_names_what_is_wrong(command_line: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify"]) == 0
-    assert "region east: coverage 100.00%, lag 0 records" in capsys.readouterr().out
+    line = "region east: coverage 100.00% of epoch 2, 100.00% of epoch 1; lag 0 records"
+    assert line in capsys.readouterr().out
     with open_regions(command_line, BUCKETS) as stores:
         offset = stores["west"].state(0).offset
         stores["west"].apply(0, offset, offset + 1, [b"garbage"])
@@ -341,9 +356,18 @@ def test_operators_of_an_empty_deployment_are_told_what_to_do(
     assert main(["rollback"]) == 2
     assert main(["rollback", "--reason", "x"]) == 1
     assert main(["verify"]) == 1
-    assert main(["deliver-region", "--region", "north"]) == 2
+    assert main(["deliver", "--region", "north"]) == 2
+    assert main(["deliver", "--region", "east"]) == 1
+    assert main(["audit"]) == 0
+    assert main(["freeze", "--reason", "x"]) == 2
+    assert main(["repair", "--reason", "x"]) == 2
+    assert main(["retire", "--space", "s", "--epoch", "1", "--reason", "x"]) == 1
+    assert main(["withdraw", "--space", "s", "--epoch", "1", "--reason", "x"]) == 1
+    assert not (tmp_path / "empty").exists(), "nobody made a deployment by asking"
     printed = capsys.readouterr()
-    assert "nothing is released yet: run `make run`" in printed.out
+    assert f"nothing is released in sqlite:///{tmp_path}/empty/catalog.db: set VISTA_HOME" in printed.out
+    assert f"no operator has done anything in sqlite:///{tmp_path}/empty/catalog.db" in printed.out
     assert "--reason is missing" in printed.err
-    assert "after the loss of a log remove stages/deliver.json" in printed.err
+    assert "empty/log.db is empty: run `make run` first, or correct the URL or VISTA_HOME" in printed.err
+    assert "epoch 1 of s is not published" in printed.err
     assert "region 'north' does not exist: east, west" in printed.err

@@ -106,14 +106,19 @@ def check_ready(name: str, store: Store, epoch: Epoch, shards: tuple[Shard, ...]
     if gaps := state.gaps(epoch, shards):
         raise RegionNotReadyError(
             f"{gaps[0]} ({len(gaps)} of {epoch.buckets} buckets have a gap): deliver again; if it stays, "
-            "empty the region's store, it refills from the log"
+            f"{_repair(name, epoch)}"
         )
     if differ := canaries_differ(epoch, store):
         raise RegionNotReadyError(
             f"region {name} holds another summary of user {differ[0]} than the table ({len(differ)} canaries "
-            "differ): empty the region's store, it refills from the log"
+            f"differ): {_repair(name, epoch)}"
         )
     return state
+
+
+def _repair(region: str, epoch: Epoch) -> str:
+    named = f"--region {region} --space {epoch.space} --epoch {epoch.epoch}"
+    return f"`python -m vista repair {named} --reason ...` refills it from the table"
 
 
 def newest_event_us(data: Path) -> int:

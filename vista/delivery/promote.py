@@ -1,9 +1,10 @@
 """The stage `promote`: the run's models and epoch become the release if the gate says so.
 
-Not promoted is a good end too: the report says why.
+Not promoted is a good end too, also while promotion is frozen: the report says why.
 """
 
 from vista.config import Frozen, RefreshConfig, Settings
+from vista.delivery.freeze import freeze_reason
 from vista.delivery.interfaces import Release
 from vista.delivery.regions import Backends, open_backends
 from vista.delivery.release import ReleaseReport, current_release, promote
@@ -25,11 +26,11 @@ def promote_run(config: RefreshConfig, settings: Settings) -> PromoteReport:
     run = RunDirectory.open(settings.runs, config)
     retrained, delivered = run.report_of("retrain_downstream"), run.report_of("deliver")
     gate = retrained["gate"]
-    refusals = (() if delivered["delivered"] else (delivered["reason"],)) + (
-        () if gate["promote"] else tuple(gate["reasons"])
-    )
+    gate_refusals = () if gate["promote"] else tuple(gate["reasons"])
+    not_delivered = "" if delivered["delivered"] else delivered["reason"]
     with open_backends(settings) as backends:
-        if refusals:
+        frozen = freeze_reason(backends.catalog)
+        if refusals := tuple(filter(None, (frozen, not_delivered, *gate_refusals))):
             current = current_release(backends.catalog)
             return PromoteReport(promoted=False, reasons=refusals, release=current, before=current)
         done = promote_models(
@@ -55,8 +56,8 @@ def promote_models(
 ) -> ReleaseReport:
     """Promote a run's models and epoch, whatever its gate said.
 
-    Raises `InputError` if a stage has not finished, `RegionNotReadyError` as `promote` does, and if a region
-    does not serve the release afterwards.
+    Raises `InputError` if a stage has not finished, `RegionNotReadyError` and `ReleaseConflictError` as
+    `promote` does, and if a region does not serve the release afterwards.
     """
     delivered = run.report_of("deliver")
     done = promote(

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from vista.config import Frozen
-from vista.delivery.interfaces import BucketState, Epoch, Log, Store
+from vista.delivery.interfaces import BucketState, Epoch, EpochState, Log, Store
+from vista.errors import RecordError
 from vista.summary.record import inspect, space_id
-from vista.summary.table import Shard, read_bucket
+from vista.summary.table import Shard, read_bucket, shards_of
 
 CANARIES = 16
 
@@ -32,13 +34,13 @@ class RegionState:
 
     def gaps(self, epoch: Epoch, shards: Sequence[Shard]) -> list[str]:
         """What is missing, in words, bucket by bucket; empty if the region is ready for the epoch."""
-        return [gap for shard in shards if (gap := self._gap(epoch, shard))]
+        return [gap for shard in shards if (gap := self.gap(epoch, shard))]
 
     def coverage(self, epoch: Epoch, shards: Sequence[Shard]) -> float:
         """Share of the epoch's users that the region holds; below 1 while a bucket has a gap."""
         total = sum(shard.rows for shard in shards)
         held = sum(
-            min(shard.rows - 1, self._users(epoch, shard.bucket)) if self._gap(epoch, shard) else shard.rows
+            min(shard.rows - 1, self._users(epoch, shard.bucket)) if self.gap(epoch, shard) else shard.rows
             for shard in shards
         )
         return max(0, held) / total if total else 1.0
@@ -67,12 +69,13 @@ class RegionState:
             oldest_summary_age_s=(clock_us - min(oldest)) / 1e6 if oldest else None,
         )
 
-    def _users(self, epoch: Epoch, bucket: int) -> int:
-        state = self.buckets[bucket].epochs.get((space_id(epoch.space), epoch.epoch))
-        return 0 if state is None else state.users
+    def epoch(self, epoch: Epoch, bucket: int) -> EpochState | None:
+        """What a bucket holds of an epoch; None if nothing, not even its barrier."""
+        return self.buckets[bucket].epochs.get((space_id(epoch.space), epoch.epoch))
 
-    def _gap(self, epoch: Epoch, shard: Shard) -> str:
-        state = self.buckets[shard.bucket].epochs.get((space_id(epoch.space), epoch.epoch))
+    def gap(self, epoch: Epoch, shard: Shard) -> str:
+        """What a bucket lacks of an epoch, in words; empty if nothing."""
+        state = self.epoch(epoch, shard.bucket)
         where = f"region {self.region}, bucket {shard.bucket}"
         if state is None:
             return f"{where} holds nothing of epoch {epoch.epoch}"
@@ -81,6 +84,10 @@ class RegionState:
         if state.keys_digest != shard.keys_digest:
             return f"{where} holds {state.users} users, and not the {shard.rows} users of the manifest"
         return ""
+
+    def _users(self, epoch: Epoch, bucket: int) -> int:
+        state = self.epoch(epoch, bucket)
+        return 0 if state is None else state.users
 
 
 def canaries_differ(epoch: Epoch, store: Store) -> list[int]:
@@ -92,7 +99,23 @@ def canaries_differ(epoch: Epoch, store: Store) -> list[int]:
             canaries[int(rows.user_id_B[0])] = rows.records[0]
     held = store.get_many(epoch.space, epoch.epoch, list(canaries))
     return [
-        user
-        for (user, wanted), data in zip(canaries.items(), held, strict=True)
-        if data is None or (data != wanted and inspect(data).order <= inspect(wanted).order)
+        user for (user, wanted), data in zip(canaries.items(), held, strict=True) if difference(wanted, data)
     ]
+
+
+def difference(wanted: bytes, held: bytes | None) -> str:
+    """What a store's record is beside the table's: "missing", "older", "damaged"; empty if equal or newer."""
+    if held is None or held == wanted:
+        return "" if held == wanted else "missing"
+    try:
+        found, own = inspect(held), inspect(wanted)
+    except RecordError:
+        return "damaged"
+    if (found.space_id, found.epoch, found.user_id) != (own.space_id, own.epoch, own.user_id):
+        return "damaged"
+    return "" if found.order > own.order else "older" if found.order < own.order else "damaged"
+
+
+def manifests(epoch: Epoch) -> tuple[Shard, ...]:
+    """The manifests of a published epoch, in order of bucket. Raises `EpochError`."""
+    return shards_of(Path(epoch.location), epoch.buckets)

@@ -1,22 +1,29 @@
-"""Releases: promote, roll back, retire. A swap in the catalog decides; control records carry it to regions.
+"""Releases: promote, roll back, retire, withdraw. A swap in the catalog decides; control records carry it to
+the regions.
 
 A crash between the swap and the control records heals with the next call, whichever it is.
 """
 
 import logging
-import time
 import uuid
+from collections.abc import Iterable
 
-from vista.config import Frozen
+from vista.config import Frozen, Settings
+from vista.delivery.audit import audit_line
 from vista.delivery.control import release_record, retirement
-from vista.delivery.deliver import published_epoch
-from vista.delivery.interfaces import AuditLine, Catalog, Release
+from vista.delivery.deliver import known_epoch, published_epoch
+from vista.delivery.freeze import check_not_frozen
+from vista.delivery.interfaces import Catalog, Release
 from vista.delivery.readiness import RegionState
 from vista.delivery.regions import Backends
 from vista.delivery.worker import drain
 from vista.errors import BackendError, EpochError, InputError, RegionNotReadyError, ReleaseConflictError
+from vista.summary.record import space_id
 
 log = logging.getLogger(__name__)
+
+DRAIN_S = 10.0
+"""A region that needs longer to its log's end is left to its own worker."""
 
 
 class ReleaseReport(Frozen):
@@ -32,6 +39,21 @@ def current_release(catalog: Catalog) -> Release | None:
     """The release that serves, or None before the first."""
     releases = catalog.releases()
     return releases[-1] if releases else None
+
+
+def needed_releases(catalog: Catalog) -> list[Release]:
+    """What serves, and what a rollback would take."""
+    releases = catalog.releases()
+    found = (releases[-1], _previous(releases)) if releases else ()
+    return [release for release in found if release is not None]
+
+
+def nothing_released(settings: Settings) -> str:
+    """What to tell somebody who asks a deployment that has no release, or does not exist."""
+    return (
+        f"nothing is released in {settings.catalog_url}: set VISTA_HOME to the deployment's folder, or run "
+        "`make run` first"
+    )
 
 
 def promote(
@@ -50,7 +72,7 @@ def promote(
 
     If they are the release already, only the regions are healed. Raises `EpochError`, `RegionNotReadyError`
     if a region does not hold the whole epoch, `ReleaseConflictError` if another release than `instead_of`
-    serves.
+    serves, or if promotion is frozen.
     """
     published_epoch(backends.catalog, space, epoch)
     before = current_release(backends.catalog)
@@ -65,9 +87,9 @@ def promote(
             changed=False,
             regions={} if dry_run else announce(backends, before),
         )
+    check_not_frozen(backends.catalog)
     _check_judged(before, instead_of)
-    missing = _regions_without(backends, wanted)
-    if missing:
+    if missing := _regions_without(backends, wanted):
         raise RegionNotReadyError(
             f"epoch {epoch} of {space} is not complete in {', '.join(missing)}: deliver it first"
         )
@@ -78,7 +100,8 @@ def rollback(
     backends: Backends, *, to: str | None, actor: str, reason: str, dry_run: bool = False
 ) -> ReleaseReport:
     """A new release that names what release `to` named; by default the one before what serves now. If `to`
-    names what serves, only the regions are healed: after a crash between a swap and its announcement.
+    names what serves, only the regions are healed: after a crash between a swap and its announcement. A
+    freeze does not stop it: it is the way out of what the freeze is for.
 
     Raises `InputError` if there is no such release, `EpochError` if its epoch is withdrawn,
     `RegionNotReadyError` if no region holds it any more, `ReleaseConflictError`.
@@ -92,28 +115,56 @@ def rollback(
         return ReleaseReport(release=current, before=current, changed=False, regions=regions)
     published_epoch(backends.catalog, target.space, target.epoch)
     wanted = target.model_copy(update={"id": _new_id(), "previous": current.id})
-    missing = _regions_without(backends, wanted)
-    if len(missing) == len(backends.stores):
+    if not _held_somewhere(backends, wanted) and len(_regions_without(backends, wanted)) == len(
+        backends.stores
+    ):
         raise RegionNotReadyError(
-            f"no region holds epoch {target.epoch} of {target.space} any more ({', '.join(missing)}): "
-            "deliver it again, or roll back to a newer release with --to"
+            f"no region holds epoch {target.epoch} of {target.space} any more: roll back to a newer release "
+            "with --to; what was lost, not retired, `python -m vista repair --space --epoch` refills"
         )
     return _swap(backends, current, wanted, action="rollback", actor=actor, reason=reason, dry_run=dry_run)
 
 
-def retire(backends: Backends, *, space: str, epoch: int, actor: str, reason: str) -> None:
+def retire(
+    backends: Backends, *, space: str, epoch: int, actor: str, reason: str, dry_run: bool = False
+) -> list[int]:
     """Retire an epoch and every earlier one of its space, in the log and in every region within reach.
 
-    Raises `EpochError` if the current release, or the one that a rollback would take, needs one of them.
+    Returns those that a region holds. Raises `EpochError` if the current release, or the one that a rollback
+    would take, needs one of them.
     """
-    releases = backends.catalog.releases()
-    for release in (releases[-1], _previous(releases)) if releases else ():
-        if release is not None and release.space == space and release.epoch <= epoch:
+    for release in needed_releases(backends.catalog):
+        if release.space == space and release.epoch <= epoch:
             raise EpochError(f"epoch {release.epoch} of {space} is needed by release {release.id}: keep it")
-    backends.catalog.note(_audit("retire", actor, reason, before=f"{space}/{epoch}", after=""))
-    for partition in range(backends.log.partitions):
-        backends.log.append(partition, [retirement(space, epoch)])
-    _drain(backends)
+    held = {
+        number
+        for state in _look(backends, {})[0]
+        for bucket in state.buckets
+        for held_space, number in bucket.epochs
+        if held_space == space_id(space) and number <= epoch
+    }
+    if not dry_run:
+        backends.catalog.note(audit_line("retire", actor, reason, before=f"{space}/{epoch}"))
+        for partition in range(backends.log.partitions):
+            backends.log.append(partition, [retirement(space, epoch)])
+        _drain(backends)
+    return sorted(held)
+
+
+def withdraw(
+    catalog: Catalog, *, space: str, epoch: int, actor: str, reason: str, dry_run: bool = False
+) -> Release | None:
+    """Mark a published epoch as bad, for ever: no training joins it, no delivery and no release takes it.
+
+    Returns the release that serves it all the same: roll that back. Raises `EpochError` if it is not
+    published.
+    """
+    if not known_epoch(catalog, space, epoch).published:
+        raise EpochError(f"epoch {epoch} of {space} is not published: nothing to withdraw")
+    if not dry_run:
+        catalog.withdraw(space, epoch, audit_line("withdraw", actor, reason, before=f"{space}/{epoch}"))
+    release = current_release(catalog)
+    return release if release is not None and (release.space, release.epoch) == (space, epoch) else None
 
 
 def announce(backends: Backends, release: Release) -> dict[str, str]:
@@ -133,19 +184,26 @@ def announce(backends: Backends, release: Release) -> dict[str, str]:
 
 
 def _announce_once(backends: Backends, release: Release) -> dict[str, str]:
-    unreachable = _drain(backends)
-    states = _states(backends, unreachable)
-    for partition in range(backends.log.partitions):
-        reached = [state.buckets[partition].release == release for state in states]
-        if not (reached and all(reached)):
-            backends.log.append(partition, [release_record(release)])
-    unreachable |= _drain(backends)
+    states, unreachable = _look(backends, _drain(backends))
+    lacking = [
+        partition
+        for partition in range(backends.log.partitions)
+        if not states or any(state.buckets[partition].release != release for state in states)
+    ]
+    if lacking:
+        _append(backends, release, lacking)
+        states, unreachable = _look(backends, unreachable | _drain(backends))
     behind = {
         state.region: f"has not passed release {release.id} in every bucket"
-        for state in _states(backends, unreachable)
+        for state in states
         if not state.serves(release.id)
     }
     return unreachable | behind
+
+
+def _append(backends: Backends, release: Release, partitions: Iterable[int]) -> None:
+    for partition in partitions:
+        backends.log.append(partition, [release_record(release)])
 
 
 def _check_judged(current: Release | None, instead_of: str | None) -> None:
@@ -170,9 +228,10 @@ def _swap(
     if dry_run:
         return ReleaseReport(release=wanted, before=before, changed=False, regions={})
     expected = None if before is None else before.id
-    audit = _audit(action, actor, reason, before=expected or "", after=wanted.id)
+    audit = audit_line(action, actor, reason, before=expected or "", after=wanted.id)
     backends.catalog.swap_release(expected, wanted, audit)
     log.info("%s: %s -> %s", action, expected, wanted.id)
+    _append(backends, wanted, range(backends.log.partitions))  # regions within reach wait for no other
     return ReleaseReport(release=wanted, before=before, changed=True, regions=announce(backends, wanted))
 
 
@@ -194,14 +253,21 @@ def _previous(releases: list[Release]) -> Release | None:
     return releases[first - 1] if first else None
 
 
+def _held_somewhere(backends: Backends, wanted: Release) -> bool:
+    """Whether a region can serve `wanted`, as it is; the nearest that can is enough."""
+    for name, store in backends.stores.items():
+        try:
+            if RegionState.of(name, store, backends.log.partitions).complete(wanted.space, wanted.epoch):
+                return True
+        except BackendError as error:
+            log.warning("region %s: %s", name, error)
+    return False
+
+
 def _regions_without(backends: Backends, wanted: Release) -> list[str]:
     """Regions that could not serve `wanted` once it is announced; those that cannot be reached, too."""
-    unreachable = _drain(backends)
-    behind = [
-        state.region
-        for state in _states(backends, unreachable)
-        if not state.complete(wanted.space, wanted.epoch)
-    ]
+    states, unreachable = _look(backends, _drain(backends))
+    behind = [state.region for state in states if not state.complete(wanted.space, wanted.epoch)]
     return [*unreachable, *behind]
 
 
@@ -210,19 +276,25 @@ def _drain(backends: Backends) -> dict[str, str]:
     unreachable: dict[str, str] = {}
     for name, store in backends.stores.items():
         try:
-            drain(name, backends.log, store)
+            drain(name, backends.log, store, DRAIN_S)
         except (BackendError, RegionNotReadyError) as error:
             log.warning("region %s: %s", name, error)
             unreachable[name] = str(error)
     return unreachable
 
 
-def _states(backends: Backends, unreachable: dict[str, str]) -> list[RegionState]:
-    return [
-        RegionState.of(name, store, backends.log.partitions)
-        for name, store in backends.stores.items()
-        if name not in unreachable
-    ]
+def _look(backends: Backends, unreachable: dict[str, str]) -> tuple[list[RegionState], dict[str, str]]:
+    """The states of the other regions, and those that cannot be reached now."""
+    states: list[RegionState] = []
+    for name, store in backends.stores.items():
+        if name in unreachable:
+            continue
+        try:
+            states.append(RegionState.of(name, store, backends.log.partitions))
+        except BackendError as error:
+            log.warning("region %s: %s", name, error)
+            unreachable = unreachable | {name: str(error)}
+    return states, unreachable
 
 
 def _content(release: Release) -> tuple[str, int, str, str]:
@@ -231,9 +303,3 @@ def _content(release: Release) -> tuple[str, int, str, str]:
 
 def _new_id() -> str:
     return f"r-{uuid.uuid4().hex[:12]}"
-
-
-def _audit(action: str, actor: str, reason: str, *, before: str, after: str) -> AuditLine:
-    return AuditLine(
-        time_us=time.time_ns() // 1_000, actor=actor, action=action, reason=reason, before=before, after=after
-    )

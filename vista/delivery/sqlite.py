@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from vista.errors import BackendError, InputError
 
 SCHEME = "sqlite:///"
-BUSY_TIMEOUT_S = 30.0
+BUSY_TIMEOUT_S = 8.0
+"""An error must come within 10 s."""
 LAYOUT = 1
 """Kept in the file, so that no other file is taken for one of ours."""
 
@@ -144,10 +145,7 @@ def fixed_buckets(database: Database, wanted: int | None) -> int:
     with database.read() as connection:
         row = connection.execute("SELECT value FROM meta WHERE name = 'buckets'").fetchone()
     if row is None and wanted is None:
-        raise BackendError(
-            f"{database.url} is empty: run `make run` first, or correct the URL; after the loss of a log "
-            "remove stages/deliver.json of the release's run and run `python -m vista deliver` again"
-        )
+        raise no_log(database.url)
     if row is None:
         with database.write() as connection:
             connection.execute("INSERT OR IGNORE INTO meta (name, value) VALUES ('buckets', ?)", (wanted,))
@@ -158,6 +156,14 @@ def fixed_buckets(database: Database, wanted: int | None) -> int:
             "use another VISTA_HOME, or the same count"
         )
     return cast(int, row[0])
+
+
+def no_log(url: str) -> BackendError:
+    """There is no log where one must be."""
+    return BackendError(
+        f"{url} is empty: run `make run` first, or correct the URL or VISTA_HOME; a log that was lost is "
+        "made anew by `python -m vista repair --reason ...`"
+    )
 
 
 def signed(value: int) -> int:

@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS audit (number INTEGER PRIMARY KEY AUTOINCREMENT, body
 
 
 class SqliteCatalog:
-    """See `vista.delivery.interfaces.Catalog`."""
+    """See `vista.delivery.interfaces.Catalog`. The first write makes the file; until then it is empty."""
 
     def __init__(self, url: str) -> None:
         self._database = Database(url, _SCHEMA)
@@ -74,6 +74,8 @@ class SqliteCatalog:
             return published
 
     def list_epochs(self, space: str) -> list[Epoch]:
+        if not self._database.path.exists():
+            return []
         with self._database.read() as connection:
             rows = connection.execute("SELECT body FROM epochs WHERE space = ? ORDER BY epoch", (space,))
             return [Epoch.model_validate_json(body) for (body,) in rows]
@@ -87,6 +89,8 @@ class SqliteCatalog:
             _note(connection, audit)
 
     def releases(self) -> list[Release]:
+        if not self._database.path.exists():
+            return []
         with self._database.read() as connection:
             rows: list[Any] = connection.execute("SELECT body FROM releases ORDER BY number").fetchall()
             return [Release.model_validate_json(body) for (body,) in rows]
@@ -106,6 +110,8 @@ class SqliteCatalog:
             _note(connection, audit)
 
     def audit(self) -> list[AuditLine]:
+        if not self._database.path.exists():
+            return []
         with self._database.read() as connection:
             rows = connection.execute("SELECT body FROM audit ORDER BY number").fetchall()
             return [AuditLine.model_validate_json(body) for (body,) in rows]

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 
 from vista.delivery.control import header_of
-from vista.delivery.sqlite import Database, fixed_buckets, signed
+from vista.delivery.sqlite import Database, fixed_buckets, no_log, signed
 from vista.errors import InputError
 from vista.summary.record import Control, Header
 
@@ -38,6 +38,8 @@ class SqliteLog:
 
     def __init__(self, url: str, partitions: int | None) -> None:
         self._database = Database(url, _SCHEMA)
+        if partitions is None and not self._database.path.exists():
+            raise no_log(url)
         self.partitions = fixed_buckets(self._database, partitions)
 
     def append(self, partition: int, records: Sequence[bytes]) -> int:

@@ -1,14 +1,13 @@
-"""A region's worker: reads the log from the offset that the region's store holds, and applies.
+"""Moves a region's records from the log, from the offset that the region's store holds, into that store.
 
 The store's offset is the fence. A worker whose idea of it is out of date (a zombie, a second worker of the
 region, a restored or wiped store) is refused and goes on from the stored one.
 """
 
 import logging
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from vista.config import Frozen
 from vista.delivery.interfaces import Applied, Log, Store
@@ -17,7 +16,6 @@ from vista.errors import RegionNotReadyError
 log = logging.getLogger(__name__)
 
 MAX_BATCH_BYTES = 4 * 2**20
-IDLE_S = 0.1
 PROGRESS_S = 5.0
 
 
@@ -33,13 +31,21 @@ class WorkerReport(Frozen):
 
 
 class Worker:
-    """Moves records of one region from its log into its store, and counts them."""
+    """Moves batches of the buckets that it is given, and counts. It raises what a back end raises."""
 
-    def __init__(self, region: str, source: Log, store: Store) -> None:
+    def __init__(
+        self,
+        region: str,
+        source: Log,
+        store: Store,
+        on_applied: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        """`on_applied` hears how many seconds each batch took the store."""
         self.region, self.source, self.store = region, source, store
+        self._on_applied = on_applied
         self._offsets: dict[int, int] = {}
+        self._ends: dict[int, int] = {}  # of the log, as last asked: asked again only when reached
         self._counts: Counter[str] = Counter()
-        self._logged_s = time.monotonic()
 
     @property
     def report(self) -> WorkerReport:
@@ -47,49 +53,68 @@ class Worker:
 
     def assign(self, buckets: Iterable[int]) -> None:
         """Work on these buckets too, from their stored offsets."""
-        self._offsets |= {bucket: self.store.state(bucket).offset for bucket in buckets}
+        for bucket in buckets:
+            self.resume(bucket, self.store.state(bucket).offset)
+
+    def resume(self, bucket: int, stored_offset: int) -> None:
+        """Work on this bucket, from where the store says that it is."""
+        self._offsets[bucket] = stored_offset
+        self._ends.pop(bucket, None)
 
     def revoke(self, buckets: Iterable[int]) -> None:
         """Leave these buckets to another worker."""
         for bucket in buckets:
             self._offsets.pop(bucket, None)
+            self._ends.pop(bucket, None)
 
-    def offset(self, bucket: int) -> int:
-        """Where this worker is in a bucket."""
-        return self._offsets[bucket]
+    def offset(self, bucket: int) -> int | None:
+        """Where this worker is in a bucket; None in one that it does not work on."""
+        return self._offsets.get(bucket)
 
     def step(self) -> bool:
         """Move at most one batch of every assigned bucket. Returns whether there was one.
 
         Raises `RegionNotReadyError` if the log does not hold what the store needs next.
         """
-        moved = [self._pull(bucket) for bucket in list(self._offsets)]
-        if time.monotonic() - self._logged_s > PROGRESS_S:
-            self._logged_s = time.monotonic()
-            log.info("region %s: %d records written", self.region, self._counts["written"])
+        moved = [self.pull(bucket) for bucket in list(self._offsets)]
         return any(moved)
 
-    def _pull(self, bucket: int) -> bool:
+    def pull(self, bucket: int) -> bool:
+        """Move one batch of an assigned bucket. Returns whether there was one; raises as `step`."""
         offset = self._offsets[bucket]
-        first, end = self.source.bounds(bucket)
-        if not first <= offset <= end:
-            raise RegionNotReadyError(_unreachable(self.region, bucket, offset, first, end))
+        if offset >= self._ends.get(bucket, 0):
+            self._ends[bucket] = self._checked_end(bucket, offset, at_least=0)
+        end = self._ends[bucket]
         if offset == end:
             return False
         records = self.source.read(bucket, offset, MAX_BATCH_BYTES)
-        # The log is compacted: the records up to `end` may be gone.
+        if not records or records[0][0] != offset:  # compacted, or cut off: nothing is applied over a hole
+            self._checked_end(bucket, offset, at_least=end)
         next_offset = records[-1][0] + 1 if records else end
+        started_s = time.monotonic()
         applied = self.store.apply(bucket, offset, next_offset, [data for _, data in records])
+        self._on_applied(time.monotonic() - started_s)
         self._offsets[bucket] = applied.offset
         self._count(bucket, applied)
         for space, epoch in applied.retirements:
             self.store.retire(space, epoch)
         return True
 
+    def _checked_end(self, bucket: int, offset: int, *, at_least: int) -> int:
+        first, end = self.source.bounds(bucket)
+        if offset < first:
+            problem = f"needs offset {offset}, the log starts at {first}: it needs a backfill"
+        elif end < max(offset, at_least):
+            problem = f"is at offset {offset}, the log ends at {end}: the log was replaced"
+        else:
+            return end
+        raise RegionNotReadyError(
+            f"region {self.region}, bucket {bucket} {problem}; "
+            "run `python -m vista repair --reason ...`, it refills the region from the table"
+        )
+
     def _count(self, bucket: int, applied: Applied) -> None:
-        if not applied.accepted:
-            self._counts["refused"] += 1
-            log.info("region %s, bucket %d: goes on from offset %d", self.region, bucket, applied.offset)
+        self._counts["refused"] += not applied.accepted
         for name in ("written", "older", "conflicts", "retired", "dead_letters"):
             self._counts[name] += getattr(applied, name)
         if applied.dead_letters:
@@ -99,39 +124,24 @@ class Worker:
             )  # fmt: skip
 
 
-def drain(region: str, source: Log, store: Store) -> WorkerReport:
-    """Bring every bucket of a region to where the log ends now."""
-    worker = Worker(region, source, store)
+def drain(region: str, source: Log, store: Store, deadline_s: float | None = None) -> WorkerReport:
+    """Bring every bucket of a region to where the log ends now.
+
+    Raises `RegionNotReadyError` if the log does not hold what the store needs, or after `deadline_s` seconds.
+    """
+    worker, started_s = Worker(region, source, store), time.monotonic()
+    logged_s = started_s
     for bucket in range(source.partitions):
         end = source.bounds(bucket)[1]
         worker.assign([bucket])
-        while worker.step() and worker.offset(bucket) < end:
-            pass
+        while worker.pull(bucket) and (offset := worker.offset(bucket) or 0) < end:
+            if time.monotonic() - logged_s > PROGRESS_S:
+                logged_s = time.monotonic()
+                log.info("region %s: %d records written", region, worker.report.written)
+            if deadline_s is not None and time.monotonic() - started_s > deadline_s:
+                raise RegionNotReadyError(
+                    f"region {region}, bucket {bucket} is {end - offset:,} records behind after "
+                    f"{deadline_s:g} s: its worker goes on"
+                )
         worker.revoke([bucket])
     return worker.report
-
-
-def serve_region(region: str, source: Log, store: Store, stop: threading.Event) -> WorkerReport:
-    """Follow the log until `stop` is set, sharing the region's buckets with its other live workers."""
-    worker = Worker(region, source, store)
-    subscription = source.subscribe(region, worker.assign, worker.revoke)
-    try:
-        while not stop.is_set():
-            subscription.poll()
-            if not worker.step():
-                stop.wait(IDLE_S)
-    finally:
-        subscription.close()
-    return worker.report
-
-
-def _unreachable(region: str, bucket: int, offset: int, first: int, end: int) -> str:
-    if offset < first:
-        return (
-            f"region {region}, bucket {bucket} needs offset {offset}, the log starts at {first}: it needs a "
-            "backfill; empty its store and deliver the live epochs again"
-        )
-    return (
-        f"region {region}, bucket {bucket} is at offset {offset}, the log ends at {end}: the log was "
-        "replaced; empty the region's store, it refills from the log"
-    )

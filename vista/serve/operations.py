@@ -1,46 +1,69 @@
-"""What operators type: releases, promotion by hand, rollback, verification. Each returns what to print."""
+"""What operators type: releases, promotion, rollback, freeze, withdrawal, retirement, verification, repair.
+
+Each returns what to print.
+"""
 
 import getpass
 import logging
 import os
-import signal
-import threading
 from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 from vista.config import Settings
+from vista.delivery.audit import audit_line
 from vista.delivery.catalog import open_catalog
 from vista.delivery.deliver import published_epoch
-from vista.delivery.interfaces import Epoch, Release, Store
+from vista.delivery.freeze import freeze_reason, set_frozen
+from vista.delivery.interfaces import Catalog, Epoch, Release
 from vista.delivery.log import open_log
 from vista.delivery.promote import promote_models
-from vista.delivery.readiness import RegionState, canaries_differ
-from vista.delivery.regions import Backends, open_backends
-from vista.delivery.release import ReleaseReport, current_release, rollback
-from vista.delivery.store import open_store
-from vista.delivery.worker import serve_region
-from vista.errors import BackendError, InputError, RecordError, RegionNotReadyError
+from vista.delivery.regions import Backends, open_backends, open_regions
+from vista.delivery.release import (
+    ReleaseReport,
+    current_release,
+    needed_releases,
+    nothing_released,
+    retire,
+    rollback,
+    withdraw,
+)
+from vista.delivery.repair import plan, repair, verify_all
+from vista.errors import EpochError, InputError, RegionNotReadyError
 from vista.runs import RunDirectory
-from vista.summary.table import Shard, shards_of
 
 log = logging.getLogger(__name__)
+
+SpaceEpoch = tuple[str, int]
 
 
 def list_releases(settings: Settings) -> str:
     """All releases, oldest first, with who made them and why; the last one serves."""
     with closing(open_catalog(settings.catalog_url)) as catalog:
         found = catalog.releases()
+        if not found:
+            return nothing_released(settings)
         lines = {line.after: line for line in catalog.audit()}
-    if not found:
-        return "nothing is released yet: run `make run`"
-    return "\n".join(
-        f"{'*' if release is found[-1] else ' '} {release.id}  "
-        f"{datetime.fromtimestamp(lines[release.id].time_us // 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC  "
+        frozen = freeze_reason(catalog)
+    shown = [
+        f"{'*' if release is found[-1] else ' '} {release.id}  {_when(lines[release.id].time_us)}  "
         f"{lines[release.id].action} by {lines[release.id].actor}: {lines[release.id].reason}\n"
         f"    epoch {release.epoch} of {release.space}, downstream {release.downstream}"
         for release in found
+    ]
+    return "\n".join([*shown, *([frozen] if frozen else [])])
+
+
+def list_audit(settings: Settings) -> str:
+    """Every operator action, oldest first: when, who, what, why, from and to."""
+    with closing(open_catalog(settings.catalog_url)) as catalog:
+        lines = catalog.audit()
+    if not lines:
+        return f"no operator has done anything in {settings.catalog_url}"
+    return "\n".join(
+        f"{_when(line.time_us)}  {line.action:<8}  {line.actor}: {line.reason}"
+        + (f"\n    {line.before or 'nothing'} -> {line.after or 'nothing'}" * bool(line.before + line.after))
+        for line in lines
     )
 
 
@@ -49,8 +72,6 @@ def promote_by_hand(settings: Settings, run_id: str, reason: str, *, dry_run: bo
 
     Raises `CheckpointError` if the model cannot be read, and what `promote_models` raises.
     """
-    if not (reason.strip() or dry_run):
-        raise InputError("--reason is empty: say why, the audit keeps it")
     run = RunDirectory.named(settings.runs, run_id)
     gate = run.report_of("retrain_downstream")["gate"]
     verdict = f"the gate said {'yes' if gate['promote'] else 'no'}: {'; '.join(gate['reasons'])}"
@@ -88,59 +109,127 @@ def roll_back(settings: Settings, to: str | None, reason: str, *, dry_run: bool)
     return _said("rollback", done, dry_run)
 
 
-def verify(settings: Settings) -> str:
-    """Does every region hold the current release's epoch? Raises `RegionNotReadyError` with all faults."""
+def freeze(settings: Settings, reason: str, *, on: bool, dry_run: bool) -> str:
+    """Stop every promotion, or allow it again. A rollback is always possible."""
+    with closing(open_catalog(settings.catalog_url)) as catalog:
+        release = _released(catalog, settings)
+        set_frozen(catalog, on, actor=_actor(), reason=reason, dry_run=dry_run)
+    state = "frozen" if on else "not frozen any more"
+    return f"promotion {'would be' if dry_run else 'is'} {state}; {release.id} serves ({_what(release)})"
+
+
+def withdraw_epoch(settings: Settings, epoch: SpaceEpoch, reason: str, *, dry_run: bool) -> str:
+    """Mark an epoch as bad, for ever."""
+    space, number = epoch
+    with closing(open_catalog(settings.catalog_url)) as catalog:
+        serving = withdraw(catalog, space=space, epoch=number, actor=_actor(), reason=reason, dry_run=dry_run)
+    said = f"epoch {number} of {space} {'would be' if dry_run else 'is'} withdrawn, for ever"
+    if serving is None:
+        return said
+    return f"{said}\nit still serves, in release {serving.id}: roll back with `python -m vista rollback`"
+
+
+def retire_epoch(settings: Settings, epoch: SpaceEpoch, reason: str, *, dry_run: bool) -> str:
+    """Delete an epoch and the space's earlier ones from every region, for ever; the table keeps them."""
+    space, number = epoch
     with open_backends(settings) as backends:
-        release = current_release(backends.catalog)
-        if release is None:
-            raise InputError("nothing is released yet: run `make run`")
-        epoch = published_epoch(backends.catalog, release.space, release.epoch)
-        shards = shards_of(Path(epoch.location), epoch.buckets)
-        faults: list[str] = []
-        lines = [f"release {release.id}: epoch {epoch.epoch} of {epoch.space}, {epoch.rows:,} users"]
-        for name, store in backends.stores.items():
-            try:
-                found, line = _verify_region(backends, name, store, release, epoch, shards)
-            except (BackendError, RecordError) as error:
-                found, line = [f"region {name}: {error}"], f"region {name}: cannot be read"
-            faults += found
-            lines.append(line)
+        held = retire(backends, space=space, epoch=number, actor=_actor(), reason=reason, dry_run=dry_run)
+    names = ", ".join(map(str, held)) or "none is held"
+    return f"epochs of {space} up to {number} {'would be' if dry_run else 'are'} retired: {names}"
+
+
+def verify(
+    settings: Settings, region: str | None, epoch: SpaceEpoch | None, reason: str, *, all_bytes: bool
+) -> str:
+    """Compare regions with the table. With a `reason` the audit keeps the verdict.
+
+    Raises `RegionNotReadyError` with everything that is wrong.
+    """
+    with open_backends(settings) as opened:
+        backends = _narrowed(opened, region)
+        release = _released(backends.catalog, settings)
+        epochs = [_epoch(backends.catalog, epoch)] if epoch else _kept_epochs(backends.catalog)
+        verdicts = verify_all(backends, epochs, all_bytes=all_bytes)
+        faults = [finding.text for verdict in verdicts for finding in verdict.findings]
+        faults += [
+            f"region {verdict.region} has not passed release {release.id}: `repair` announces it again"
+            for verdict in verdicts
+            if verdict.state is not None and not verdict.state.serves(release.id)
+        ]
+        if reason:
+            after = "; ".join(faults[:5]) if faults else "nothing is wrong"
+            backends.catalog.note(audit_line("verify", _actor(), reason, before=release.id, after=after))
+    lines = [f"release {release.id} ({_what(release)})", *(verdict.line for verdict in verdicts)]
     if faults:
         raise RegionNotReadyError("\n".join([*lines, *faults]))
     return "\n".join([*lines, "every region serves the release, whole"])
 
 
-def run_worker(settings: Settings, region: str) -> str:
-    """Follow the log for a region until SIGTERM or SIGINT."""
-    if region not in settings.region_urls:
-        raise InputError(f"region {region!r} does not exist: {', '.join(settings.region_urls)}")
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    with (
-        closing(open_log(settings.log_url)) as source,
-        closing(open_store(settings.region_urls[region], source.partitions)) as store,
-    ):
-        log.info("region %s follows %s", region, settings.log_url)
-        return serve_region(region, source, store, stop).model_dump_json(indent=2)
+def repair_regions(
+    settings: Settings,
+    region: str | None,
+    epoch: SpaceEpoch | None,
+    reason: str,
+    *,
+    all_bytes: bool,
+    dry_run: bool,
+) -> str:
+    """Mend what `verify` finds: replay, else refill from the table. A log that was lost is made anew.
+
+    Raises `RegionNotReadyError` with what is left.
+    """
+    with closing(open_catalog(settings.catalog_url)) as catalog:
+        _released(catalog, settings)
+        epochs = _kept_epochs(catalog)
+        if epoch and (asked := _epoch(catalog, epoch)) not in epochs:
+            epochs.append(asked)
+        buckets = epochs[0].buckets
+        with (
+            closing(open_log(settings.log_url, None if dry_run else buckets)) as source,
+            open_regions(settings, buckets) as stores,
+        ):
+            backends = _narrowed(Backends(catalog, source, stores), region)
+            if dry_run:
+                verdicts = verify_all(backends, epochs, all_bytes=all_bytes)
+                done = plan([finding for verdict in verdicts for finding in verdict.findings])
+            else:
+                done = repair(backends, epochs, all_bytes=all_bytes, actor=_actor(), reason=reason)
+    return "\n".join(done or ["nothing is wrong"])
 
 
-def _verify_region(
-    backends: Backends, name: str, store: Store, release: Release, epoch: Epoch, shards: tuple[Shard, ...]
-) -> tuple[list[str], str]:
-    state = RegionState.of(name, store, epoch.buckets)
-    report = state.report(epoch, shards, backends.log, epoch.as_of_us)
-    letters = sum(len(store.dead_letters(bucket)) for bucket in range(epoch.buckets))
-    faults = state.gaps(epoch, shards)
-    faults += [f"region {name}: canary user {user} differs" for user in canaries_differ(epoch, store)]
-    if not state.serves(release.id):
-        faults.append(
-            f"region {name} has not passed release {release.id}: `python -m vista rollback --to {release.id} "
-            "--reason ...` announces it again"
-        )
-    if letters:
-        faults.append(f"region {name} keeps {letters} dead letters")
-    return faults, f"region {name}: coverage {report.coverage:.2%}, lag {report.lag_records} records"
+def _narrowed(backends: Backends, region: str | None) -> Backends:
+    """These back ends with one region only, if one is named."""
+    if region is None:
+        return backends
+    if region not in backends.stores:
+        raise InputError(f"region {region!r} does not exist: {', '.join(backends.stores)}")
+    return Backends(backends.catalog, backends.log, {region: backends.stores[region]})
+
+
+def _kept_epochs(catalog: Catalog) -> list[Epoch]:
+    """The epoch that serves and the one that a rollback would take, unless that one is withdrawn."""
+    kept: list[Epoch] = []
+    for place, release in enumerate(needed_releases(catalog)):
+        try:
+            found = published_epoch(catalog, release.space, release.epoch)
+        except EpochError as error:
+            if place == 0:
+                raise
+            log.warning("not looked at: %s", error)
+        else:
+            kept += [found] if found not in kept else []
+    return kept
+
+
+def _epoch(catalog: Catalog, epoch: SpaceEpoch) -> Epoch:
+    return published_epoch(catalog, *epoch)
+
+
+def _released(catalog: Catalog, settings: Settings) -> Release:
+    release = current_release(catalog)
+    if release is None:
+        raise InputError(nothing_released(settings))
+    return release
 
 
 def _check_model(release: Release) -> None:
@@ -161,6 +250,10 @@ def _said(action: str, done: ReleaseReport, dry_run: bool) -> str:
 
 def _what(release: Release) -> str:
     return f"epoch {release.epoch} of {release.space}, downstream {release.downstream}"
+
+
+def _when(time_us: int) -> str:
+    return f"{datetime.fromtimestamp(time_us // 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _actor() -> str:

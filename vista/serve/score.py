@@ -3,9 +3,8 @@
 Shape suffixes: C candidates, T tasks, S seeds, D width.
 """
 
-import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,21 +18,19 @@ from vista.config import Frozen, Settings
 from vista.data.dataset import Dataset
 from vista.data.features import serving_batch
 from vista.data.mapping import StringIds
+from vista.data.schema import UNSEEN_ROW
 from vista.delivery.catalog import open_catalog
 from vista.delivery.deliver import known_epoch, newest_event_us
-from vista.delivery.interfaces import Epoch, Release, Store
-from vista.delivery.readiness import RegionState
+from vista.delivery.interfaces import Release
+from vista.delivery.reader import Read, RegionReader
 from vista.delivery.regions import open_regions
-from vista.delivery.release import current_release
-from vista.errors import BackendError, InputError, RecordError, RegionNotReadyError, SpaceMismatchError
+from vista.delivery.release import current_release, nothing_released
+from vista.errors import InputError, RecordError, SpaceMismatchError
 from vista.model.checkpoint import load
 from vista.model.downstream import Downstream
 from vista.model.inputs import tensors
 from vista.runs import RunDirectory
 from vista.summary.codec import decode_summary
-from vista.summary.record import space_id
-
-log = logging.getLogger(__name__)
 
 MAX_CANDIDATES = 10_000
 
@@ -42,6 +39,7 @@ class Answer(Frozen):
     """Probabilities by candidate and task, and what they were made of.
 
     `degraded` says why the seeds-only summary stood in for the user's own; region and age are None then.
+    `unknown_items` are candidates that the model has not trained on: they share the unseen row.
     """
 
     user: str
@@ -53,6 +51,7 @@ class Answer(Frozen):
     summary_age_s: float | None
     summary_seq: int | None
     degraded: str | None
+    unknown_items: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +73,15 @@ def score(settings: Settings, user: str, candidates: Sequence[str]) -> Answer:
     with closing(open_catalog(settings.catalog_url)) as catalog:
         release = current_release(catalog)
         if release is None:
-            raise InputError(
-                f"nothing is released in {settings.catalog_url}: set VISTA_HOME to the deployment's folder, "
-                "or run `make run` first"
-            )
+            raise InputError(nothing_released(settings))
         epoch = known_epoch(catalog, release.space, release.epoch)
     model = load_downstream(release)
     run = _run_of(release, settings)
     dataset = Dataset.open(run.data)
     (user_id,), items = _ids(run.data, "user", [user]), _ids(run.data, "item", candidates)
     with open_regions(settings, epoch.buckets) as stores:
-        found = read_summary(stores, release, epoch, user_id)
+        (read,) = RegionReader(stores, release, epoch.buckets).read([user_id])
+    found = _decoded(read)
     clock_us = newest_event_us(run.data)
     scores_CT = _probabilities(model, found, dataset, user_id, items, clock_us + 1)
     return Answer(
@@ -99,7 +96,8 @@ def score(settings: Settings, user: str, candidates: Sequence[str]) -> Answer:
         region=found.region,
         summary_age_s=None if found.as_of_us is None else (clock_us - found.as_of_us) / 1e6,
         summary_seq=found.seq,
-        degraded=found.why,
+        degraded=_degraded(found, user, known=bool(dataset.users.rows_of(np.array([user_id]))[0])),
+        unknown_items=_unknown(model, dataset, candidates, items),
     )
 
 
@@ -114,36 +112,30 @@ def load_downstream(release: Release) -> Downstream:
     return model
 
 
-def read_summary(stores: Mapping[str, Store], release: Release, epoch: Epoch, user_id: int) -> Found:
-    """The user's summary from the nearest region that holds the release's whole epoch.
-
-    A region that cannot be read, is not complete or answers with damaged bytes is passed over. Raises
-    `SpaceMismatchError` for a record of another space, epoch or user.
-    """
-    reasons: list[str] = []
-    for name, store in stores.items():
-        try:
-            return _read(name, store, release, epoch, user_id)
-        except (BackendError, RecordError, RegionNotReadyError) as error:
-            log.warning("region %s is passed over: %s", name, error)
-            reasons.append(f"region {name}: {error}")
-    return Found(None, why="; ".join(reasons))
+def _decoded(read: Read) -> Found:
+    """The summary of a record. One with a right checksum that cannot be decoded was written so: no other
+    region has it better."""
+    if read.data is None:
+        return Found(None, why=read.why)
+    try:
+        record, summary_SD = decode_summary(read.data)
+    except RecordError as error:
+        return Found(None, why=f"region {read.region}: {error}")
+    return Found(summary_SD, region=read.region, as_of_us=record.as_of_us, seq=record.seq)
 
 
-def _read(name: str, store: Store, release: Release, epoch: Epoch, user_id: int) -> Found:
-    if not RegionState.of(name, store, epoch.buckets).complete(release.space, release.epoch):
-        raise RegionNotReadyError(f"it does not hold all of epoch {release.epoch} of {release.space}")
-    (data,) = store.get_many(release.space, release.epoch, [user_id])
-    if data is None:
-        return Found(None, why=f"region {name} holds no summary of this user")
-    record, summary_SD = decode_summary(data)
-    found = (record.space_id, record.epoch, record.user_id)
-    if found != (space_id(release.space), release.epoch, user_id):
-        raise SpaceMismatchError(
-            f"region {name} answered for user {user_id}, epoch {release.epoch} with the record of user "
-            f"{record.user_id}, epoch {record.epoch}: empty its store, it refills from the log"
-        )
-    return Found(summary_SD, region=name, as_of_us=record.as_of_us, seq=record.seq)
+def _degraded(found: Found, user: str, *, known: bool) -> str | None:
+    if found.why is None or known:
+        return found.why
+    return f"user {user!r} is in no event of the release's data; {found.why}"
+
+
+def _unknown(
+    model: Downstream, dataset: Dataset, candidates: Sequence[str], items: Sequence[int]
+) -> tuple[str, ...]:
+    row_C = dataset.items.rows_of(np.array(items))
+    unseen_C = (row_C == UNSEEN_ROW) | (row_C >= model.spec.num_items)
+    return tuple(candidate for candidate, unseen in zip(candidates, unseen_C, strict=True) if unseen)
 
 
 def _probabilities(
@@ -188,10 +180,11 @@ def _ids(data: Path, name: str, texts: Sequence[str]) -> list[int]:
 
 def _number(name: str, text: str) -> int:
     try:
-        if not re.fullmatch(r"-?[0-9]+", text):  # int() also takes 1_7 and digits of other scripts
+        if not re.fullmatch(r"[0-9]+", text):  # int() also takes -17, 1_7 and digits of other scripts
             raise ValueError(text)
         return int(np.int64(int(text)))
     except (ValueError, OverflowError) as error:
         raise InputError(
-            f"{name} id {text!r}: write a whole number of 64 bits (text ids need a mapping with string_ids)"
+            f"{name} id {text!r}: write a whole number from 0 to 2^63 - 1 (text ids need a mapping with "
+            "string_ids)"
         ) from error

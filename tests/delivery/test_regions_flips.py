@@ -1,0 +1,139 @@
+"""Promotions and rollbacks while summaries are read and updated."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from delivery_samples import BUCKETS, SPACES, deliver_here, publish_epoch, record
+from deployments import Deployment, Stream, region_process, until, update
+
+from vista.delivery.interfaces import Catalog, Release
+from vista.delivery.reader import RegionReader
+from vista.delivery.regions import Backends, open_backends
+from vista.delivery.release import current_release, promote, rollback
+from vista.errors import SpaceMismatchError
+from vista.summary.record import inspect, space_id
+
+SPACE = SPACES[0]
+USERS = 48
+READ_EVERY_S = 0.05
+BATCH = 16
+
+
+def test_no_batch_mixes_epochs_while_releases_flip_under_streamed_updates(
+    deployment: Deployment,
+    tmp_path: Path,
+    found: Any,
+    full_size: bool,
+) -> None:
+    """Must hold 4: reads every 50 ms through promotions and rollbacks under streamed updates: no batch mixes
+    epochs, no wrong-user vector, nothing is missing; `slowest` is the slowest rollback, regions included."""
+    settings = deployment.settings
+    for number in (1, 2):
+        epoch = publish_epoch(
+            tmp_path, users=USERS, as_of_us=1_000 * number, variant=number, catalog_url=settings.catalog_url
+        )
+        deliver_here(tmp_path, epoch, settings)
+    with (
+        region_process(deployment, "east", tmp_path) as east,
+        region_process(deployment, "west", tmp_path) as west,
+        region_process(deployment, "south", tmp_path) as south,
+        open_backends(settings) as backends,
+    ):
+        flip(backends, 1)
+        reads = Reads(backends)
+        thread = threading.Thread(target=reads.run)
+        thread.start()
+        with Stream(backends.log, USERS, (1, 2), pause_s=0.01).running() as stream:
+            for _ in range(50 if full_size else 8):
+                flip(backends, 2)
+                started_s = time.monotonic()
+                done = rollback(backends, to=None, actor="test", reason="worse")
+                found.slowest_s = max(found.slowest_s, round(time.monotonic() - started_s, 3))
+                assert (done.changed, done.release.epoch, done.regions) == (True, 1, {})
+                found.rounds += 2
+        reads.stop.set()
+        thread.join()
+        assert not reads.problems, reads.problems[:3]
+        found.mixed, found.lost = reads.mixed, reads.missing
+        assert (reads.mixed, reads.missing) == (0, 0)
+        assert reads.epochs == {1, 2}, "batches of both epochs were read"
+        assert stream.sent > 0
+        for worker in (east, west, south):
+            until(lambda: is_at_end(backends), "every region is at the log's end")
+            worker.stop()
+    with open_backends(settings) as backends:
+        for store in backends.stores.values():
+            for (number, user), newest in stream.newest.items():
+                assert store.get_many(SPACE, number, [user]) == [newest]
+
+
+def is_at_end(backends: Backends) -> bool:
+    return all(
+        store.state(bucket).offset == backends.log.bounds(bucket)[1]
+        for store in backends.stores.values()
+        for bucket in range(BUCKETS)
+    )
+
+
+def flip(backends: Backends, epoch: int) -> None:
+    current = current_release(backends.catalog)
+    done = promote(
+        backends, space=SPACE, epoch=epoch, foundation="f", downstream=f"d{epoch}", actor="test",
+        reason="better", instead_of=None if current is None else current.id,
+    )  # fmt: skip
+    assert (done.changed, done.regions) == (True, {})
+
+
+@dataclass
+class Reads:
+    """A scorer: loads what the release names, reads batches of that epoch, looks at every byte."""
+
+    backends: Backends
+    stop: threading.Event = field(default_factory=threading.Event)
+    mixed: int = 0
+    missing: int = 0
+    epochs: set[int] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+    _readers: dict[str, RegionReader] = field(default_factory=dict)
+
+    def run(self) -> None:
+        first = 0
+        while not self.stop.wait(READ_EVERY_S):
+            users = [(first + step) % USERS for step in range(BATCH)]
+            first += 5
+            self._batch(_released(self.backends.catalog), users)
+
+    def _batch(self, release: Release, users: list[int]) -> None:
+        reader = self._readers.setdefault(release.id, RegionReader(self.backends.stores, release, BUCKETS))
+        try:
+            answers = reader.read(users)
+        except SpaceMismatchError as error:
+            self.mixed += 1
+            self.problems.append(str(error))
+            return
+        self.epochs.add(release.epoch)
+        for user, answer in zip(users, answers, strict=True):
+            if answer.data is None:
+                self.missing += 1
+                self.problems.append(f"user {user}, epoch {release.epoch}: {answer.why}")
+            elif answer.data != _wanted(answer.data, user, release.epoch):
+                self.mixed += 1
+                self.problems.append(f"user {user}, epoch {release.epoch}: other bytes than were written")
+
+
+def _released(catalog: Catalog) -> Release:
+    release = current_release(catalog)
+    assert release is not None
+    return release
+
+
+def _wanted(data: bytes, user: int, epoch: int) -> bytes:
+    """The very bytes that somebody wrote for this user and epoch with the record's own seq."""
+    header = inspect(data)
+    assert header.space_id == space_id(SPACE)
+    if header.seq >= 1_000:
+        return update(user, header.seq, epoch)
+    return record(user, user, space=SPACE, epoch=epoch, as_of_us=1_000 * epoch, variant=epoch)

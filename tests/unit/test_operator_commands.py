@@ -1,0 +1,135 @@
+"""The operators' commands on the command line, over a delivered deployment without models."""
+
+from pathlib import Path
+
+import pytest
+from delivery_samples import BUCKETS, SPACES, deliver_here, publish_epoch, settings_of
+
+from vista.__main__ import main
+from vista.config import Settings
+from vista.delivery.regions import open_backends
+from vista.delivery.release import promote
+from vista.delivery.sqlite_store import SqliteStore
+from vista.operator_commands import COMMANDS
+
+SPACE = SPACES[0]
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Two delivered epochs, both released, and an epoch that is only in the table."""
+    for name in ("VISTA_REGIONS", "VISTA_CATALOG_URL", "VISTA_LOG_URL", "VISTA_WAREHOUSE", "VISTA_RUNS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("VISTA_HOME", str(tmp_path))
+    settings = settings_of(tmp_path)
+    for number in (1, 2):
+        deliver_here(tmp_path, publish_epoch(tmp_path, as_of_us=1_000 * number, variant=number), settings)
+        with open_backends(settings) as backends:
+            releases = backends.catalog.releases()
+            promote(
+                backends, space=SPACE, epoch=number, foundation="f", downstream=f"d{number}", actor="a run",
+                reason="better", instead_of=releases[-1].id if releases else None,
+            )  # fmt: skip
+    publish_epoch(tmp_path, as_of_us=3_000, variant=3)
+    return settings
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    assert main([*arguments]) == code
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    return printed.out if code == 0 else printed.err
+
+
+@pytest.mark.parametrize("command", [command.name for command in COMMANDS])
+def test_help_says_what_is_required(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = " ".join(said(capsys, command, "--help").split())
+    if command in ("releases", "audit"):
+        assert "--reason" not in shown
+    elif command == "verify":
+        assert "--dry-run" not in shown, "it changes nothing"
+    else:
+        assert "why; the audit keeps it [required without --dry-run]" in shown
+        assert "--dry-run" in shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["rollback"], ["freeze"], ["unfreeze"], ["repair"],
+        ["withdraw", "--space", SPACE, "--epoch", "1"], ["retire", "--space", SPACE, "--epoch", "1"],
+    ],
+)  # fmt: skip
+def test_nothing_is_done_without_a_reason(
+    settings: Settings, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "--reason is missing" in said(capsys, *arguments, code=2)
+    assert "--reason is missing" in said(capsys, *arguments, "--reason", "  ", code=2)
+
+
+def test_freeze_is_shown_in_releases_and_audit(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "would be frozen" in said(capsys, "freeze", "--dry-run")
+    assert "frozen" not in said(capsys, "releases")
+    assert "promotion is frozen; r-" in said(capsys, "freeze", "--reason", "an incident")
+    assert said(capsys, "releases").splitlines()[-1].endswith(": an incident")
+    assert "is frozen since" in said(capsys, "freeze", "--reason", "x", code=2)
+    assert "is not frozen any more" in said(capsys, "unfreeze", "--reason", "over")
+    lines = said(capsys, "audit").splitlines()
+    assert [line.split()[3] for line in lines if " UTC  " in line] == [
+        "promote", "promote", "freeze", "unfreeze",
+    ]  # fmt: skip
+    assert lines[0].endswith("a run: better")
+    assert lines[1].strip().startswith("nothing -> r-")
+
+
+def test_withdraw_and_retire(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    third = ("--space", SPACE, "--epoch", "3")
+    assert "would be withdrawn" in said(capsys, "withdraw", *third, "--dry-run")
+    assert said(capsys, "withdraw", *third, "--reason", "bad").strip() == (
+        f"epoch 3 of {SPACE} is withdrawn, for ever"
+    )
+    second = ("--space", SPACE, "--epoch", "2")
+    assert "it still serves, in release r-" in said(capsys, "withdraw", *second, "--reason", "bad")
+    assert "epoch 2 of sample-c is withdrawn" in said(capsys, "verify", code=1)
+    assert "is needed by release" in said(capsys, "retire", *second, "--reason", "x", code=1)
+    other = ("--space", "other", "--epoch", "1")
+    assert "would be retired: none is held" in said(capsys, "retire", *other, "--dry-run")
+
+
+def test_verify_and_repair(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "every region serves the release, whole" in said(capsys, "verify", "--all-bytes")
+    assert "region 'north' does not exist: east, west" in said(capsys, "verify", "--region", "north", code=2)
+    assert "give both, or neither" in said(capsys, "verify", "--space", SPACE, code=2)
+    third = ("--space", SPACE, "--epoch", "3")
+    assert "holds nothing of epoch 3" in said(capsys, "verify", *third, code=1)
+    store = SqliteStore(settings.region_urls["west"], BUCKETS)
+    with store._database.write() as connection:
+        connection.execute("DELETE FROM summaries WHERE bucket = 1")
+    failed = said(capsys, "verify", "--reason", "nightly", code=1)
+    assert "region west, bucket 1: of epoch 2's" in failed
+    assert "are missing" in failed
+    assert said(capsys, "verify", "--region", "east").count("region ") == 2, "a line, and the verdict"
+    would = said(capsys, "repair", "--dry-run")
+    assert would.count("replayed from the log, then refilled from the table") == 2
+    assert main(["verify"]) == 1, "a dry run changes nothing"
+    capsys.readouterr()
+    assert said(capsys, "repair", "--reason", "lost rows") == would
+    assert "coverage 100.00% of epoch 2" in said(capsys, "verify", "--reason", "after the repair")
+    said(capsys, "repair", *third, "--reason", "the next one, by hand")
+    said(capsys, "verify", *third)
+    kept = said(capsys, "audit")
+    assert "verify" in kept
+    assert "-> nothing is wrong" in kept
+    assert ": lost rows" in kept
+
+
+def test_the_stages_options_do_not_mix_with_a_regions(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "--run-id belongs to the stage" in said(
+        capsys, "deliver", "--region", "east", "--run-id", "r", code=2
+    )
+    assert "region 'north' does not exist" in said(capsys, "deliver", "--region", "north", code=2)
+    assert "--port" in said(capsys, "deliver", "--region", "east", "--port", "70000", code=2)

@@ -1,0 +1,278 @@
+"""A region's endless worker over embedded back ends: outages, holes, wiped stores, stores to be spared."""
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+from delivery_samples import BUCKETS, SPACES, publish_epoch, record, settings_of, users_of
+from region_threads import RegionThread, region_thread
+
+from vista.config import Settings
+from vista.delivery import sqlite
+from vista.delivery.backfill import backfill
+from vista.delivery.control import release_record
+from vista.delivery.interfaces import Release
+from vista.delivery.lag import MAX_SAMPLES, Ends, Lag
+from vista.delivery.log import open_log
+from vista.delivery.region_health import RegionHealth, served
+from vista.delivery.region_worker import LIMITS, Limits
+from vista.delivery.sqlite_log import SqliteLog
+from vista.delivery.sqlite_store import SqliteStore
+from vista.errors import BackendError, InputError
+
+SPACE = SPACES[0]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return settings_of(tmp_path)
+
+
+@pytest.fixture
+def log(settings: Settings) -> SqliteLog:
+    return SqliteLog(settings.log_url, BUCKETS)
+
+
+@pytest.fixture
+def store(settings: Settings) -> SqliteStore:
+    return SqliteStore(settings.region_urls["east"], BUCKETS)
+
+
+def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
+    deadline_s = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+def is_at_end(log: SqliteLog, store: SqliteStore, buckets: range = range(BUCKETS)) -> bool:
+    return all(store.state(bucket).offset == log.bounds(bucket)[1] for bucket in buckets)
+
+
+def fill(log: SqliteLog, seq: int = 0) -> None:
+    for bucket in range(BUCKETS):
+        log.append(bucket, [record(user, seq) for user in users_of(bucket, 10)])
+
+
+def test_it_follows_the_log_counts_and_leaves_when_told(log: SqliteLog, store: SqliteStore) -> None:
+    fill(log)
+    log.append(1, [b"garbage"])
+    with region_thread("east", log, store) as running:
+        until(lambda: is_at_end(log, store))
+        fill(log, seq=1)
+        until(lambda: is_at_end(log, store))
+    assert running.report is not None
+    assert (running.report.written, running.report.dead_letters) == (2 * 10 * BUCKETS, 1)
+    with log._database.read() as connection:
+        assert connection.execute("SELECT COUNT(*) FROM members").fetchone() == (0,), "it has left"
+
+
+def test_a_hole_stops_its_bucket_alone_until_the_store_is_past_it(
+    log: SqliteLog, store: SqliteStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(log)
+    with log._database.write() as connection:  # what retention does
+        connection.execute("UPDATE partitions SET first = 3 WHERE partition = 2")
+    with caplog.at_level(logging.INFO, "vista"), region_thread("east", log, store) as running:
+        until(lambda: running.monitor.health().buckets_needing_backfill == 1)
+        others = [0, 1, 3]
+        until(lambda: all(is_at_end(log, store, range(one, one + 1)) for one in others))
+        health = running.monitor.health()
+        assert not health.ready
+        assert "bucket 2 needs offset 0, the log starts at 3: it needs a backfill" in health.reasons[0]
+        assert "(1 of 4 buckets stand still)" in health.reasons[0]
+        fill(log, seq=1)
+        until(lambda: all(is_at_end(log, store, range(one, one + 1)) for one in others))
+        assert store.state(2).offset == 0
+        assert store.apply(2, 0, 3, []).accepted, "what a repair does last"
+        until(lambda: is_at_end(log, store))
+        until(lambda: running.monitor.health().ready)
+    said = [entry.message for entry in caplog.records if "stands still" in entry.message]
+    assert len(said) == 1
+    assert any("goes on in every bucket" in entry.message for entry in caplog.records)
+
+
+def test_it_waits_for_a_store_that_is_away_and_says_so_once(
+    log: SqliteLog, store: SqliteStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(log)
+    store.state(0)
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.05)
+    with caplog.at_level(logging.INFO, "vista"), region_thread("east", log, store) as running:
+        until(lambda: is_at_end(log, store))
+        with closing(sqlite3.connect(store._database.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            fill(log, seq=1)
+            until(lambda: running.monitor.health().buckets_failing == BUCKETS)
+            health = running.monitor.health()
+            assert not health.ready
+            assert "BUSY" in health.reasons[0]
+            until(lambda: running.monitor.health().lag_records == 10 * BUCKETS)
+        until(lambda: is_at_end(log, store))
+        until(lambda: running.monitor.health().ready)
+    assert len([entry for entry in caplog.records if "stands still" in entry.message]) == 1
+    assert running.report is not None
+    assert running.report.written == 2 * 10 * BUCKETS
+
+
+def test_it_waits_for_a_log_that_is_away(
+    log: SqliteLog, store: SqliteStore, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log's tables vanish under the worker, and are there again."""
+    fill(log)
+    with caplog.at_level(logging.INFO, "vista"), region_thread("east", log, store) as running:
+        until(lambda: is_at_end(log, store))
+        with log._database.write() as connection:
+            connection.execute("ALTER TABLE members RENAME TO members_away")
+            connection.execute("ALTER TABLE partitions RENAME TO partitions_away")
+        until(lambda: not running.monitor.health().ready)
+        until(lambda: running.worker.log_fault)
+        with log._database.write() as connection:
+            connection.execute("ALTER TABLE members_away RENAME TO members")
+            connection.execute("ALTER TABLE partitions_away RENAME TO partitions")
+        fill(log, seq=1)
+        until(lambda: is_at_end(log, store))
+        until(lambda: running.monitor.health().ready)
+
+
+def test_a_store_that_is_wiped_while_nothing_comes_fills_again(
+    log: SqliteLog, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vista.delivery.region_worker.LOOK_S", 0.2)
+    fill(log)
+    with region_thread("east", log, store):
+        until(lambda: is_at_end(log, store))
+        with store._database.write() as connection:
+            connection.execute("DELETE FROM offsets")
+            connection.execute("DELETE FROM summaries")
+        until(lambda: is_at_end(log, store))
+    users = users_of(1, 10)
+    assert store.get_many(SPACE, 1, users) == [record(user) for user in users]
+
+
+def test_a_store_without_room_is_spared_and_nothing_is_lost(log: SqliteLog, store: SqliteStore) -> None:
+    """Also in buckets that are assigned while the worker holds back: they were another worker's."""
+    fill(log)
+    reserve = Limits(min_free_bytes=10**18)
+    second = RegionThread("east", log, store, reserve, "")
+    with region_thread("east", log, store, reserve) as running:
+        until(lambda: running.worker.held_back)
+        assert "bytes free, 1,000,000,000,000,000,000 are its reserve" in running.monitor.health().reasons[0]
+        until(lambda: running.monitor.health().lag_records == 10 * BUCKETS)
+        second.start()
+        until(lambda: second.worker.held_back and len(second.worker.assigned) == BUCKETS // 2)
+    until(lambda: second.monitor.health().lag_records == 10 * BUCKETS)
+    assert second.end().written == 0
+    assert [store.state(bucket).offset for bucket in range(BUCKETS)] == [0] * BUCKETS
+    with region_thread("east", log, store):
+        until(lambda: is_at_end(log, store))
+
+
+def test_a_store_whose_reads_are_slow_is_given_time_but_never_left_behind(
+    log: SqliteLog, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vista.delivery.region_worker.READS", 4)
+    monkeypatch.setattr("vista.delivery.worker.MAX_BATCH_BYTES", 1)
+    for bucket in range(BUCKETS):
+        log.append(bucket, [record(user) for user in users_of(bucket, 6)])
+    held: set[str] = set()
+    with region_thread("east", log, store, Limits(max_read_p99_s=0.0)) as running:
+        until(lambda: held.add(running.worker.held_back) or is_at_end(log, store))
+    assert any("reads take" in reason and "0 ms are the limit" in reason for reason in held)
+
+
+def test_what_fails_at_the_start_is_raised(tmp_path: Path, settings: Settings) -> None:
+    (tmp_path / "broken.db").write_bytes(b"no database" * 1_000)
+    broken = SqliteStore(f"sqlite:///{tmp_path}/broken.db", BUCKETS)
+    with closing(open_log(settings.log_url, BUCKETS)) as log:
+        running = RegionThread("east", log, broken, LIMITS, settings.catalog_url)
+        with pytest.raises(BackendError, match="NOTADB"):
+            running.worker.follow(threading.Event())
+
+
+def test_health_and_metrics_over_http(log: SqliteLog, store: SqliteStore) -> None:
+    fill(log)
+    with (
+        region_thread("east", log, store) as running,
+        served(running.monitor, running.registry, 0) as port,
+    ):
+        until(lambda: running.monitor.health().ready and is_at_end(log, store))
+        with urlopen(f"http://127.0.0.1:{port}/healthz") as answer:
+            assert RegionHealth.model_validate_json(answer.read()).ready
+        with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            text = answer.read().decode()
+        assert f'vista_records_total{{outcome="written",region="east"}} {10 * BUCKETS}.0' in text
+        assert 'vista_ready{region="east"} 1.0' in text
+        assert 'vista_apply_seconds_bucket{le="0.001",region="east"}' in text
+        with pytest.raises(HTTPError, match="404"):
+            urlopen(f"http://127.0.0.1:{port}/")
+        other = RegionThread("west", log, store, LIMITS, "")
+        with (
+            pytest.raises(InputError, match=f"--port {port}: .*choose another one"),
+            served(other.monitor, other.registry, port),
+        ):
+            pass
+
+
+def test_coverage_and_age_are_those_of_the_release_that_has_reached_the_region(
+    tmp_path: Path, settings: Settings, log: SqliteLog, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vista.delivery.region_worker.LOOK_S", 0.2)
+    epoch = publish_epoch(tmp_path, users=40, as_of_us=1_000)
+    with region_thread("east", log, store, catalog_url=settings.catalog_url) as running:
+        until(lambda: running.monitor.health().ready)
+        assert running.monitor.health().coverage is None, "nothing is released"
+        backfill(epoch, log, tmp_path / "progress.json")
+        release = Release(id="r-1", space=SPACE, epoch=1, foundation="f", downstream="d")
+        for bucket in range(BUCKETS):
+            log.append(bucket, [release_record(release)])
+        until(lambda: running.monitor.health().coverage == 1.0)
+        health = running.monitor.health()
+        assert (health.release, health.ready) == ("r-1", True)
+        assert health.oldest_summary_age_s == pytest.approx(time.time() - 1e-3, abs=60)  # clock of the test
+        with store._database.write() as connection:
+            gone = connection.execute("DELETE FROM summaries WHERE bucket = 1").rowcount
+        assert gone > 0
+        until(lambda: running.monitor.health().coverage == pytest.approx((40 - gone) / 40))
+
+
+def test_lag_in_seconds_is_since_the_region_had_everything() -> None:
+    lag = Lag()
+    assert (lag.records({0: 5}), lag.seconds({0: 5}, 9.0)) == (None, None), "no sample yet"
+    for second in range(10):
+        lag.sample(Ends(float(second), {0: 10 * second, 1: 7}), {0: 35, 1: 7})
+    assert (lag.records({0: 90, 1: 7}), lag.seconds({0: 90, 1: 7}, 9.25)) == (0, 0.25)
+    assert (lag.records({0: 35, 1: 7}), lag.seconds({0: 35, 1: 7}, 9.0)) == (55, 6.0)
+    assert lag.seconds({0: 90, 1: 6}, 9.0) == 6.0, "behind since before the first sample that is left"
+    assert (lag.records({0: 90, 2: 0}), lag.seconds({0: 90, 2: 0}, 9.0)) == (None, None), "assigned since"
+    lag.sample(Ends(10.0, {0: 100, 1: 7}), {0: 100, 1: 7})
+    assert lag.seconds({0: 99, 1: 7}, 10.5) == 0.5, "older samples are forgotten"
+
+
+def test_long_lags_are_right_to_a_part_in_256_in_bounded_room_and_short_ones_exact_again() -> None:
+    lag, last = Lag(), 20 * MAX_SAMPLES
+    for second in range(last + 1):
+        lag.sample(Ends(float(second), {0: second}), {0: 0})
+    assert len(lag._samples) <= MAX_SAMPLES
+    assert lag.seconds({0: last}, float(last)) == 0.0
+    for behind in (300, 3_000, last):
+        found = lag.seconds({0: last - behind}, float(last))
+        assert found is not None
+        assert behind <= found <= behind + last / 256
+    for second in range(last, last + 100):
+        lag.sample(Ends(float(second), {0: second}), {0: second - 7})
+    assert lag.seconds({0: last + 92}, last + 99.0) == 7.0
+
+
+def test_a_bucket_that_stands_still_counts_in_the_lag() -> None:
+    lag = Lag()
+    for second in range(5):
+        lag.sample(Ends(float(second), {0: second, 1: second}), {0: second, 1: 0})
+    assert (lag.records({0: 4, 1: 0}), lag.seconds({0: 4, 1: 0}, 4.0)) == (4, 4.0)

@@ -1,0 +1,133 @@
+"""Bringing a region back to what the table and the log say: replayed where the log reaches, else refilled
+from the table.
+
+A refill goes through the store's fence like everything else, so a worker may go on beside it. Where the log
+no longer holds what a bucket needs next (kept too short, or lost), the offset is moved only together with the
+barriers that end the refill: nothing is served over a hole.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+
+from vista.delivery.audit import audit_line
+from vista.delivery.control import barrier
+from vista.delivery.interfaces import Epoch, Log, Store
+from vista.delivery.regions import Backends
+from vista.delivery.release import announce, current_release
+from vista.delivery.verify import Finding, Verdict, verify_region
+from vista.delivery.worker import MAX_BATCH_BYTES, drain
+from vista.errors import BackendError, RegionNotReadyError
+from vista.summary.table import read_bucket
+
+log = logging.getLogger(__name__)
+
+MENDED_BY = {
+    "unreadable": "left as it is until its store answers",
+    "out_of_reach": "refilled from the table",
+    "incomplete": "replayed from the log, then refilled from the table",
+    "damaged": "left as it is: empty its store, then repair it again",
+    "dead_letters": "left as they are, for somebody to look at",
+}
+
+
+def repair(
+    backends: Backends, epochs: Sequence[Epoch], *, all_bytes: bool, actor: str, reason: str
+) -> list[str]:
+    """Mend what `verify` finds in these regions, and announce the release to them. Returns what was found,
+    and what became of it.
+
+    Raises `RegionNotReadyError` with what is left, dead letters excepted.
+    """
+    before = verify_all(backends, epochs, all_bytes=all_bytes)
+    found = [finding for verdict in before for finding in verdict.findings]
+    texts = "; ".join(finding.text for finding in found[:5])
+    backends.catalog.note(audit_line("repair", actor, reason, before=texts, after=f"{len(found)} findings"))
+    for verdict in before:
+        try:
+            _repair_region(backends, verdict, epochs, all_bytes=all_bytes)
+        except (BackendError, RegionNotReadyError) as error:
+            log.warning("region %s: %s", verdict.region, error)
+    release = current_release(backends.catalog)
+    behind = {} if release is None else announce(backends, release)
+    left = [
+        finding.text
+        for verdict in verify_all(backends, epochs, all_bytes=all_bytes)
+        for finding in verdict.findings
+        if finding.what != "dead_letters"
+    ]
+    left += [f"region {name} {why}" for name, why in behind.items()]
+    if left:
+        raise RegionNotReadyError("\n".join(["these are left:", *left]))
+    return plan(found)
+
+
+def plan(findings: Sequence[Finding]) -> list[str]:
+    """What a repair does about each finding, in words."""
+    return [f"{finding.text}: {MENDED_BY[finding.what]}" for finding in findings]
+
+
+def verify_all(backends: Backends, epochs: Sequence[Epoch], *, all_bytes: bool) -> list[Verdict]:
+    """The verdicts on all regions, nearest first."""
+    return [
+        verify_region(name, store, backends.log, epochs, all_bytes=all_bytes)
+        for name, store in backends.stores.items()
+    ]
+
+
+def refill(store: Store, bucket: int, epochs: Sequence[Epoch], next_offset: int | None = None) -> int:
+    """Write a bucket of these epochs from their tables, then their barriers; at last move the offset.
+
+    Returns the number of records written. What the store has newer stays.
+    """
+    offset, written = store.state(bucket).offset, 0
+    for epoch in epochs:
+        for records in _batches(epoch, bucket):
+            offset, count = _write(store, bucket, offset, None, records)
+            written += count
+    barriers = [barrier(epoch.space, epoch.epoch) for epoch in epochs]
+    _write(store, bucket, offset, next_offset, barriers)
+    return written
+
+
+def _repair_region(backends: Backends, verdict: Verdict, epochs: Sequence[Epoch], *, all_bytes: bool) -> None:
+    name = verdict.region
+    store = backends.stores[name]
+    for finding in verdict.findings:
+        if finding.what == "out_of_reach":
+            _refill(name, store, finding.bucket, epochs, backends.log)
+    drain(name, backends.log, store)
+    again = verify_region(name, store, backends.log, epochs, all_bytes=all_bytes)
+    for finding in again.findings:
+        if finding.what == "incomplete" and finding.epoch is not None:
+            _refill(name, store, finding.bucket, [finding.epoch], None)
+
+
+def _refill(name: str, store: Store, bucket: int, epochs: Sequence[Epoch], source: Log | None) -> None:
+    next_offset = None if source is None else source.bounds(bucket)[0]
+    written = refill(store, bucket, epochs, next_offset)
+    log.info("region %s, bucket %d: %d records written from the table", name, bucket, written)
+
+
+def _batches(epoch: Epoch, bucket: int) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
+    size = 0
+    for rows in read_bucket(epoch.location, bucket):
+        for data in rows.records:
+            if batch and size + len(data) > MAX_BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+            batch.append(data)
+            size += len(data)
+    if batch:
+        yield batch
+
+
+def _write(
+    store: Store, bucket: int, offset: int, next_offset: int | None, records: Sequence[bytes]
+) -> tuple[int, int]:
+    """Apply beside a worker that may move the offset meanwhile. Returns offset and records written."""
+    while True:
+        applied = store.apply(bucket, offset, offset if next_offset is None else next_offset, records)
+        if applied.accepted:
+            return applied.offset, applied.written
+        offset = applied.offset

@@ -1,0 +1,116 @@
+"""A region compared with the table: what is missing, older or damaged, bucket by bucket."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vista.delivery.interfaces import Epoch, Log, Store
+from vista.delivery.readiness import RegionState, difference, manifests
+from vista.errors import BackendError
+from vista.summary.table import Shard, read_bucket
+
+READ_ROWS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong with a region.
+
+    unreadable: its store does not answer; out_of_reach: the log does not hold what a bucket needs next;
+    incomplete: a bucket lacks records or the barrier of `epoch`; damaged: a record cannot be what was stored;
+    dead_letters: records that could not be applied are kept.
+    """
+
+    what: Literal["unreadable", "out_of_reach", "incomplete", "damaged", "dead_letters"]
+    text: str
+    bucket: int = -1
+    epoch: Epoch | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One region: where it is, in a line, and what is wrong with it."""
+
+    region: str
+    line: str
+    findings: tuple[Finding, ...]
+    state: RegionState | None
+
+
+def verify_region(
+    name: str, store: Store, source: Log, epochs: Sequence[Epoch], *, all_bytes: bool
+) -> Verdict:
+    """Compare a region with the tables of `epochs`: barriers, sets of users, and the first record of every
+    bucket, or with `all_bytes` every record. Raises `EpochError` if a table cannot be read."""
+    try:
+        state = RegionState.of(name, store, source.partitions)
+        findings = tuple(_findings(state, store, source, epochs, all_bytes))
+    except BackendError as error:
+        what = Finding("unreadable", f"region {name}: {error}")
+        return Verdict(name, f"region {name}: cannot be read", (what,), None)
+    coverage = ", ".join(
+        f"{state.coverage(epoch, manifests(epoch)):.2%} of epoch {epoch.epoch}" for epoch in epochs
+    )
+    lag = sum(max(0, source.bounds(number)[1] - one.offset) for number, one in enumerate(state.buckets))
+    return Verdict(name, f"region {name}: coverage {coverage}; lag {lag:,} records", findings, state)
+
+
+def _findings(
+    state: RegionState, store: Store, source: Log, epochs: Sequence[Epoch], all_bytes: bool
+) -> Iterator[Finding]:
+    for number, bucket in enumerate(state.buckets):
+        first, end = source.bounds(number)
+        if not first <= bucket.offset <= end:
+            yield Finding(
+                "out_of_reach",
+                f"region {state.region}, bucket {number} is at offset {bucket.offset}, the log holds "
+                f"{first} .. {end}",
+                number,
+            )
+    for epoch in epochs:
+        for shard in manifests(epoch):
+            yield from _of_bucket(state, store, epoch, shard, all_bytes)
+    letters = sum(len(store.dead_letters(number)) for number in range(source.partitions))
+    if letters:
+        yield Finding("dead_letters", f"region {state.region} keeps {letters} dead letters")
+
+
+def _of_bucket(
+    state: RegionState, store: Store, epoch: Epoch, shard: Shard, all_bytes: bool
+) -> Iterator[Finding]:
+    held = state.epoch(epoch, shard.bucket)
+    if held is None or not held.barrier:
+        yield Finding("incomplete", state.gap(epoch, shard), shard.bucket, epoch)
+        return
+    # Another set of users may only hold more: those that came since, with streamed updates.
+    other_users = held.keys_digest != shard.keys_digest
+    found, example = _differences(store, epoch, shard.bucket, first_only=not (all_bytes or other_users))
+    where = f"region {state.region}, bucket {shard.bucket}: of epoch {epoch.epoch}'s {shard.rows} users"
+    if found["missing"] or found["older"]:
+        text = f"{where} {found['missing']} are missing and {found['older']} older than the table's"
+        first = example.get("missing", example.get("older"))
+        yield Finding("incomplete", f"{text} (first: user {first})", shard.bucket, epoch)
+    if found["damaged"]:
+        text = f"{where} {found['damaged']} are damaged (first: user {example['damaged']})"
+        yield Finding("damaged", text, shard.bucket, epoch)
+
+
+def _differences(
+    store: Store, epoch: Epoch, bucket: int, *, first_only: bool
+) -> tuple[Counter[str], dict[str, int]]:
+    """How many records of the bucket differ from the table, by how, and the first user of each kind."""
+    counts: Counter[str] = Counter()
+    examples: dict[str, int] = {}
+    for rows in read_bucket(epoch.location, bucket):
+        users = rows.user_id_B.tolist()
+        for start in range(0, 1 if first_only else len(users), READ_ROWS):
+            part = slice(start, start + (1 if first_only else READ_ROWS))
+            held = store.get_many(epoch.space, epoch.epoch, users[part])
+            for user, wanted, data in zip(users[part], rows.records[part], held, strict=True):
+                if kind := difference(wanted, data):
+                    counts[kind] += 1
+                    examples.setdefault(kind, user)
+        if first_only:
+            break
+    return counts, examples

@@ -1,0 +1,193 @@
+"""The commands of operators, and their forms of the stages `deliver` and `promote`."""
+
+from typing import Any
+
+import click
+
+from vista.config import Settings
+from vista.errors import InputError
+
+REASON_HELP = "why; the audit keeps it  [required without --dry-run]"
+
+
+def _reason(text: str = REASON_HELP) -> click.Option:
+    return click.Option(["--reason"], default="", help=text)
+
+
+def _dry_run() -> click.Option:
+    return click.Option(["--dry-run"], is_flag=True, help="show the effect, change nothing")
+
+
+def _epoch(required: bool) -> list[click.Option]:
+    return [
+        click.Option(["--space"], required=required, help="the epoch's space"),
+        click.Option(["--epoch"], type=int, required=required, help="its number"),
+    ]
+
+
+def _region() -> click.Option:
+    return click.Option(["--region"], help="one of VISTA_REGIONS; default: all of them")
+
+
+def _all_bytes() -> click.Option:
+    return click.Option(
+        ["--all-bytes"], is_flag=True, help="compare every record, not one of every bucket: reads everything"
+    )
+
+
+def check_reason(reason: str, dry_run: bool) -> None:
+    """Raises `InputError` for an action without a reason."""
+    if not (reason.strip() or dry_run):
+        raise InputError("--reason is missing: say why, the audit keeps it")
+
+
+def with_region(stage: click.Command) -> click.Command:
+    """The stage `deliver`; with --region an endless worker of one region."""
+
+    def run(region: str | None, port: int, **values: Any) -> None:
+        if region is None:
+            assert stage.callback is not None
+            stage.callback(**values)
+            return
+        if given := [name for name, value in values.items() if value is not None and value is not False]:
+            raise InputError(
+                f"--{given[0].replace('_', '-')} belongs to the stage: leave it out with --region"
+            )
+        from vista.delivery.deliver_region import deliver_region
+
+        report = deliver_region(Settings.from_environment(), region, port)
+        click.echo(report.model_dump_json(indent=2))
+
+    options = [
+        click.Option(["--region"], help="follow the log for this region until stopped, instead of the stage"),
+        click.Option(
+            ["--port"], type=click.IntRange(0, 65_535), default=0, show_default="a free one",
+            help="of /healthz and /metrics on 127.0.0.1, with --region",
+        ),
+    ]  # fmt: skip
+    return click.Command(stage.name, callback=run, params=[*stage.params, *options], help=stage.help)
+
+
+def with_hand(stage: click.Command) -> click.Command:
+    """The stage `promote`; with --reason or --dry-run an operator's own decision about a finished run."""
+
+    def run(reason: str | None, dry_run: bool, **values: Any) -> None:
+        if reason is None and not dry_run:
+            assert stage.callback is not None
+            stage.callback(**values)
+            return
+        from vista.serve.operations import promote_by_hand
+
+        check_reason(reason or "", dry_run)
+        if not values["run_id"]:
+            raise InputError("--run-id is missing: name the run whose models to promote")
+        settings = Settings.from_environment()
+        click.echo(promote_by_hand(settings, values["run_id"], reason or "", dry_run=dry_run))
+
+    by_hand = "promote a finished run by hand, whatever its gate said: why (kept in the audit)"
+    options = [click.Option(["--reason"], help=by_hand), _dry_run()]
+    return click.Command(stage.name, callback=run, params=[*stage.params, *options], help=stage.help)
+
+
+@click.command("releases")
+def releases() -> None:
+    """List every release, who made it and why; * serves."""
+    from vista.serve.operations import list_releases
+
+    click.echo(list_releases(Settings.from_environment()))
+
+
+@click.command("audit")
+def audit() -> None:
+    """List what operators and runs did: when, who, what and why."""
+    from vista.serve.operations import list_audit
+
+    click.echo(list_audit(Settings.from_environment()))
+
+
+@click.command("rollback", params=[_reason(), _dry_run()])
+@click.option("--to", help="a release's id; default: the one before what serves")
+def rollback(to: str | None, reason: str, dry_run: bool) -> None:
+    """Make an earlier release serve again; possible while promotion is frozen, too."""
+    from vista.serve.operations import roll_back
+
+    check_reason(reason, dry_run)
+    click.echo(roll_back(Settings.from_environment(), to, reason, dry_run=dry_run))
+
+
+@click.command("freeze", params=[_reason(), _dry_run()])
+def freeze(reason: str, dry_run: bool) -> None:
+    """Promote nothing until `unfreeze`, neither by a run nor by hand."""
+    _freeze(reason, on=True, dry_run=dry_run)
+
+
+@click.command("unfreeze", params=[_reason(), _dry_run()])
+def unfreeze(reason: str, dry_run: bool) -> None:
+    """End what `freeze` began."""
+    _freeze(reason, on=False, dry_run=dry_run)
+
+
+def _freeze(reason: str, *, on: bool, dry_run: bool) -> None:
+    from vista.serve.operations import freeze
+
+    check_reason(reason, dry_run)
+    click.echo(freeze(Settings.from_environment(), reason, on=on, dry_run=dry_run))
+
+
+@click.command("withdraw", params=[*_epoch(required=True), _reason(), _dry_run()])
+def withdraw(space: str, epoch: int, reason: str, dry_run: bool) -> None:
+    """Mark a published epoch as bad, for ever: nothing trains on it or delivers it any more."""
+    from vista.serve.operations import withdraw_epoch
+
+    check_reason(reason, dry_run)
+    click.echo(withdraw_epoch(Settings.from_environment(), (space, epoch), reason, dry_run=dry_run))
+
+
+@click.command("retire", params=[*_epoch(required=True), _reason(), _dry_run()])
+def retire(space: str, epoch: int, reason: str, dry_run: bool) -> None:
+    """Delete an epoch, and the space's earlier ones, from every region; the table keeps them."""
+    from vista.serve.operations import retire_epoch
+
+    check_reason(reason, dry_run)
+    click.echo(retire_epoch(Settings.from_environment(), (space, epoch), reason, dry_run=dry_run))
+
+
+@click.command(
+    "verify",
+    params=[
+        _region(),
+        *_epoch(required=False),
+        _all_bytes(),
+        _reason("why; the audit keeps it and the verdict"),
+    ],
+)
+def verify(region: str | None, space: str | None, epoch: int | None, all_bytes: bool, reason: str) -> None:
+    """Compare the regions with the table; by default what serves and what a rollback would take."""
+    from vista.serve.operations import verify
+
+    settings = Settings.from_environment()
+    click.echo(verify(settings, region, _space_epoch(space, epoch), reason.strip(), all_bytes=all_bytes))
+
+
+@click.command("repair", params=[_region(), *_epoch(required=False), _all_bytes(), _reason(), _dry_run()])
+def repair(
+    region: str | None, space: str | None, epoch: int | None, all_bytes: bool, reason: str, dry_run: bool
+) -> None:
+    """Mend what `verify` finds: replay from the log, else refill from the table."""
+    from vista.serve.operations import repair_regions
+
+    check_reason(reason, dry_run)
+    done = repair_regions(
+        Settings.from_environment(), region, _space_epoch(space, epoch), reason, all_bytes=all_bytes,
+        dry_run=dry_run,
+    )  # fmt: skip
+    click.echo(done)
+
+
+def _space_epoch(space: str | None, epoch: int | None) -> tuple[str, int] | None:
+    if (space is None) != (epoch is None):
+        raise InputError("--space and --epoch name an epoch together: give both, or neither")
+    return None if space is None or epoch is None else (space, epoch)
+
+
+COMMANDS = (releases, audit, rollback, freeze, unfreeze, withdraw, retire, verify, repair)

@@ -34,6 +34,13 @@ def current_release(catalog: Catalog) -> Release | None:
     return releases[-1] if releases else None
 
 
+def needed_releases(catalog: Catalog) -> list[Release]:
+    """What serves, and what a rollback would take."""
+    releases = catalog.releases()
+    found = (releases[-1], _previous(releases)) if releases else ()
+    return [release for release in found if release is not None]
+
+
 def promote(
     backends: Backends,
     *,
@@ -106,9 +113,8 @@ def retire(backends: Backends, *, space: str, epoch: int, actor: str, reason: st
 
     Raises `EpochError` if the current release, or the one that a rollback would take, needs one of them.
     """
-    releases = backends.catalog.releases()
-    for release in (releases[-1], _previous(releases)) if releases else ():
-        if release is not None and release.space == space and release.epoch <= epoch:
+    for release in needed_releases(backends.catalog):
+        if release.space == space and release.epoch <= epoch:
             raise EpochError(f"epoch {release.epoch} of {space} is needed by release {release.id}: keep it")
     backends.catalog.note(_audit("retire", actor, reason, before=f"{space}/{epoch}", after=""))
     for partition in range(backends.log.partitions):

@@ -8,7 +8,6 @@ import threading
 from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 from vista.config import Settings
 from vista.delivery.catalog import open_catalog
@@ -95,7 +94,7 @@ def verify(settings: Settings) -> str:
         if release is None:
             raise InputError("nothing is released yet: run `make run`")
         epoch = published_epoch(backends.catalog, release.space, release.epoch)
-        shards = shards_of(Path(epoch.location), epoch.buckets)
+        shards = shards_of(epoch.location, epoch.buckets)
         faults: list[str] = []
         lines = [f"release {release.id}: epoch {epoch.epoch} of {epoch.space}, {epoch.rows:,} users"]
         for name, store in backends.stores.items():

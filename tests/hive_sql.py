@@ -53,9 +53,9 @@ def open_epoch(catalog: Catalog, number: int, *, buckets: int = BUCKETS) -> Epoc
 
 
 def write_rows(attempt: Path | str, epoch: Epoch, users: int, seeds: int, width: int) -> dict[int, str]:
-    """All shards of an epoch, with records of random bytes; the SHA-256 of each user's record."""
+    """All shards of an epoch, with random summaries; the SHA-256 of each user's record."""
     hashes: dict[int, str] = {}
-    random = np.random.default_rng(epoch.epoch)
+    random, scales = np.random.default_rng(epoch.epoch), np.ones(seeds, "<f2").tobytes()
     bucket_U = buckets_of(np.arange(users), epoch.buckets)
     for bucket in range(epoch.buckets):
         user_id_B = np.flatnonzero(bucket_U == bucket)
@@ -64,7 +64,7 @@ def write_rows(attempt: Path | str, epoch: Epoch, users: int, seeds: int, width:
                 Record(
                     space_id=space_id(epoch.space), epoch=epoch.epoch, user_id=user, seq=user,
                     as_of_us=epoch.as_of_us, event_time_us=epoch.as_of_us - 1, codec=Codec.INT8, seeds=seeds,
-                    width=width, payload=random.bytes(seeds * (width + 2)),
+                    width=width, payload=scales + random.bytes(seeds * width),
                 )
             )
             for user in user_id_B.tolist()

@@ -99,12 +99,11 @@ def test_a_warehouse_without_permission_is_named(metastore: Metastore) -> None:
     """The database is there; its place cannot be written by anybody."""
     url = fresh_database(metastore)
     database = url.rpartition("/")[2]
-    with (
-        refused("may write to its warehouse"),
-        closing(Client(Address.parse(url, options=frozenset()))) as client,
-    ):
+    with closing(Client(Address.parse(url, options=frozenset()))) as client:
         made = Database(name=database, locationUri="file:///proc/vista")
         client.call(lambda calls: calls.create_database(made))
+    with refused("may write to its warehouse"):
+        open_catalog(url)
 
 
 def test_a_frozen_metastore_is_an_error_in_time_and_goes_on_afterwards(metastore: Metastore) -> None:

@@ -50,7 +50,9 @@ def files_at(location: Path | str) -> tuple[FileSystem, str]:
 @lru_cache(maxsize=64)
 def _remote_files_at(location: str) -> tuple[FileSystem, str]:
     if location.startswith("s3://"):  # from_uri would ask Amazon for the bucket's region
-        return S3FileSystem(connect_timeout=CONNECT_S, request_timeout=ANSWER_S), location[len("s3://") :]
+        endpoint = os.environ.get("AWS_ENDPOINT_URL")  # the only one that pyarrow does not look for itself
+        limits = {"connect_timeout": CONNECT_S, "request_timeout": ANSWER_S}
+        return S3FileSystem(endpoint_override=endpoint, **limits), location.removeprefix("s3://")
     try:
         files, path = FileSystem.from_uri(location)
     except pa.ArrowInvalid as error:

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.dataset as ds
+import pytest
 from delivery_samples import SPACES, fresh_database, write_attempt
 from hive_sql import open_epoch, session
+from lossy_link import lossy_link
 
 from infra.hive import HiveServer, Metastore
 from vista.delivery.catalog import open_catalog
@@ -134,6 +136,25 @@ def test_of_eight_exporters_one_wins_and_nobody_reads_a_part(
 
 
 # must hold 3
+
+
+@pytest.mark.parametrize("call", ["add_partition", "alter_table", "alter_partition", "create_table"])
+def test_what_was_done_but_not_answered_is_done_once(
+    metastore: Metastore, tmp_path: Path, call: str, found: "Found"
+) -> None:
+    """The first change of a kind is done, its answer is lost; the catalog finds out and goes on."""
+    url = fresh_database(metastore)
+    if call != "create_table":
+        open_catalog(url).close()
+    with lossy_link(metastore.port, call.encode()) as link:
+        behind = url.replace(f":{metastore.port}/", f":{link.port}/")
+        for number in (1, 2):
+            job(behind, tmp_path, number, "one")
+        assert link.lost == 1
+    with closing(open_catalog(url)) as catalog:
+        check_converged(catalog, 2, found)
+    found.rounds = 1
+    assert (found.lost, found.duplicated) == (0, 0)
 
 
 def at_moments(reach: Callable[[int], None]) -> None:

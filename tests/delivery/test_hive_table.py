@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow.dataset as ds
 import pytest
-from delivery_samples import SPACES, fresh_database
+from delivery_samples import SPACES, finish_stages, fresh_database, settings_of
 from hive_sql import Sql, open_epoch, session, write_rows
 from pyarrow.fs import S3FileSystem
 
 from infra.hive import HiveServer, Metastore
 from infra.s3 import S3
+from vista.config import RefreshConfig
 from vista.delivery.catalog import open_catalog
+from vista.delivery.deliver import deliver_epoch
 from vista.delivery.interfaces import AuditLine, Catalog, Epoch
 from vista.delivery.publish import attempt_directory, commit
 from vista.delivery.retention import sweep
@@ -142,6 +144,24 @@ def test_a_table_on_s3_is_written_verified_read_and_swept(
     withdraw(catalog, published)
     assert sweep(catalog, f"{on_s3}/table") == []
     assert names_in(attempt.rpartition("/")[0]) == ["attempt=one", "attempt=one.unused"]
+
+
+def test_an_epoch_on_s3_reaches_every_region(
+    catalog: Catalog, database: str, on_s3: str, tmp_path: Path
+) -> None:
+    """The stage that delivers, over a catalog in Hive and files on S3; no pin is left."""
+    epoch = open_epoch(catalog, 1)
+    attempt = attempt_directory(f"{on_s3}/delivered", epoch, "one")
+    write_rows(attempt, epoch, 200, 4, 8)
+    published = commit(catalog, epoch, attempt)
+    changed = {"catalog_url": database, "warehouse": f"{on_s3}/delivered"}
+    settings = settings_of(tmp_path).model_copy(update=changed)
+    finish_stages(settings, "run", published)
+    report = deliver_epoch(RefreshConfig(recipe="smoke", run_id="run"), settings)
+    assert report.delivered
+    assert {name: region.coverage for name, region in report.regions.items()} == {"east": 1.0, "west": 1.0}
+    assert report.appended_records == 200
+    assert names_in(attempt.rpartition("/")[0]) == ["attempt=one"]
 
 
 def test_a_wrong_endpoint_of_s3_is_named_in_time(on_s3: str, monkeypatch: pytest.MonkeyPatch) -> None:

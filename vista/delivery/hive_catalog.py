@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
-from pymetastore.hive_metastore.ttypes import AlreadyExistsException, Partition
+from pymetastore.hive_metastore.ttypes import AlreadyExistsException, NoSuchObjectException, Partition
 
 from vista.config import Frozen
 from vista.delivery.address import Address
@@ -58,6 +58,7 @@ class HiveCatalog:
         prepare(self._metastore, self._database, {HEAD: first.model_dump_json()})
         self._journal = Journal(self._metastore, self._database)
         self._finished = 0
+        self._history: list[Operation] = []
 
     def open_epoch(
         self,
@@ -140,7 +141,7 @@ class HiveCatalog:
         """Make an operation the head, and carry it out. `next_release` may refuse the current one."""
         token = _token()
         while True:
-            head = self._head()
+            text, head = self._head()
             operation = Operation(
                 number=head.number + 1,
                 token=token,
@@ -148,13 +149,13 @@ class HiveCatalog:
                 release=next_release(head.release),
                 withdraws=withdraws,
             )
-            if self._swap_head(head, operation):
+            if self._swap_head(text, operation):
                 self._finish(operation)
                 return
 
-    def _swap_head(self, head: Operation, operation: Operation) -> bool:
+    def _swap_head(self, head: str, operation: Operation) -> bool:
         """Whether `operation` came after `head`."""
-        if self._journal.swap_head(head.model_dump_json(), operation.model_dump_json()):
+        if self._journal.swap_head(head, operation.model_dump_json()):
             return True
         # another one did; or this one, but the metastore broke off before it said so
         newest = self._read(Operation, self._journal.head())
@@ -163,12 +164,13 @@ class HiveCatalog:
             return kept is not None and self._read(Operation, kept) == operation
         return newest == operation
 
-    def _head(self) -> Operation:
-        """The newest operation, carried out. With 0 there is none yet."""
-        head = self._read(Operation, self._journal.head())
+    def _head(self) -> tuple[str, Operation]:
+        """The newest operation, carried out, and how it is written. With number 0 there is none yet."""
+        text = self._journal.head()
+        head = self._read(Operation, text)
         if head.number > self._finished:
             self._finish(head)
-        return head
+        return text, head
 
     def _finish(self, operation: Operation) -> None:
         """Each step may be repeated, by several at once, also long after others have gone on."""
@@ -179,15 +181,22 @@ class HiveCatalog:
         self._finished = operation.number
 
     def _operations(self) -> list[Operation]:
-        """All of them: the head first, so that what it follows is there."""
-        self._head()
-        return [self._read(Operation, body) for body in self._journal.all(_OPERATIONS)]
+        """All of them, read again only if there are new ones. The head first: what it follows is there."""
+        _, head = self._head()
+        if head.number > len(self._history):
+            self._history = [self._read(Operation, body) for body in self._journal.all(_OPERATIONS)]
+        return self._history
 
     def _hide(self, space: str, epoch: int) -> None:
         """Mark a published epoch as withdrawn and let SQL find no file of it, in one change."""
         place = self._database, SUMMARIES
         values = [space, str(epoch)]
-        partition = self._metastore.call(lambda client: client.get_partition(*place, values))
+        try:
+            partition = self._metastore.call(
+                lambda client: client.get_partition(*place, values), NoSuchObjectException
+            )
+        except NoSuchObjectException:  # dropped by hand since: nothing is left to hide
+            return
         partition.parameters[f"{_FIELD}withdrawn"] = str(True)
         partition.sd.location = self._journal.empty_folder
         self._metastore.call(
@@ -219,7 +228,8 @@ class HiveCatalog:
         return epoch
 
     def _epoch(self, partition: Partition) -> Epoch:
-        values = {name: partition.parameters.get(f"{_FIELD}{name}") for name in Epoch.model_fields}
+        kept = partition.parameters
+        values = {name: kept[f"{_FIELD}{name}"] for name in Epoch.model_fields if f"{_FIELD}{name}" in kept}
         try:
             return Epoch.model_validate(values)
         except ValidationError as error:

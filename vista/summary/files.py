@@ -1,6 +1,7 @@
 """Files of the table, on a local disk or wherever pyarrow reaches (`s3://bucket/prefix`, `hdfs://`, `gs://`).
 
-Keys, region and endpoint of S3 come from the environment, as Amazon's own clients read them.
+Keys and endpoint of S3 come from the environment, as Amazon's own clients read them; without AWS_ENDPOINT_URL
+the bucket itself is asked for its region.
 """
 
 import hashlib
@@ -14,13 +15,11 @@ from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, S3FileSystem
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from vista.errors import BackendError, InputError
 
 READ_AHEAD_BYTES = 2**24
-CONNECT_S, ANSWER_S = 2, 8
-"""A wrong endpoint of S3 is named within 10 s."""
 
 
 class Digesting(io.RawIOBase):
@@ -49,10 +48,6 @@ def files_at(location: Path | str) -> tuple[FileSystem, str]:
 
 @lru_cache(maxsize=64)
 def _remote_files_at(location: str) -> tuple[FileSystem, str]:
-    if location.startswith("s3://"):  # from_uri would ask Amazon for the bucket's region
-        endpoint = os.environ.get("AWS_ENDPOINT_URL")  # the only one that pyarrow does not look for itself
-        limits = {"connect_timeout": CONNECT_S, "request_timeout": ANSWER_S}
-        return S3FileSystem(endpoint_override=endpoint, **limits), location.removeprefix("s3://")
     try:
         files, path = FileSystem.from_uri(location)
     except pa.ArrowInvalid as error:

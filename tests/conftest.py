@@ -1,6 +1,9 @@
 """Fixtures that several folders share."""
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +11,9 @@ import pytest
 
 if TYPE_CHECKING:
     from refreshes import Places
+
+    from infra.hive import HiveServer, Metastore
+    from infra.s3 import S3
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +36,43 @@ def smoke_refresh(tmp_path_factory: pytest.TempPathFactory) -> "Places":
     places = Places(tmp_path_factory.mktemp("smoke"))
     places.run("DATASET=smoke")
     return places
+
+
+@pytest.fixture(scope="session")
+def hive_place() -> Iterator[Path]:
+    """The folder of Hive and what it needs, which PostgreSQL's own user may enter, unlike those of pytest."""
+    path = Path(tempfile.mkdtemp(prefix="vista-hive-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def s3(hive_place: Path) -> "Iterator[S3]":
+    """An S3 without buckets."""
+    from infra.s3 import running_s3
+
+    with running_s3(hive_place / "s3") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def metastore(hive_place: Path, s3: "S3") -> "Iterator[Metastore]":
+    """A real metastore, over PostgreSQL, that also looks at the S3."""
+    from infra.hive import running_metastore
+    from infra.postgres import running_postgres
+
+    with (
+        running_postgres(hive_place / "postgres") as postgres,
+        running_metastore(hive_place / "metastore", postgres, s3) as server,
+    ):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def hiveserver(hive_place: Path, metastore: "Metastore") -> "Iterator[HiveServer]":
+    """SQL over the metastore."""
+    from infra.hive import running_hiveserver
+
+    with running_hiveserver(hive_place / "hiveserver", metastore) as server:
+        yield server

@@ -1,10 +1,12 @@
 """Records, epochs and back ends for the tests of summary and delivery."""
 
 import hashlib
+import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,9 @@ from vista.runs import RunDirectory, write_sealed
 from vista.summary.codec import Codec, encode_summaries, quantise
 from vista.summary.record import Record, decode, encode, space_id
 from vista.summary.table import write_shard
+
+if TYPE_CHECKING:
+    from infra.hive import Metastore
 
 BUCKETS = 4
 SEEDS, WIDTH = 4, 8
@@ -87,7 +92,7 @@ def publish_epoch(
         return commit(catalog, epoch, attempt)
 
 
-def write_attempt(attempt: Path, epoch: Epoch, users: int, variant: int = 0) -> None:
+def write_attempt(attempt: Path | str, epoch: Epoch, users: int, variant: int = 0) -> None:
     """All shards of an epoch for the users 0 .. users - 1."""
     for bucket in range(epoch.buckets):
         mine = [user for user in range(users) if bucket_of(user, epoch.buckets) == bucket]
@@ -97,6 +102,11 @@ def write_attempt(attempt: Path, epoch: Epoch, users: int, variant: int = 0) -> 
             for user in mine
         ]
         write_shard(attempt, bucket, ids, ids, ids * 0 + epoch.as_of_us - 1, records)
+
+
+def fresh_database(metastore: "Metastore") -> str:
+    """The URL of an empty catalog in Hive."""
+    return f"hive://127.0.0.1:{metastore.port}/test_{uuid.uuid4().hex[:12]}"
 
 
 def content_digest(store: Store, users: Iterable[int], epochs: Sequence[tuple[str, int]]) -> str:

@@ -167,6 +167,6 @@ def export_again(stage: StageContext, epoch: Epoch, attempt: Path) -> None:
                 checkpoint=Path(epoch.checkpoint),
                 bucket=bucket,
                 epochs=(one,),
-                attempts=(attempt,),
+                attempts=(str(attempt),),
             )
         )

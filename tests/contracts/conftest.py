@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from delivery_samples import BUCKETS
+from delivery_samples import BUCKETS, fresh_database
 
 from infra.redis import Redis, running_cluster, running_redis
 from vista.delivery.catalog import open_catalog
@@ -45,8 +45,10 @@ def log_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return fresh_url(request.param, tmp_path, "log")
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=["sqlite", "hive"])
 def catalog_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "hive":
+        return fresh_database(request.getfixturevalue("metastore"))
     return fresh_url(request.param, tmp_path, "catalog")
 
 

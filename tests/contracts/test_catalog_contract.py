@@ -15,6 +15,12 @@ FORK = multiprocessing.get_context("fork")  # a new interpreter per process cost
 SPACE = SPACES[0]
 
 
+@pytest.fixture(autouse=True)
+def _locations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A metastore makes the places that it is told of."""
+    monkeypatch.chdir(tmp_path)
+
+
 def opened(catalog: Catalog, *, space: str = SPACE, as_of_us: int = 1_000) -> Epoch:
     return catalog.open_epoch(
         space=space, export_id=export_id(space, "digest", as_of_us, "int8"), as_of_us=as_of_us,
@@ -99,6 +105,16 @@ def test_a_swap_needs_the_release_that_is_current(catalog: Catalog) -> None:
         "losers leave no line"
     )
     assert catalog.audit()[0] == audit()
+
+
+def test_an_audit_line_is_kept_whole_whatever_it_says(catalog: Catalog) -> None:
+    lines = [
+        AuditLine(time_us=n, actor="\u00e9\u0142\u4e16", action="note", reason=reason, before="", after="")
+        for n, reason in enumerate(["'\"\\\n\0\t%_;", "long " * 5_000, ""])
+    ]
+    for line in lines:
+        catalog.note(line)
+    assert catalog.audit() == lines
 
 
 def test_of_many_swaps_at_once_one_wins(catalog: Catalog, catalog_url: str) -> None:

@@ -148,7 +148,7 @@ def test_killed_export_goes_on(tmp_path: Path) -> None:
     environment = {"VISTA_HOME": str(settings.home), "VISTA_RUNS": str(settings.runs)}
 
     def shards() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in warehouse.rglob("bucket-*.json")}
+        return {path: path.stat().st_mtime_ns for path in warehouse.rglob("_bucket-*.json")}
 
     with driver(log, *arguments, *options, **environment) as first:
         first.wait_for(lambda: len(shards()) > total // 4, "quarter of the shards")

@@ -45,7 +45,7 @@ def test_the_same_rows_give_the_same_bytes_in_any_order(tmp_path: Path) -> None:
     users = users_of(0, 50)
     rows(users, 0, tmp_path / "one")
     rows(users[::-1], 0, tmp_path / "two")
-    for name in ("bucket-00000.parquet", "bucket-00000.json"):
+    for name in ("bucket-00000.parquet", "_bucket-00000.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
@@ -60,7 +60,7 @@ def test_an_empty_bucket_is_a_shard_too(tmp_path: Path) -> None:
 def test_a_shard_without_manifest_is_not_whole(tmp_path: Path) -> None:
     assert whole_shard(tmp_path, 0) is None
     rows(users_of(0, 3), 0, tmp_path)
-    (tmp_path / "bucket-00000.json").unlink()
+    (tmp_path / "_bucket-00000.json").unlink()
     assert whole_shard(tmp_path, 0) is None
 
 
@@ -83,13 +83,13 @@ def test_what_is_wrong_with_an_attempt_is_found(tmp_path: Path) -> None:
         shutil.copytree(good, bad)
 
     shutil.copytree(good, bad)
-    (bad / "bucket-00002.json").unlink()
+    (bad / "_bucket-00002.json").unlink()
     fails(r"lacks 1 of 4 shards \(first: bucket 2\)")
     (bad / "bucket-00001.parquet").unlink()
     fails("is not the file of its manifest")
     (bad / "bucket-00001.parquet").write_bytes((good / "bucket-00001.parquet").read_bytes()[:-1])
     fails("is not the file of its manifest")
-    (bad / "bucket-00001.json").write_text("{}")
+    (bad / "_bucket-00001.json").write_text("{}")
     fails("is no manifest")
     shutil.copy(good / "bucket-00001.parquet", bad / "bucket-00007.parquet")
     fails("is none of the 4 buckets")
@@ -97,7 +97,7 @@ def test_what_is_wrong_with_an_attempt_is_found(tmp_path: Path) -> None:
     fails("belongs to bucket 3 of 4")
     shard = whole_shard(bad, 0)
     assert shard is not None
-    (bad / "bucket-00000.json").write_text(shard.model_copy(update={"rows": 31}).model_dump_json())
+    (bad / "_bucket-00000.json").write_text(shard.model_copy(update={"rows": 31}).model_dump_json())
     fails("holds 30 users, its manifest 31")
     assert verify_attempt(bad, BUCKETS).rows == 30 * BUCKETS
 
@@ -124,9 +124,9 @@ def test_commit_publishes_what_was_verified(tmp_path: Path) -> None:
 def test_commit_refuses_a_part_and_publishes_nothing(tmp_path: Path) -> None:
     with closing(open_catalog(f"sqlite:///{tmp_path}/catalog.db")) as catalog:
         epoch = open_one(tmp_path)
-        part = attempt_directory(tmp_path, epoch, "part")
+        part = Path(attempt_directory(tmp_path, epoch, "part"))
         write_attempt(part, epoch, users=40)
-        (part / "bucket-00003.json").unlink()
+        (part / "_bucket-00003.json").unlink()
         with pytest.raises(EpochError, match="bucket 3"):
             commit(catalog, epoch, part)
         assert catalog.list_epochs(SPACES[0]) == [epoch]
@@ -136,7 +136,7 @@ def test_commit_refuses_a_part_and_publishes_nothing(tmp_path: Path) -> None:
 def test_a_late_attempt_is_deleted_even_if_it_is_a_part(tmp_path: Path) -> None:
     published = publish_epoch(tmp_path)
     with closing(open_catalog(f"sqlite:///{tmp_path}/catalog.db")) as catalog:
-        late = attempt_directory(tmp_path / "warehouse", published, "late")
+        late = Path(attempt_directory(tmp_path / "warehouse", published, "late"))
         rows(users_of(0, 3), 0, late)
         assert commit(catalog, published, late) == published
     assert not late.exists()

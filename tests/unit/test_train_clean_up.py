@@ -6,10 +6,10 @@ from delivery_samples import deliver_here, finish_stages, publish_epoch, setting
 
 from vista.config import Frozen
 from vista.delivery.interfaces import Epoch
-from vista.delivery.regions import open_backends
+from vista.delivery.regions import Backends, open_backends
 from vista.delivery.release import current_release, promote
 from vista.runs import RunDirectory
-from vista.train.clean_up import retire_old
+from vista.train.clean_up import expire_old, retire_old
 
 
 class Delivered(Frozen):
@@ -46,6 +46,16 @@ def test_current_previous_and_next_stay(tmp_path: Path) -> None:
         retired = retire_old(backends, settings.runs, (newest.space, newest.epoch), 3)
         assert retired == [("space-0", 1), ("space-1", 1), ("space-2", 1)]
         assert retire_old(backends, settings.runs, (newest.space, newest.epoch), 3) == []
+        expired = expire_old(backends, settings.runs, (newest.space, newest.epoch), 3)
+        assert expired == retired, "each is its space's only epoch"
+        assert expire_old(backends, settings.runs, (newest.space, newest.epoch), 3) == []
+        usable = [one.space for one in (*epochs, newest) if not is_withdrawn(backends, one)]
+        assert usable == ["space-3", "space-4", "space-next"]
         for store in backends.stores.values():
             held = [one.space for one in (*epochs, newest) if store.get_many(one.space, 1, [1]) != [None]]
             assert held == ["space-3", "space-4", "space-next"]
+
+
+def is_withdrawn(backends: Backends, epoch: Epoch) -> bool:
+    (found,) = backends.catalog.list_epochs(epoch.space)
+    return found.withdrawn

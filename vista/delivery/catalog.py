@@ -9,4 +9,10 @@ def open_catalog(url: str) -> Catalog:
     """Open a catalog. Raises `InputError` for an unknown scheme."""
     if url.startswith("sqlite:"):
         return SqliteCatalog(url)
-    raise InputError(f"catalog URL {url!r}: the scheme is unknown; use sqlite:///path")
+    if url.startswith("hive:"):
+        from vista.delivery.hive_catalog import HiveCatalog  # two seconds of generated thrift
+
+        return HiveCatalog(url)
+    raise InputError(
+        f"catalog URL {url!r}: the scheme is unknown; use sqlite:///path or hive://host:port/database"
+    )

@@ -13,6 +13,7 @@ from vista.delivery.interfaces import Catalog, Epoch, Store
 from vista.delivery.log import open_log
 from vista.delivery.readiness import RegionReport, RegionState, canaries_differ
 from vista.delivery.regions import drain_regions, open_regions
+from vista.delivery.retention import pinned
 from vista.errors import EpochError, RegionNotReadyError
 from vista.runs import RunDirectory
 from vista.summary.table import Shard, shards_of
@@ -49,8 +50,8 @@ def deliver_epoch(config: RefreshConfig, settings: Settings) -> DeliverReport:
     if older:
         log.info("not delivered: %s", older)
         return _report(epoch, delivered=False, reason=older, appended=0, regions={})
-    shards = shards_of(Path(epoch.location), epoch.buckets)
-    with closing(open_log(settings.log_url, epoch.buckets)) as target:
+    shards = shards_of(epoch.location, epoch.buckets)
+    with pinned([epoch]), closing(open_log(settings.log_url, epoch.buckets)) as target:
         with open_regions(settings, epoch.buckets) as stores:
             check_capacity(epoch, shards, stores)
         progress = run.path / "deliver" / f"{epoch.space}-{epoch.epoch}.json"

@@ -3,11 +3,11 @@
 import hashlib
 import json
 import logging
-import shutil
 from pathlib import Path
 
 from vista.delivery.interfaces import Catalog, Epoch
 from vista.errors import EpochError
+from vista.summary.files import delete
 from vista.summary.table import verify_attempt
 
 log = logging.getLogger(__name__)
@@ -22,12 +22,17 @@ def export_id(space: str, checkpoint_digest: str, as_of_us: int, codec: str) -> 
     return hashlib.sha256(json.dumps([space, checkpoint_digest, as_of_us, codec]).encode()).hexdigest()[:16]
 
 
-def attempt_directory(warehouse: str | Path, epoch: Epoch, attempt: str) -> Path:
+def attempt_directory(warehouse: Path | str, epoch: Epoch, attempt: str) -> str:
     """Where one attempt at an export writes: partitions as Hive names them, the attempt below."""
-    return Path(warehouse) / f"space={epoch.space}" / f"epoch={epoch.epoch}" / f"attempt={attempt}"
+    return f"{epoch_directory(warehouse, epoch)}/attempt={attempt}"
 
 
-def commit(catalog: Catalog, epoch: Epoch, attempt: Path) -> Epoch:
+def epoch_directory(warehouse: Path | str, epoch: Epoch) -> str:
+    """Where the attempts at an epoch lie."""
+    return f"{str(warehouse).rstrip('/')}/space={epoch.space}/epoch={epoch.epoch}"
+
+
+def commit(catalog: Catalog, epoch: Epoch, attempt: Path | str) -> Epoch:
     """Verify all shards of `attempt` and publish it as `epoch`; a loser deletes its attempt.
 
     Returns what is published, by whichever attempt. Raises `EpochError` if a shard is missing or wrong.
@@ -46,5 +51,5 @@ def commit(catalog: Catalog, epoch: Epoch, attempt: Path) -> Epoch:
         raise EpochError(f"epoch {epoch.epoch} of {epoch.space} is export {kept.export_id}: open one anew")
     if kept.location != str(attempt):
         log.info("epoch %d of %s is published from %s", kept.epoch, kept.space, kept.location)
-        shutil.rmtree(attempt, ignore_errors=True)
+        delete(attempt)
     return kept

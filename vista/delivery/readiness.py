@@ -118,4 +118,4 @@ def difference(wanted: bytes, held: bytes | None) -> str:
 
 def manifests(epoch: Epoch) -> tuple[Shard, ...]:
     """The manifests of a published epoch, in order of bucket. Raises `EpochError`."""
-    return shards_of(Path(epoch.location), epoch.buckets)
+    return shards_of(epoch.location, epoch.buckets)

@@ -4,8 +4,8 @@ import sqlite3
 from typing import Any
 
 from vista.delivery.interfaces import AuditLine, Epoch, Release
+from vista.delivery.rules import check_current, check_opened, check_published, check_same
 from vista.delivery.sqlite import Database
-from vista.errors import EpochError, ReleaseConflictError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS epochs (
@@ -62,11 +62,7 @@ class SqliteCatalog:
     def publish(self, epoch: Epoch) -> Epoch:
         with self._database.write() as connection:
             kept = _epoch(connection, epoch.space, epoch.epoch)
-            if kept.export_id != epoch.export_id or (kept.published and kept.rows != epoch.rows):
-                raise EpochError(
-                    f"epoch {epoch.epoch} of {epoch.space} is export {kept.export_id} with {kept.rows} rows; "
-                    f"export {epoch.export_id} with {epoch.rows} rows needs an epoch of its own"
-                )
+            check_same(kept, epoch)
             if kept.published:
                 return kept
             published = epoch.model_copy(update={"published": True, "withdrawn": False})
@@ -83,8 +79,7 @@ class SqliteCatalog:
     def withdraw(self, space: str, epoch: int, audit: AuditLine) -> None:
         with self._database.write() as connection:
             kept = _epoch(connection, space, epoch)
-            if not kept.published:
-                raise EpochError(f"epoch {epoch} of {space} is not published: nothing to withdraw")
+            check_published(kept)
             _keep(connection, kept.model_copy(update={"withdrawn": True}))
             _note(connection, audit)
 
@@ -97,13 +92,8 @@ class SqliteCatalog:
 
     def swap_release(self, expected: str | None, new: Release, audit: AuditLine) -> None:
         with self._database.write() as connection:
-            row = connection.execute("SELECT id FROM releases ORDER BY number DESC LIMIT 1").fetchone()
-            current = None if row is None else row[0]
-            if current != expected:
-                raise ReleaseConflictError(
-                    f"the current release is {current}, not {expected}: somebody was faster; "
-                    "look at `python -m vista releases` and decide again"
-                )
+            row = connection.execute("SELECT body FROM releases ORDER BY number DESC LIMIT 1").fetchone()
+            check_current(None if row is None else Release.model_validate_json(row[0]), expected)
             connection.execute(
                 "INSERT INTO releases (id, body) VALUES (?, ?)", (new.id, new.model_dump_json())
             )
@@ -128,9 +118,7 @@ def _epoch(connection: sqlite3.Connection, space: str, epoch: int) -> Epoch:
     row = connection.execute(
         "SELECT body FROM epochs WHERE space = ? AND epoch = ?", (space, epoch)
     ).fetchone()
-    if row is None:
-        raise EpochError(f"epoch {epoch} of {space} was never opened: call open_epoch first")
-    return Epoch.model_validate_json(row[0])
+    return check_opened(None if row is None else Epoch.model_validate_json(row[0]), space, epoch)
 
 
 def _keep(connection: sqlite3.Connection, epoch: Epoch) -> None:

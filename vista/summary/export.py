@@ -36,7 +36,7 @@ class ExportedEpoch(Frozen):
 
 
 def export_bucket(
-    model: Ranker, max_uih: int, dataset: Dataset, bucket: int, epoch: ExportedEpoch, directory: Path
+    model: Ranker, max_uih: int, dataset: Dataset, bucket: int, epoch: ExportedEpoch, directory: Path | str
 ) -> Shard:
     """Summarise every user of `bucket` from events before `as_of_us`; write the shard into `directory`.
 

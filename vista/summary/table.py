@@ -2,13 +2,13 @@
 
 <attempt>/bucket-00017.parquet  user_id, seq, event_time_us, value (the record's bytes); sorted by user_id;
                                 of summaries that follow every event also state (vista.summary.state)
-<attempt>/bucket-00017.json     the manifest, written last: a shard with a manifest is whole
+<attempt>/_bucket-00017.json    the manifest, written last: a shard with a manifest is whole. Hive and others
+                                read every file but those whose names begin with _ or a dot
 """
 
 import hashlib
-import os
-import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from vista.config import Frozen
 from vista.data.schema import buckets_of
 from vista.errors import EpochError
-from vista.runs import write_whole
+from vista.summary.files import Digesting, digest, files_at, mapped, names_in, read, written
 from vista.summary.record import keys_digest
 
 TABLE_SCHEMA = pa.schema(
@@ -70,7 +70,7 @@ class ShardRows:
 
 
 def write_shard(
-    directory: Path,
+    directory: Path | str,
     bucket: int,
     users: NDArray[np.int64],
     seqs: NDArray[np.int64],
@@ -81,7 +81,7 @@ def write_shard(
     """Write one bucket, whole or not at all; the same rows in any order give the same bytes. `states` become
     one more column.
 
-    Raises `EpochError` for a user that is there twice.
+    Raises `EpochError` for a user that is there twice, `BackendError`.
     """
     order = np.argsort(users, kind="stable")
     users, sorted_records = users[order], [records[row] for row in order.tolist()]
@@ -93,7 +93,7 @@ def write_shard(
     )
     if states is not None:
         table = table.append_column(STATE_FIELD, [[states[row] for row in order.tolist()]])
-    path = _write_parquet(directory, bucket, table)
+    file_digest = _write_parquet(directory, bucket, table)
     content = hashlib.sha256()
     for record in sorted_records:
         content.update(record)
@@ -102,27 +102,30 @@ def write_shard(
         rows=len(users),
         keys_digest=keys_digest(users.tolist()),
         content_digest=content.hexdigest(),
-        file_digest=_file_digest(path),
+        file_digest=file_digest,
         value_bytes=sum(map(len, sorted_records)),
         min_user_id=int(users[0]) if len(users) else None,
         max_user_id=int(users[-1]) if len(users) else None,
     )
-    write_whole(_manifest(directory, bucket), shard.model_dump_json(indent=2))
+    with written(directory, _manifest(bucket)) as file:
+        file.write(shard.model_dump_json(indent=2).encode())
     return shard
 
 
-def whole_shard(directory: Path, bucket: int) -> Shard | None:
+def whole_shard(directory: Path | str, bucket: int) -> Shard | None:
     """The manifest of a shard that an earlier run of this attempt has finished, or None: restarts skip it."""
-    path = _manifest(directory, bucket)
-    if not path.exists():
+    content = read(directory, _manifest(bucket))
+    if not content:  # HDFS shows a file whose writer was killed, empty
         return None
     try:
-        return Shard.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise EpochError(f"{path} is no manifest ({error}): delete the attempt and export again") from error
+        return Shard.model_validate_json(content)
+    except ValidationError as error:
+        raise EpochError(
+            f"{directory}/{_manifest(bucket)} is no manifest ({error}): delete the attempt and export again"
+        ) from error
 
 
-def shards_of(directory: Path, buckets: int) -> tuple[Shard, ...]:
+def shards_of(directory: Path | str, buckets: int) -> tuple[Shard, ...]:
     """The manifests of an attempt, in order of bucket. Raises `EpochError` if one is missing."""
     shards = tuple(whole_shard(directory, bucket) for bucket in range(buckets))
     missing = [bucket for bucket, shard in enumerate(shards) if shard is None]
@@ -135,16 +138,16 @@ def shards_of(directory: Path, buckets: int) -> tuple[Shard, ...]:
     return tuple(shard for shard in shards if shard is not None)
 
 
-def verify_attempt(directory: Path, buckets: int) -> AttemptSummary:
+def verify_attempt(directory: Path | str, buckets: int) -> AttemptSummary:
     """Check that every shard is there exactly once, has its manifest's bytes and only its bucket's users.
 
     Raises `EpochError`.
     """
     shards = shards_of(directory, buckets)
-    known = {_parquet(directory, bucket).name for bucket in range(buckets)}
-    unknown = sorted(path.name for path in directory.glob("*.parquet") if path.name not in known)
+    known = {_parquet(bucket) for bucket in range(buckets)}
+    unknown = [name for name in names_in(directory) if name.endswith(".parquet") and name not in known]
     if unknown:
-        raise EpochError(f"{directory / unknown[0]} is none of the {buckets} buckets: was the count changed?")
+        raise EpochError(f"{directory}/{unknown[0]} is none of the {buckets} buckets: was the count changed?")
     for shard in shards:
         _verify_shard(directory, shard, buckets)
     return AttemptSummary(
@@ -160,9 +163,9 @@ def read_bucket(
 ) -> Iterator[ShardRows]:
     """The rows of one bucket, a row group at a time, in order of user id, with the records or the states as
     `records`. Raises `EpochError`."""
-    path = _parquet(Path(location), bucket)
+    path = f"{location}/{_parquet(bucket)}"
     try:
-        with pq.ParquetFile(path) as file:
+        with _opened(location, bucket) as file:
             if column not in file.schema_arrow.names:
                 raise EpochError(
                     f"{path} holds no {column}: the recipe's summaries do not follow every event"
@@ -175,11 +178,11 @@ def read_bucket(
         raise EpochError(f"{path} cannot be read ({error}): was the epoch deleted?") from error
 
 
-def _verify_shard(directory: Path, shard: Shard, buckets: int) -> None:
-    path = _parquet(directory, shard.bucket)
-    if not path.exists() or _file_digest(path) != shard.file_digest:
+def _verify_shard(directory: Path | str, shard: Shard, buckets: int) -> None:
+    path = f"{directory}/{_parquet(shard.bucket)}"
+    if digest(directory, _parquet(shard.bucket)) != shard.file_digest:
         raise EpochError(f"{path} is not the file of its manifest: delete both and export again")
-    with pq.ParquetFile(path) as file:
+    with mapped(directory), _opened(directory, shard.bucket) as file:
         users = file.read(columns=["user_id"]).column(0).to_numpy()
     bucket_B = buckets_of(users, buckets)
     if (bucket_B != shard.bucket).any():
@@ -192,26 +195,29 @@ def _verify_shard(directory: Path, shard: Shard, buckets: int) -> None:
         raise EpochError(f"{path} holds {len(users)} users, its manifest {shard.rows}: export again")
 
 
-def _write_parquet(directory: Path, bucket: int, table: pa.Table) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    path = _parquet(directory, bucket)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with unfinished.open("wb") as file:
-        pq.write_table(table, file, row_group_size=ROW_GROUP_ROWS, compression="none", use_dictionary=False)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    return path
+def _write_parquet(directory: Path | str, bucket: int, table: pa.Table) -> str:
+    """Write a shard's rows; the SHA-256 of the file. Hive unpacks a dictionary page in quadratic time."""
+    with written(directory, _parquet(bucket)) as file:
+        digesting = Digesting(file)
+        pq.write_table(
+            table, digesting, row_group_size=ROW_GROUP_ROWS, compression="none", use_dictionary=False
+        )
+    return digesting.sha256.hexdigest()
 
 
-def _parquet(directory: Path, bucket: int) -> Path:
-    return directory / f"bucket-{bucket:05d}.parquet"
+@contextmanager
+def _opened(location: Path | str, bucket: int) -> Iterator[pq.ParquetFile]:
+    files, path = files_at(location)
+    with (
+        files.open_input_file(f"{path}/{_parquet(bucket)}") as source,
+        pq.ParquetFile(source) as file,
+    ):
+        yield file
 
 
-def _manifest(directory: Path, bucket: int) -> Path:
-    return directory / f"bucket-{bucket:05d}.json"
+def _parquet(bucket: int) -> str:
+    return f"bucket-{bucket:05d}.parquet"
 
 
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _manifest(bucket: int) -> str:
+    return f"_bucket-{bucket:05d}.json"

@@ -1,4 +1,5 @@
-"""Stage: retire the epochs that nobody needs any more, write the report, point `runs/latest` at it."""
+"""Stage: retire the epochs that nobody needs any more, delete the files of those that are gone, write the
+report, point `runs/latest` at it."""
 
 import logging
 from pathlib import Path
@@ -6,7 +7,8 @@ from pathlib import Path
 from vista.config import Frozen, RefreshConfig, Settings
 from vista.delivery.readiness import RegionState
 from vista.delivery.regions import Backends, open_backends
-from vista.delivery.release import retire
+from vista.delivery.release import needed_releases, retire
+from vista.delivery.retention import expire_space, sweep
 from vista.errors import EpochError, VistaError
 from vista.evaluate.report import write_report
 from vista.runs import RunDirectory
@@ -20,9 +22,12 @@ SpaceEpoch = tuple[str, int]
 
 
 class CleanUpReport(Frozen):
-    """`retired` are epochs as space/epoch; `report` is the page for people, report.json lies beside it."""
+    """`retired` left the stores, `expired` left the table, as space/epoch; `deleted` are folders of files.
+    `report` is the page for people, report.json lies beside it."""
 
     retired: tuple[str, ...]
+    expired: tuple[str, ...]
+    deleted: tuple[str, ...]
     report: str
 
 
@@ -33,10 +38,14 @@ def clean_up(config: RefreshConfig, settings: Settings) -> CleanUpReport:
     newest = (delivered["space"], delivered["epoch"])
     with open_backends(settings) as backends:
         retired = retire_old(backends, settings.runs, newest, stage.recipe.delivery.epochs_kept)
+        expired = expire_old(backends, settings.runs, newest, stage.recipe.delivery.epochs_kept)
+        deleted = sweep(backends.catalog, settings.warehouse)
     write_report(stage.run.path, compose(stage))
     stage.run.make_latest()
     return CleanUpReport(
         retired=tuple(f"{space}/{epoch}" for space, epoch in retired),
+        expired=tuple(f"{space}/{epoch}" for space, epoch in expired),
+        deleted=tuple(deleted),
         report=str(stage.run.path / "report.html"),
     )
 
@@ -60,6 +69,21 @@ def retire_old(backends: Backends, runs: Path, newest: SpaceEpoch, epochs_kept: 
         else:
             retired.append((space, epoch))
     return retired
+
+
+def expire_old(backends: Backends, runs: Path, newest: SpaceEpoch, epochs_kept: int) -> list[SpaceEpoch]:
+    """Withdraw from the table the spaces of which no epoch is kept, nor needed for a rollback.
+
+    A space that is kept is kept whole: trainings read its older epochs.
+    """
+    kept = {space for space, _ in kept_epochs(backends, newest, epochs_kept)}
+    kept |= {release.space for release in needed_releases(backends.catalog)}
+    gone = {space for space, _ in finished_epochs(backends, runs)} - kept
+    return [
+        (epoch.space, epoch.epoch)
+        for space in sorted(gone)
+        for epoch in expire_space(backends.catalog, space, "clean_up", f"not of the newest {epochs_kept}")
+    ]
 
 
 def kept_epochs(backends: Backends, newest: SpaceEpoch, epochs_kept: int) -> list[SpaceEpoch]:

@@ -92,9 +92,12 @@ def curves_of(model: str, result: Result) -> list[TrainingCurve]:
 
 
 def map_of(stage: StageContext, space: str, number: int) -> SummaryMap | None:
-    """The delivered epoch's summaries by an attribute of their users; None for fewer than three users."""
+    """The delivered epoch's summaries by an attribute of their users; None for fewer than three users,
+    or if it was withdrawn since."""
     dataset = stage.dataset
     epochs = [one for one in usable_epochs(stage.settings.catalog_url, space) if one.epoch == number]
+    if not epochs:
+        return None
     user_id_U = np.sort(dataset.users.id_R)
     user_id_B = user_id_U[:: max(1, len(user_id_U) // MAP_USERS)]
     as_of_us = epochs[0].as_of_us

@@ -46,7 +46,7 @@ class BucketExport(Frozen):
     checkpoint: Path
     bucket: int
     epochs: tuple[ExportedEpoch, ...]
-    attempts: tuple[Path, ...]
+    attempts: tuple[str, ...]
 
 
 def export_summaries(config: RefreshConfig, settings: Settings) -> ExportReport:
@@ -119,14 +119,14 @@ def _open(
     )
 
 
-def _attempt(settings: Settings, config: RefreshConfig, epoch: Epoch) -> Path:
+def _attempt(settings: Settings, config: RefreshConfig, epoch: Epoch) -> str:
     """The same directory when this run is resumed, another one for every other run."""
     name = hashlib.sha256(f"{config.run_id}/{epoch.export_id}".encode()).hexdigest()[:32]
     return attempt_directory(settings.warehouse, epoch, name)
 
 
 def _missing(
-    stage: StageContext, checkpoint: Path, bucket: int, opened: list[Epoch], attempts: list[Path]
+    stage: StageContext, checkpoint: Path, bucket: int, opened: list[Epoch], attempts: list[str]
 ) -> BucketExport:
     """What is not there yet of one bucket."""
     missing = [

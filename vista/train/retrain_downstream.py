@@ -7,6 +7,7 @@ import numpy as np
 
 from vista.config import Frozen, RefreshConfig, Settings
 from vista.data.dataset import Dataset
+from vista.delivery.retention import pinned
 from vista.evaluate.bootstrap import PairedDifference, paired_bootstrap
 from vista.evaluate.gate import GateDecision, decide
 from vista.evaluate.refresh_report import ModelFigures
@@ -16,7 +17,7 @@ from vista.summary.join import SummaryReader
 from vista.train.baselines import baseline_jobs, train_baseline
 from vista.train.champion import Champion, score_champion
 from vista.train.compute import ray_session, run_tasks, train_on_ray
-from vista.train.jobs import DownstreamJob, Training, training_days
+from vista.train.jobs import DownstreamJob, Training, training_days, usable_epochs
 from vista.train.stage import Fitted, Result, StageContext, checkpoint_meta
 from vista.train.state import load_best
 from vista.train.tracking import Tracked
@@ -55,6 +56,11 @@ def retrain_downstream(config: RefreshConfig, settings: Settings) -> DownstreamR
     """Train, compare, decide. Run again after a crash, it keeps the models that are finished."""
     stage = StageContext.open(config, settings)
     job = downstream_job(stage)
+    with pinned(usable_epochs(job.catalog_url, job.space)):
+        return _retrain(stage, job)
+
+
+def _retrain(stage: StageContext, job: DownstreamJob) -> DownstreamReport:
     training = Training(job)
     training.task()
     join = check_join(training.dataset, training.reader, job.days.first)
@@ -66,7 +72,7 @@ def retrain_downstream(config: RefreshConfig, settings: Settings) -> DownstreamR
         with ray_session(job.train.workers):
             if not result.exists():
                 storage = stage.run.training(MODEL)
-                state = train_on_ray(job, tracked, storage=storage, name=config.run_id)
+                state = train_on_ray(job, tracked, storage=storage, name=stage.config.run_id)
                 finish(stage, training, state)
             run_tasks(train_baseline, baselines, "baselines")
     report = _compare(stage, job, join, tracked)

@@ -1,0 +1,135 @@
+"""The tables of a catalog in Hive, made when they are not there, checked when they are.
+
+summaries         external, Parquet, partitioned by (space, epoch): a partition is a published epoch, its
+                  location the winning attempt, its parameters all of `Epoch`. Any engine may read it.
+usable_summaries  a view of it for people: what withdrawn epochs leave out
+journal           no files: see vista.delivery.hive_journal
+"""
+
+from pymetastore.hive_metastore.ttypes import (
+    AlreadyExistsException,
+    Database,
+    FieldSchema,
+    GetTableRequest,
+    NoSuchObjectException,
+    SerDeInfo,
+    StorageDescriptor,
+    Table,
+)
+
+from vista.delivery.hive_thrift import Metastore
+from vista.errors import BackendError
+
+SUMMARIES, VIEW, JOURNAL = "summaries", "usable_summaries", "journal"
+COLUMNS = (("user_id", "bigint"), ("seq", "bigint"), ("event_time_us", "bigint"), ("value", "binary"))
+PARTITIONED_BY = (("space", "string"), ("epoch", "bigint"))
+JOURNAL_COLUMNS = (("nothing", "string"),)
+JOURNAL_PARTITIONED_BY = (("topic", "string"), ("number", "bigint"))
+
+_PARQUET = "org.apache.hadoop.hive.ql.io.parquet"
+_EXTERNAL, _VIEW = "EXTERNAL_TABLE", "VIRTUAL_VIEW"
+
+Columns = tuple[tuple[str, str], ...]
+
+
+def prepare(metastore: Metastore, database: str, journal_parameters: dict[str, str]) -> None:
+    """Make what is absent. Raises `BackendError` for a table of another schema, naming the difference."""
+    made = Database(name=database, description="summaries of user histories", parameters={})
+    _make(metastore, made)
+    journal = _external(database, JOURNAL, JOURNAL_COLUMNS, JOURNAL_PARTITIONED_BY, journal_parameters)
+    summaries = _external(database, SUMMARIES, COLUMNS, PARTITIONED_BY, {})
+    for wanted in (journal, summaries, _view(database)):
+        found = table(metastore, database, wanted.tableName)
+        if found is None:
+            _make(metastore, wanted)
+            found = table(metastore, database, wanted.tableName)
+        _check(metastore.url, found, wanted)
+
+
+def table(metastore: Metastore, database: str, name: str) -> Table | None:
+    """A table as the metastore holds it, or None."""
+    request = GetTableRequest(dbName=database, tblName=name)
+    try:
+        return metastore.call(lambda client: client.get_table_req(request), NoSuchObjectException).table
+    except NoSuchObjectException:
+        return None
+
+
+def _make(metastore: Metastore, what: Database | Table) -> None:
+    try:
+        if isinstance(what, Database):
+            metastore.call(lambda client: client.create_database(what), AlreadyExistsException)
+        else:
+            metastore.call(lambda client: client.create_table(what), AlreadyExistsException)
+    except AlreadyExistsException:
+        pass  # before, by somebody else meanwhile, or by the first try of this call
+
+
+def _check(url: str, found: Table | None, wanted: Table) -> None:
+    name = wanted.tableName
+    remedy = "drop or rename it, or name another database in the URL"
+    if found is None:
+        raise BackendError(f"{url}: table {name} was dropped while it was made: run the command again")
+    if found.tableType != wanted.tableType:
+        raise BackendError(f"{url}: {name} is a {found.tableType}, not a {wanted.tableType}: {remedy}")
+    for what, has, wants in (
+        ("columns", found.sd.cols, wanted.sd.cols),
+        ("partition columns", found.partitionKeys, wanted.partitionKeys),
+    ):
+        has_types, wanted_types = _types(has), _types(wants)
+        if has_types != wanted_types:
+            raise BackendError(
+                f"{url}: table {name} is of another schema: its {what} are ({has_types}), not "
+                f"({wanted_types}); {remedy}"
+            )
+    if found.sd.inputFormat != wanted.sd.inputFormat:
+        raise BackendError(f"{url}: table {name} is read by {found.sd.inputFormat}, not Parquet: {remedy}")
+
+
+def _types(fields: list[FieldSchema]) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in fields or ())
+
+
+def _fields(columns: Columns) -> list[FieldSchema]:
+    return [FieldSchema(name, kind) for name, kind in columns]
+
+
+def _external(
+    database: str, name: str, columns: Columns, partitioned_by: Columns, parameters: dict[str, str]
+) -> Table:
+    """External: dropping the table, or a partition of it, deletes no file."""
+    return Table(
+        dbName=database,
+        tableName=name,
+        tableType=_EXTERNAL,
+        partitionKeys=_fields(partitioned_by),
+        parameters={"EXTERNAL": "TRUE", "external.table.purge": "false", **parameters},
+        sd=StorageDescriptor(
+            cols=_fields(columns),
+            inputFormat=f"{_PARQUET}.MapredParquetInputFormat",
+            outputFormat=f"{_PARQUET}.MapredParquetOutputFormat",
+            serdeInfo=SerDeInfo(serializationLib=f"{_PARQUET}.serde.ParquetHiveSerDe", parameters={}),
+            parameters={},
+        ),
+    )
+
+
+def _view(database: str) -> Table:
+    names = ", ".join(f"`{name}`" for name, _ in COLUMNS + PARTITIONED_BY)
+    query = f"SELECT {names} FROM `{database}`.`{SUMMARIES}`"
+    return Table(
+        dbName=database,
+        tableName=VIEW,
+        tableType=_VIEW,
+        partitionKeys=[],
+        parameters={},
+        viewOriginalText=query,
+        viewExpandedText=query,
+        sd=StorageDescriptor(
+            cols=_fields(COLUMNS + PARTITIONED_BY),
+            inputFormat="org.apache.hadoop.mapred.TextInputFormat",
+            outputFormat="org.apache.hadoop.hive.ql.io.HiveIgnoreKeyTextOutputFormat",
+            serdeInfo=SerDeInfo(parameters={}),
+            parameters={},
+        ),
+    )

@@ -147,9 +147,9 @@ def write_shard(
     return shard
 
 
-def whole_shard(directory: Path, bucket: int) -> Shard | None:
+def whole_shard(directory: Path | str, bucket: int) -> Shard | None:
     """The manifest of a shard that an earlier run of this attempt has finished, or None: restarts skip it."""
-    path = _manifest(directory, bucket)
+    path = _manifest(Path(directory), bucket)
     if not path.exists():
         return None
     try:

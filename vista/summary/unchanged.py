@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +45,7 @@ class EarlierRecords:
         """An epoch that is not given, or whose files were deleted, holds nothing."""
         self._location, self._space_id = location, space_id
         self._rows: Iterator[tuple[int, int, bytes]] = iter(())
-        if location is not None and whole_shard(Path(location), bucket) is not None:
+        if location is not None and whole_shard(location, bucket) is not None:
             self._rows = _rows(location, bucket)
         self._next = next(self._rows, None)
 

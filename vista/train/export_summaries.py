@@ -108,7 +108,7 @@ def _report(space: str, published: list[Epoch]) -> ExportReport:
 
 def _work(epoch: Epoch) -> Work:
     """How a published epoch was made, as far as its files are still there."""
-    shards = (whole_shard(Path(epoch.location), bucket) for bucket in range(epoch.buckets))
+    shards = (whole_shard(epoch.location, bucket) for bucket in range(epoch.buckets))
     return Work.total(shard.work for shard in shards if shard is not None)
 
 

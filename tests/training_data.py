@@ -159,6 +159,7 @@ def export_again(stage: StageContext, epoch: Epoch, attempt: Path) -> None:
         as_of_us=epoch.as_of_us,
         codec=epoch.codec,
         zstd=stage.recipe.delivery.zstd,
+        made_by=epoch.checkpoint,
     )
     for bucket in range(epoch.buckets):
         export_task(

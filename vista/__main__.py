@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from vista.config import ExperimentConfig, Frozen, RefreshConfig, Settings
+from vista.delivery.capacity import CapacityConfig, capacity
 from vista.errors import InputError, VistaError
 from vista.jobs import STAGES, run_stage
 from vista.operator_commands import COMMANDS, with_hand, with_region
@@ -114,6 +115,19 @@ def _experiment(name: str, record: bool, **values: Any) -> None:
     if record:
         append_record(EXPERIMENTS_FILE, report.record())
     click.echo(report.table())
+
+
+@commands.command(
+    "capacity",
+    params=[
+        *(_option(*item) for item in CapacityConfig.model_fields.items()),
+        click.Option(["--json", "as_json"], is_flag=True, help="as JSON, in bytes"),
+    ],
+)
+def _capacity(as_json: bool, **values: Any) -> None:
+    """Print what the summaries of so many users take in every place, and over what they are spread."""
+    found = capacity(configured(CapacityConfig, values))
+    click.echo(found.model_dump_json(indent=2) if as_json else found.text())
 
 
 def main(arguments: list[str] | None = None) -> int:

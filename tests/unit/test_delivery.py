@@ -96,7 +96,7 @@ def test_a_region_without_room_is_refused_with_the_figures(tmp_path: Path, setti
     with open_regions(settings, BUCKETS) as stores:
         check_capacity(epoch, shards, stores)
         with pytest.raises(
-            RegionNotReadyError, match=r"east has [\d,]+ bytes free, epoch 1 needs 600,000,000"
+            RegionNotReadyError, match=r"east has [\d,]+ bytes free, epoch 1 needs 880,000,000"
         ):
             check_capacity(epoch, too_large, stores)
     deliver_here(tmp_path, epoch, settings)

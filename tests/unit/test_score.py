@@ -76,7 +76,9 @@ def export(settings: Settings, model: Ranker, dataset: Dataset, as_of_us: int, n
             checkpoint="c", codec="int8", buckets=BUCKETS,
         )  # fmt: skip
         attempt = attempt_directory(settings.warehouse, epoch, "one")
-        exported = ExportedEpoch(space=SPACE, epoch=epoch.epoch, as_of_us=as_of_us, codec="int8", zstd=True)
+        exported = ExportedEpoch(
+            space=SPACE, epoch=epoch.epoch, as_of_us=as_of_us, codec="int8", zstd=True, made_by="test"
+        )
         for bucket in range(BUCKETS):
             export_bucket(model, 16, dataset, bucket, exported, attempt)
         return commit(catalog, epoch, attempt)

@@ -20,8 +20,8 @@ from vista.summary.table import Shard, shards_of
 
 log = logging.getLogger(__name__)
 
-STORE_OVERHEAD = 1.5
-"""Bytes on disk per byte of records: pages, index, write-ahead log."""
+STORE_OVERHEAD = 2.2
+"""Bytes that a store takes per byte of records. A page of SQLite holds one record of 2 to 4 KB."""
 
 
 class DeliverReport(Frozen):

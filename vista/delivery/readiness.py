@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from vista.config import Frozen
 from vista.delivery.interfaces import BucketState, Epoch, EpochState, Log, Store

@@ -189,6 +189,18 @@ def decode(data: bytes) -> Record:
     return Record(**values, payload=body)
 
 
+def renewed(data: bytes, *, epoch: int, as_of_us: int, seq: int, event_time_us: int) -> bytes:
+    """The same summary as the record of another epoch: the header written anew, the body byte for byte.
+
+    Raises `RecordError` for bytes that are no record.
+    """
+    inspect(data)
+    *first, _, _, user, _, _, raw_bytes, _ = _HEADER.unpack_from(data)
+    header = _HEADER.pack(*first, epoch, seq + 1, user, event_time_us, as_of_us, raw_bytes, 0)
+    body = data[HEADER_BYTES:]
+    return header[:_CRC_AT] + _crc(header, body).to_bytes(4, "little") + body
+
+
 def _decompress(body: bytes, raw_bytes: int) -> bytes:
     try:
         if zstandard.frame_content_size(body) != raw_bytes:  # checked first: it bounds what is allocated

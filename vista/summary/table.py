@@ -1,13 +1,14 @@
 """The table route: one Parquet file per bucket and its manifest, below an attempt's directory.
 
-<attempt>/bucket-00017.parquet  user_id, seq, event_time_us, value (the record's bytes); sorted by user_id;
+<attempt>/bucket-00017.parquet  user_id, seq, event_time_us, value (the record's bytes), inputs_digest (what
+                                the value was made from: vista.summary.unchanged); sorted by user_id;
                                 of summaries that follow every event also state (vista.summary.state)
 <attempt>/_bucket-00017.json    the manifest, written last: a shard with a manifest is whole. Hive and others
                                 read every file but those whose names begin with _ or a dot
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,35 @@ TABLE_SCHEMA = pa.schema(
         pa.field("value", pa.binary(), nullable=False),
     ]
 )
+DIGEST_FIELD = pa.field("inputs_digest", pa.int64(), nullable=False)
 STATE_FIELD = pa.field("state", pa.binary(), nullable=False)
 ROW_GROUP_ROWS = 1_024
+
+
+class Work(Frozen):
+    """How the records of a shard were come by. Rows are what the model reads of a user: events and seeds."""
+
+    recomputed: int = 0
+    republished: int = 0  # users whose record of an earlier epoch was copied
+    recomputed_rows: int = 0
+    republished_rows: int = 0
+    model_cpu_s: float = 0.0  # spent on the recomputed rows
+
+    @classmethod
+    def total(cls, parts: Iterable["Work"]) -> "Work":
+        """The work of several shards, or of several parts of one."""
+        every = list(parts)
+        return cls(**{name: sum(getattr(one, name) for one in every) for name in cls.model_fields})
+
+    @property
+    def saved_cpu_s(self) -> float | None:
+        """What the model would have spent on the republished rows; None if it had none to be timed by."""
+        if not self.recomputed_rows:
+            return None
+        return self.model_cpu_s / self.recomputed_rows * self.republished_rows
+
+
+NO_WORK = Work()
 
 
 class Shard(Frozen):
@@ -48,6 +76,7 @@ class Shard(Frozen):
     value_bytes: int
     min_user_id: int | None
     max_user_id: int | None
+    work: Work = NO_WORK
 
 
 class AttemptSummary(Frozen):
@@ -61,12 +90,13 @@ class AttemptSummary(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class ShardRows:
-    """Some rows of a shard, in order of user id. B users."""
+    """Some rows of a shard, in order of user id. B users; a shard need not hold digests of its inputs."""
 
     user_id_B: NDArray[np.int64]
     seq_B: NDArray[np.int64]
     event_time_us_B: NDArray[np.int64]
     records: list[bytes]
+    inputs_digest_B: NDArray[np.int64] | None = None
 
 
 def write_shard(
@@ -77,9 +107,12 @@ def write_shard(
     event_times: NDArray[np.int64],
     records: Sequence[bytes],
     states: Sequence[bytes] | None = None,
+    *,
+    inputs_digests: NDArray[np.int64] | None = None,
+    work: Work = NO_WORK,
 ) -> Shard:
-    """Write one bucket, whole or not at all; the same rows in any order give the same bytes. `states` become
-    one more column.
+    """Write one bucket, whole or not at all; the same rows in any order give the same bytes. `inputs_digests`
+    and `states` become one more column each.
 
     Raises `EpochError` for a user that is there twice, `BackendError`.
     """
@@ -91,6 +124,8 @@ def write_shard(
     table = pa.table(
         [users, seqs[order], event_times[order], pa.array(sorted_records, pa.binary())], TABLE_SCHEMA
     )
+    if inputs_digests is not None:
+        table = table.append_column(DIGEST_FIELD, [inputs_digests[order]])
     if states is not None:
         table = table.append_column(STATE_FIELD, [[states[row] for row in order.tolist()]])
     file_digest = _write_parquet(directory, bucket, table)
@@ -106,6 +141,7 @@ def write_shard(
         value_bytes=sum(map(len, sorted_records)),
         min_user_id=int(users[0]) if len(users) else None,
         max_user_id=int(users[-1]) if len(users) else None,
+        work=work,
     )
     with written(directory, _manifest(bucket)) as file:
         file.write(shard.model_dump_json(indent=2).encode())
@@ -170,10 +206,11 @@ def read_bucket(
                 raise EpochError(
                     f"{path} holds no {column}: the recipe's summaries do not follow every event"
                 )
-            columns = ["user_id", "seq", "event_time_us", column]
-            for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=columns):
-                users, seqs, times = (batch.column(index).to_numpy() for index in range(3))
-                yield ShardRows(users, seqs, times, batch.column(column).to_pylist())
+            digests = [name for name in file.schema_arrow.names if name == DIGEST_FIELD.name]
+            numbers = ["user_id", "seq", "event_time_us", *digests]
+            for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=[*numbers, column]):
+                users, seqs, times, *digest = (batch.column(name).to_numpy() for name in numbers)
+                yield ShardRows(users, seqs, times, batch.column(column).to_pylist(), *digest)
     except (OSError, pa.ArrowException) as error:
         raise EpochError(f"{path} cannot be read ({error}): was the epoch deleted?") from error
 

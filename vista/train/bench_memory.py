@@ -153,7 +153,9 @@ def _export(case: Case, directory: Path) -> tuple[int, float, float]:
     model, meta = load(directory / "checkpoint")
     assert isinstance(model, Ranker)
     as_of_us = dataset.day_start_us(DAYS - 1)
-    epoch = ExportedEpoch(space=meta.space, epoch=1, as_of_us=as_of_us, codec="int8", zstd=True)
+    epoch = ExportedEpoch(
+        space=meta.space, epoch=1, as_of_us=as_of_us, codec="int8", zstd=True, made_by="bench"
+    )
     bucket = bucket_of(ORDINARY_USERS, dataset.buckets)
 
     def export() -> int:

@@ -1,5 +1,6 @@
 """Stage: summarise all users as of the start of every day from the end of the foundation's training to the
-test day, and publish each as a whole epoch."""
+test day, and publish each as a whole epoch. A user whose events are those of the epoch before is not computed
+again."""
 
 import hashlib
 import logging
@@ -15,28 +16,34 @@ from vista.delivery.publish import attempt_directory, commit, export_id
 from vista.model.checkpoint import CheckpointMeta, load
 from vista.model.ranker import Ranker
 from vista.summary.export import ExportedEpoch, export_bucket
-from vista.summary.table import whole_shard
+from vista.summary.table import Work, whole_shard
 from vista.train.compute import ray_session, run_tasks
+from vista.train.experiments.fingerprint import code_digest
 from vista.train.stage import StageContext, checkpoint_meta
 
 LOG = logging.getLogger(__name__)
 
 
 class PublishedEpoch(Frozen):
-    """One epoch of the table."""
+    """One epoch of the table: its users, and those of them whose record was copied from an earlier epoch."""
 
     epoch: int
     as_of_us: int
     rows: int
+    republished: int
     location: str
 
 
 class ExportReport(Frozen):
-    """`epochs` by as_of_us; the newest one is delivered."""
+    """`epochs` by as_of_us; the newest one is delivered. `saved_cpu_s` is what the model would have spent on
+    the republished users; None if it was not needed at all."""
 
     space: str
     epochs: tuple[PublishedEpoch, ...]
     newest_epoch: int
+    recomputed: int = 0
+    republished: int = 0
+    saved_cpu_s: float | None = None
 
 
 class BucketExport(Frozen):
@@ -59,24 +66,50 @@ def export_summaries(config: RefreshConfig, settings: Settings) -> ExportReport:
         times = as_of_times(stage.dataset, meta.trained_until_us)
         opened = [_open(catalog, stage, meta, checkpoint, as_of_us) for as_of_us in times]
         attempts = [_attempt(settings, config, epoch) for epoch in opened]
+        earlier = nearest(catalog.list_epochs(meta.space), opened, attempts, meta.digest)
+        exported = _exported(stage, meta, opened, earlier)
         tasks = [
             task
             for bucket in range(stage.dataset.buckets)
-            if (task := _missing(stage, checkpoint, bucket, opened, attempts)).epochs
+            if (task := _missing(stage, checkpoint, bucket, opened, attempts, exported)).epochs
         ]
         if tasks:
             with ray_session():
                 run_tasks(export_task, tasks, f"buckets of {len(opened)} epochs")
         published = [commit(catalog, *both) for both in zip(opened, attempts, strict=True)]
-    LOG.info("%s: %d epochs of %d users", meta.space, len(published), published[-1].rows)
+    return _report(meta.space, published)
+
+
+def _report(space: str, published: list[Epoch]) -> ExportReport:
+    work = [_work(one) for one in published]
+    total = Work.total(work)
+    LOG.info(
+        "%s: %d epochs of %d users, %d records computed, %d copied from an earlier epoch",
+        space, len(published), published[-1].rows, total.recomputed, total.republished,
+    )  # fmt: skip
     return ExportReport(
-        space=meta.space,
+        space=space,
         epochs=tuple(
-            PublishedEpoch(epoch=one.epoch, as_of_us=one.as_of_us, rows=one.rows, location=one.location)
-            for one in published
+            PublishedEpoch(
+                epoch=one.epoch,
+                as_of_us=one.as_of_us,
+                rows=one.rows,
+                republished=its_work.republished,
+                location=one.location,
+            )
+            for one, its_work in zip(published, work, strict=True)
         ),
         newest_epoch=published[-1].epoch,
+        recomputed=total.recomputed,
+        republished=total.republished,
+        saved_cpu_s=total.saved_cpu_s,
     )
+
+
+def _work(epoch: Epoch) -> Work:
+    """How a published epoch was made, as far as its files are still there."""
+    shards = (whole_shard(epoch.location, bucket) for bucket in range(epoch.buckets))
+    return Work.total(shard.work for shard in shards if shard is not None)
 
 
 def as_of_times(dataset: Dataset, trained_until_us: int) -> list[int]:
@@ -125,29 +158,68 @@ def _attempt(settings: Settings, config: RefreshConfig, epoch: Epoch) -> str:
     return attempt_directory(settings.warehouse, epoch, name)
 
 
+def nearest(
+    known: list[Epoch], opened: list[Epoch], attempts: list[str], checkpoint_digest: str
+) -> list[str | None]:
+    """For each opened epoch the files of the one nearest to it in time from which records may be copied.
+
+    That is a published one of the same checkpoint and codec that is not withdrawn, or one opened before it,
+    whose files a task has made when it comes to it. None if there is none.
+    """
+    whole = {
+        one.as_of_us: one.location
+        for one in known
+        if one.published
+        and not one.withdrawn
+        and one.export_id == export_id(one.space, checkpoint_digest, one.as_of_us, opened[0].codec)
+    }
+    found: list[str | None] = []
+    for epoch, attempt in zip(opened, attempts, strict=True):
+        times = sorted(whole, key=lambda as_of_us: abs(as_of_us - epoch.as_of_us))
+        found.append(whole[times[0]] if times else None)
+        if not epoch.published:
+            whole[epoch.as_of_us] = attempt
+    return found
+
+
+def _exported(
+    stage: StageContext, meta: CheckpointMeta, opened: list[Epoch], earlier: list[str | None]
+) -> list[ExportedEpoch]:
+    """How each of the opened epochs is made."""
+    made_by = f"{meta.digest} {code_digest('vista.summary.export')}"
+    return [
+        ExportedEpoch(
+            space=epoch.space,
+            epoch=epoch.epoch,
+            as_of_us=epoch.as_of_us,
+            codec=epoch.codec,
+            zstd=stage.recipe.delivery.zstd,
+            made_by=made_by,
+            earlier=before,
+            states=stage.recipe.delivery.states,
+        )
+        for epoch, before in zip(opened, earlier, strict=True)
+    ]
+
+
 def _missing(
-    stage: StageContext, checkpoint: Path, bucket: int, opened: list[Epoch], attempts: list[str]
+    stage: StageContext,
+    checkpoint: Path,
+    bucket: int,
+    opened: list[Epoch],
+    attempts: list[str],
+    exported: list[ExportedEpoch],
 ) -> BucketExport:
     """What is not there yet of one bucket."""
     missing = [
-        (epoch, attempt)
-        for epoch, attempt in zip(opened, attempts, strict=True)
+        (one, attempt)
+        for one, epoch, attempt in zip(exported, opened, attempts, strict=True)
         if not epoch.published and whole_shard(attempt, bucket) is None
     ]
     return BucketExport(
         dataset=stage.run.data,
         checkpoint=checkpoint,
         bucket=bucket,
-        epochs=tuple(
-            ExportedEpoch(
-                space=epoch.space,
-                epoch=epoch.epoch,
-                as_of_us=epoch.as_of_us,
-                codec=epoch.codec,
-                zstd=stage.recipe.delivery.zstd,
-                states=stage.recipe.delivery.states,
-            )
-            for epoch, _ in missing
-        ),
+        epochs=tuple(one for one, _ in missing),
         attempts=tuple(attempt for _, attempt in missing),
     )

@@ -1,0 +1,45 @@
+"""What the operations guide tells people to type must exist."""
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from vista.__main__ import commands
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+TYPED = re.findall(r"python -m vista ((?:[a-z-]+)(?: [^`\n;,:)]*)?)", GUIDE)
+
+
+def test_the_guide_shows_commands() -> None:
+    assert len({line.split()[0] for line in TYPED}) > 5
+
+
+@pytest.mark.parametrize("line", sorted(set(TYPED)))
+def test_every_command_and_option_exists(line: str) -> None:
+    name, *rest = line.split()
+    command = commands.commands[name]
+    known = {option for one in command.params if isinstance(one, click.Option) for option in one.opts}
+    assert {word for word in rest if word.startswith("--")} <= known | {"--help"}
+
+
+def test_every_variable_is_one_that_we_or_a_client_reads() -> None:
+    used = set(re.findall(r"`(VISTA_[A-Z_]+|MLFLOW_[A-Z_]+)`", GUIDE))
+    assert used == set(
+        re.findall(r'"(VISTA_[A-Z_]+|MLFLOW_[A-Z_]+)"', (ROOT / "vista" / "config.py").read_text())
+    )
+
+
+def test_every_file_that_is_named_exists() -> None:
+    for path in re.findall(r"`((?:infra|docs|vista)/[\w./-]+)`", GUIDE):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_capacity_that_is_shown_is_what_is_printed() -> None:
+    (typed,) = re.findall(r"^    python -m vista (capacity .*)$", GUIDE, re.MULTILINE)
+    (shown,) = re.findall(r"^```\n(.*?)```$", GUIDE, re.MULTILINE | re.DOTALL)
+    printed = CliRunner().invoke(commands, typed.split(), catch_exceptions=False)
+    assert printed.output == shown

@@ -1,6 +1,9 @@
 """Fixtures that several folders share."""
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +11,8 @@ import pytest
 
 if TYPE_CHECKING:
     from refreshes import Places
+
+    from infra.kafka import Kafka
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +35,22 @@ def smoke_refresh(tmp_path_factory: pytest.TempPathFactory) -> "Places":
     places = Places(tmp_path_factory.mktemp("smoke"))
     places.run("DATASET=smoke")
     return places
+
+
+@pytest.fixture(scope="session")
+def servers_place() -> Iterator[Path]:
+    """A folder that PostgreSQL's own user may enter, unlike those of pytest."""
+    path = Path(tempfile.mkdtemp(prefix="vista-delivery-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def kafka(servers_place: Path) -> Iterator["Kafka"]:
+    """One broker of Kafka for all tests, of which each takes a topic; one port is plain, one has TLS."""
+    from infra.kafka import running_kafka
+    from infra.tls import make_certificates
+
+    with running_kafka(servers_place / "kafka", 1, make_certificates(servers_place / "tls")) as kafka:
+        yield kafka

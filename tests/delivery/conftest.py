@@ -7,8 +7,6 @@ table at the end and written to build/faults.json.
 import json
 import os
 import platform
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -47,15 +45,6 @@ def found(request: pytest.FixtureRequest) -> Iterator[Found]:
     yield line
     line.seconds = round(time.monotonic() - started, 1)
     request.config.stash.setdefault(FOUND, []).append(line)
-
-
-@pytest.fixture(scope="session")
-def servers_place() -> Iterator[Path]:
-    """A folder that PostgreSQL's own user may enter, unlike those of pytest."""
-    path = Path(tempfile.mkdtemp(prefix="vista-delivery-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

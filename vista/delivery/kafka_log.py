@@ -12,6 +12,7 @@ from typing import Any
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import KafkaError
 
 from vista.delivery.address import Address
 from vista.delivery.kafka_clients import access_to, connect, mapped, parse
@@ -23,6 +24,9 @@ from vista.errors import InputError
 SESSION_TIMEOUT_S = 6.0
 """A worker that is not heard of for so long loses its buckets to the others; brokers allow no less."""
 HEARTBEAT_S = SESSION_TIMEOUT_S / 4
+STALLED_S = 300.0
+"""A worker that does not go on for so long loses them too."""
+TURN_S = 0.5
 COMMIT_S = 5.0
 LEAVE_S = 5.0
 
@@ -93,7 +97,11 @@ class KafkaLog:
 
 
 class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # Kafka's package has no types
-    """A worker's membership of its region's group."""
+    """A worker's membership of its region's group.
+
+    Measured of kafka-python: a join whose answer comes between two polls is thrown away and begun again, so a
+    consumer that is polled now and then never gets in. A thread polls it all the time.
+    """
 
     def __init__(
         self,
@@ -107,7 +115,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # Kaf
         self._address, self._applied = address, applied
         self._on_assigned, self._on_revoked = on_assigned, on_revoked
         self._assigned: frozenset[int] = frozenset()
-        self._committed_s = time.monotonic()
+        self._polled_s = self._committed_s = time.monotonic()
         self._consumer = connect(
             KafkaConsumer,
             address.url,
@@ -115,22 +123,29 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # Kaf
             partition_assignment_strategy=[CooperativeStickyAssignor],
             session_timeout_ms=int(SESSION_TIMEOUT_S * 1_000),
             heartbeat_interval_ms=int(HEARTBEAT_S * 1_000),
+            max_poll_interval_ms=int(STALLED_S * 1_000),
             enable_auto_commit=False,
             allow_auto_create_topics=False,
             metrics_enabled=False,
             **access,
         )
         self._consumer.subscribe([address.name], listener=self)
+        self._left = threading.Event()
+        self._failure: KafkaError | None = None
+        self._member = threading.Thread(target=self._stay, name=f"group {region}", daemon=True)
+        self._member.start()
 
     def poll(self) -> None:
-        """Take what the group assigns now."""
+        """Say that this worker goes on, and take what the group assigns now."""
+        self._polled_s = time.monotonic()
         with mapped(self._address.url):
-            self._consumer.poll()
+            if self._failure is not None:
+                raise self._failure
             self._take(frozenset(one.partition for one in self._consumer.assignment()))
-            if time.monotonic() - self._committed_s > COMMIT_S:
-                self._commit()
 
     def close(self) -> None:
+        self._left.set()
+        self._member.join()
         with mapped(self._address.url):
             self._consumer.close(autocommit=False, timeout_ms=LEAVE_S * 1_000)
         self._take(frozenset())
@@ -144,7 +159,21 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # Kaf
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """The next `poll` tells the worker."""
 
+    def _stay(self) -> None:
+        """In a thread: be a member, for as long as the worker goes on."""
+        try:
+            while not self._left.is_set():
+                if time.monotonic() - self._polled_s > STALLED_S:
+                    self._left.wait(TURN_S)
+                    continue
+                self._consumer.poll(TURN_S * 1_000)
+                self._commit()
+        except KafkaError as error:
+            self._failure = error  # `poll` raises it
+
     def _commit(self) -> None:
+        if time.monotonic() - self._committed_s < COMMIT_S:
+            return
         self._committed_s = time.monotonic()
         offsets = {
             TopicPartition(self._address.name, bucket): OffsetAndMetadata(self._applied[bucket], "", -1)

@@ -1,8 +1,8 @@
 """Reading a topic at explicit offsets, fast for a worker that steps over many partitions.
 
-One consumer is assigned all partitions, and paused but for a window: the partition that is read and those
-that come next in a worker's round, so that their records arrive while the worker applies the ones before.
-A request never waits at the broker for records to come: nobody reads before there are some.
+One consumer is assigned all partitions; all are paused but the one that is read and those that come next in
+a worker's round, so that their records arrive while the worker applies the ones before. A request never
+waits at the broker for records to come: nobody reads before there are some.
 """
 
 import threading
@@ -18,7 +18,8 @@ from kafka.errors import KafkaTimeoutError
 from vista.delivery.address import Address
 from vista.delivery.kafka_clients import ANSWER_S, connect
 
-WINDOW = 8
+TOGETHER = 8
+"""Partitions that are fetched at once."""
 FETCH_BYTES = 2**20
 """Of one partition. A worker's buckets have at most twice as much in memory each: waiting, and behind it."""
 REQUEST_S = 10.0
@@ -37,7 +38,7 @@ class Reader:
             auto_offset_reset="none",
             enable_auto_commit=False,
             fetch_max_wait_ms=1,
-            fetch_max_bytes=WINDOW * FETCH_BYTES,
+            fetch_max_bytes=TOGETHER * FETCH_BYTES,
             max_partition_fetch_bytes=FETCH_BYTES,
             request_timeout_ms=int(REQUEST_S * 1_000),
             allow_auto_create_topics=False,
@@ -95,19 +96,19 @@ class Reader:
         while not self._waiting[partition] and self._consumer.position(asked) < end:
             if time.monotonic() > deadline_s:
                 raise KafkaTimeoutError(f"partition {partition} was not read within {ANSWER_S:.0f} s")
-            window = self._window(partition)
-            self._consumer.resume(*window)
+            together = self._together(partition)
+            self._consumer.resume(*together)
             found = self._consumer.poll(POLL_S * 1_000, MAX_POLL_RECORDS)
-            self._consumer.pause(*window)
+            self._consumer.pause(*together)
             for source, records in found.items():
                 # a message without a value deletes an earlier one with its key
                 self._waiting[source.partition].extend(
                     (record.offset, record.value) for record in records if record.value is not None
                 )
 
-    def _window(self, partition: int) -> list[TopicPartition]:
+    def _together(self, partition: int) -> list[TopicPartition]:
         """The partition, and the next ones of those that are being read and have no records waiting."""
         known = sorted(self._next)
         at = bisect_left(known, partition)
-        round_ = [number for number in known[at + 1 :] + known[:at] if not self._waiting[number]]
-        return [self._partitions[number] for number in [partition, *round_[: WINDOW - 1]]]
+        ahead = [number for number in known[at + 1 :] + known[:at] if not self._waiting[number]]
+        return [self._partitions[number] for number in [partition, *ahead[: TOGETHER - 1]]]

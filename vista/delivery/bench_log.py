@@ -23,10 +23,12 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from infra.kafka import running_kafka
 from vista.delivery.backfill import APPENDERS
 from vista.delivery.interfaces import Log
-from vista.delivery.kafka_writer import key_of
+from vista.delivery.kafka_topic import MAX_MESSAGE_BYTES
+from vista.delivery.kafka_writer import BATCH_BYTES, key_of
 from vista.delivery.log import open_log
 from vista.delivery.worker import MAX_BATCH_BYTES
-from vista.summary.codec import Codec, encode_summaries
+from vista.summary.codec import encode_summaries
+from vista.summary.record import Codec
 
 SEEDS, WIDTH = 128, 256
 PARTITIONS = 8
@@ -83,7 +85,9 @@ def _records(per_partition: int) -> list[list[bytes]]:
 
 
 def _produce_bare_s(server: str, topic: str, sent: list[list[bytes]], keys: list[list[bytes]]) -> float:
-    producer = KafkaProducer(bootstrap_servers=server, acks="all", batch_size=2**18, linger_ms=5)
+    producer = KafkaProducer(
+        bootstrap_servers=server, acks="all", batch_size=BATCH_BYTES, max_request_size=MAX_MESSAGE_BYTES
+    )
     started_s = time.perf_counter()
     for row in range(len(sent[0])):
         for partition in range(PARTITIONS):

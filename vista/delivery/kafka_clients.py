@@ -35,7 +35,6 @@ _REMEDIES: tuple[tuple[type[errors.KafkaError], str], ...] = (
     (errors.SaslAuthenticationFailedError, _PASSWORD),
     (errors.AuthorizationError, "allow the user to describe, read and write the topic and to use its groups"),
     (errors.UnknownTopicOrPartitionError, "the topic was deleted: deliver again"),
-    (errors.OffsetOutOfRangeError, "the log does not hold that offset: the region needs a backfill"),
     (errors.LogTruncationError, "the brokers lost acknowledged records: deliver the live epochs again"),
     (errors.MessageSizeTooLargeError, "a record is longer than the topic's max.message.bytes: raise that"),
     (errors.NotEnoughReplicasError, "too few brokers are in sync: bring the others back"),
@@ -82,14 +81,13 @@ def access_to(address: Address) -> dict[str, Any]:
 
 def connect(client: Callable[..., _Client], url: str, **settings: Any) -> _Client:
     """Make one of Kafka's clients. Raises `BackendError`: which setting is wrong, within `CONNECT_S`."""
-    with _messages() as said:
+    with _failures() as failures:
         try:
             return client(**settings)
         except errors.KafkaTimeoutError as error:
-            reason = said[-1] if said else str(error)
-            remedy = next(
-                (remedy for sign, remedy in _SIGNS if any(sign in text for text in said)), _LISTENER
-            )
+            # kafka-python says no more of a wrong password; host, port and TLS have been tried before
+            remedy = _PASSWORD if "sasl_mechanism" in settings else _LISTENER
+            reason = failures[-1] if failures else str(error)
             raise BackendError(f"{url}: no broker can be used ({reason}); {remedy}") from error
         except errors.KafkaError as error:
             raise _mapped(url, error) from error
@@ -104,26 +102,30 @@ def mapped(url: str) -> Iterator[None]:
         raise _mapped(url, error) from error
 
 
-_SIGNS = (("SaslAuthenticationFailed", _PASSWORD), ("CERTIFICATE_VERIFY_FAILED", _AUTHORITY))
-
-
 def _mapped(url: str, error: errors.KafkaError) -> BackendError:
     remedy = next((remedy for kind, remedy in _REMEDIES if isinstance(error, kind)), _SILENT)
     return BackendError(f"{url}: {str(error) or type(error).__name__}; {remedy}")
 
 
 @contextmanager
-def _messages() -> Iterator[list[str]]:
-    """What the client logs meanwhile: it does not raise the reason why it gave up, only that it did."""
-    said: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda line: said.append(line.getMessage())  # type: ignore[method-assign]
-    client = logging.getLogger("kafka")
-    client.addHandler(handler)
+def _failures() -> Iterator[list[str]]:
+    """The connections that fail meanwhile: a client does not raise why it gave up, it only logs."""
+    failures: list[str] = []
+
+    def note(line: logging.LogRecord) -> bool:
+        if str(line.msg).startswith("Bootstrap connection"):
+            failures.append(line.getMessage())
+        return True
+
+    client = logging.getLogger("kafka.net.manager")
+    client.addFilter(note)
+    logging.getLogger("kafka").setLevel(
+        logging.WARNING
+    )  # below, it tells of every connection and of passwords
     try:
-        yield said
+        yield failures
     finally:
-        client.removeHandler(handler)
+        client.removeFilter(note)
 
 
 def _mechanism(address: Address) -> str:

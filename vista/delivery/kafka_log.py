@@ -47,7 +47,10 @@ class KafkaLog:
         if not records:
             return self.bounds(partition)[1]
         with mapped(self._address.url):
-            return self._writer().append(self._checked(partition), records)
+            after = self._writer().append(self._checked(partition), records)
+        if reader := self._readers.get(os.getpid()):
+            reader.appended(partition)
+        return after
 
     def read(self, partition: int, offset: int, max_bytes: int) -> list[tuple[int, bytes]]:
         with mapped(self._address.url):
@@ -139,8 +142,8 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # Kaf
         """Say that this worker goes on, and take what the group assigns now."""
         self._polled_s = time.monotonic()
         with mapped(self._address.url):
-            if self._failure is not None:
-                raise self._failure
+            if (failure := self._failure) is not None:
+                raise failure
             self._take(frozenset(one.partition for one in self._consumer.assignment()))
 
     def close(self) -> None:
@@ -161,15 +164,18 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # Kaf
 
     def _stay(self) -> None:
         """In a thread: be a member, for as long as the worker goes on."""
-        try:
-            while not self._left.is_set():
-                if time.monotonic() - self._polled_s > STALLED_S:
-                    self._left.wait(TURN_S)
-                    continue
+        while not self._left.is_set():
+            if time.monotonic() - self._polled_s > STALLED_S:
+                self._left.wait(TURN_S)
+                continue
+            try:
                 self._consumer.poll(TURN_S * 1_000)
                 self._commit()
-        except KafkaError as error:
-            self._failure = error  # `poll` raises it
+            except KafkaError as error:
+                self._failure = error  # `poll` raises it until all is well again
+                self._left.wait(TURN_S)
+            else:
+                self._failure = None
 
     def _commit(self) -> None:
         if time.monotonic() - self._committed_s < COMMIT_S:

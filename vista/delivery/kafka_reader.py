@@ -24,6 +24,8 @@ FETCH_BYTES = 2**20
 """Of one partition. A worker's buckets have at most twice as much in memory each: waiting, and behind it."""
 REQUEST_S = 10.0
 POLL_S = 0.5
+SAME_TIME_S = 0.005
+"""Bounds that are asked for within it are as of one moment."""
 MAX_POLL_RECORDS = 100_000
 
 
@@ -35,7 +37,7 @@ class Reader:
         self._consumer = connect(
             KafkaConsumer,
             address.url,
-            auto_offset_reset="none",
+            auto_offset_reset="earliest",
             enable_auto_commit=False,
             fetch_max_wait_ms=1,
             fetch_max_bytes=TOGETHER * FETCH_BYTES,
@@ -50,18 +52,32 @@ class Reader:
         for partition in self._partitions:
             self._consumer.pause(partition)
             self._consumer.seek(partition, 0)
+        self._bounds: dict[int, tuple[float, int, int]] = {}  # partition -> when asked, first, end
         self._next: dict[int, int] = {}  # partition -> offset from which its waiting records go on
         self._waiting: defaultdict[int, deque[tuple[int, bytes]]] = defaultdict(deque)
 
     def bounds(self, partition: int) -> tuple[int, int]:
-        """First offset still held, and the next one. Raises Kafka's errors."""
-        asked, timeout_ms = self._partitions[partition], int(ANSWER_S * 1_000)
-        first: int = self._consumer.beginning_offsets([asked], timeout_ms)[asked]
-        end: int = self._consumer.end_offsets([asked], timeout_ms)[asked]
-        return first, end
+        """First offset still held, and the next one. Raises Kafka's errors.
+
+        One who steps over partitions that are idle asks once for all of them.
+        """
+        asked_s, first, end = self._bounds.get(partition, (0.0, 0, 0))
+        if (now_s := time.monotonic()) - asked_s < SAME_TIME_S:
+            return first, end
+        numbers = list(self._bounds) if partition in self._bounds else [partition]
+        asked, timeout_ms = [self._partitions[number] for number in numbers], int(ANSWER_S * 1_000)
+        firsts = self._consumer.beginning_offsets(asked, timeout_ms)
+        ends = self._consumer.end_offsets(asked, timeout_ms)
+        for source in asked:
+            self._bounds[source.partition] = now_s, firsts[source], ends[source]
+        return firsts[self._partitions[partition]], ends[self._partitions[partition]]
+
+    def appended(self, partition: int) -> None:
+        """The partition's end is another one now."""
+        self._bounds.pop(partition, None)
 
     def read(self, partition: int, offset: int, max_bytes: int) -> list[tuple[int, bytes]]:
-        """Raises Kafka's errors, `OffsetOutOfRangeError` below the first offset."""
+        """From the first offset still held, if that is larger. Raises Kafka's errors."""
         with self._lock:
             if offset != self._next.get(partition):
                 self._next[partition] = offset
@@ -83,8 +99,8 @@ class Reader:
         """Somebody else reads these partitions now."""
         with self._lock:
             for partition in partitions:
-                self._next.pop(partition, None)
-                self._waiting.pop(partition, None)
+                for kept in (self._next, self._waiting, self._bounds):
+                    kept.pop(partition, None)
 
     def close(self) -> None:
         self._consumer.close(autocommit=False)
@@ -102,9 +118,9 @@ class Reader:
             self._consumer.pause(*together)
             for source, records in found.items():
                 # a message without a value deletes an earlier one with its key
-                self._waiting[source.partition].extend(
+                self._waiting[source.partition] += [
                     (record.offset, record.value) for record in records if record.value is not None
-                )
+                ]
 
     def _together(self, partition: int) -> list[TopicPartition]:
         """The partition, and the next ones of those that are being read and have no records waiting."""

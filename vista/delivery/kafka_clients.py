@@ -20,7 +20,7 @@ from vista.errors import BackendError, InputError
 
 CONNECT_S = 4.0
 """For all hosts of the URL together: a wrong one is found out soon."""
-ANSWER_S = 30.0
+ANSWER_S = 15.0
 """Longer than a new leader takes to be elected."""
 
 _OPTIONS = {"kafka": frozenset[str](), "kafkas": frozenset({"password_file", "ca"})}

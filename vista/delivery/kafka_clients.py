@@ -117,11 +117,10 @@ def _failures() -> Iterator[list[str]]:
             failures.append(line.getMessage())
         return True
 
+    # below, the package tells of every connection, and at last of passwords
+    logging.getLogger("kafka").setLevel(logging.WARNING)
     client = logging.getLogger("kafka.net.manager")
     client.addFilter(note)
-    logging.getLogger("kafka").setLevel(
-        logging.WARNING
-    )  # below, it tells of every connection and of passwords
     try:
         yield failures
     finally:

@@ -49,7 +49,7 @@ class KafkaLog:
         with mapped(self._address.url):
             after = self._writer().append(self._checked(partition), records)
         if reader := self._readers.get(os.getpid()):
-            reader.appended(partition)
+            reader.moved(partition)
         return after
 
     def read(self, partition: int, offset: int, max_bytes: int) -> list[tuple[int, bytes]]:

@@ -25,7 +25,7 @@ FETCH_BYTES = 2**20
 REQUEST_S = 10.0
 POLL_S = 0.5
 SAME_TIME_S = 0.005
-"""Bounds that are asked for within it are as of one moment."""
+"""Who steps over idle partitions asks for the bounds of all of them at once, and again after this time."""
 MAX_POLL_RECORDS = 100_000
 
 
@@ -53,16 +53,16 @@ class Reader:
             self._consumer.pause(partition)
             self._consumer.seek(partition, 0)
         self._bounds: dict[int, tuple[float, int, int]] = {}  # partition -> when asked, first, end
+        self._moved_s: dict[int, float] = {}
         self._next: dict[int, int] = {}  # partition -> offset from which its waiting records go on
         self._waiting: defaultdict[int, deque[tuple[int, bytes]]] = defaultdict(deque)
 
     def bounds(self, partition: int) -> tuple[int, int]:
-        """First offset still held, and the next one. Raises Kafka's errors.
-
-        One who steps over partitions that are idle asks once for all of them.
-        """
+        """First offset still held, and the next one, as of `SAME_TIME_S` ago at most, and never before what
+        this process has appended or read. Raises Kafka's errors."""
+        now_s = time.monotonic()
         asked_s, first, end = self._bounds.get(partition, (0.0, 0, 0))
-        if (now_s := time.monotonic()) - asked_s < SAME_TIME_S:
+        if asked_s > max(now_s - SAME_TIME_S, self._moved_s.get(partition, 0.0)):
             return first, end
         numbers = list(self._bounds) if partition in self._bounds else [partition]
         asked, timeout_ms = [self._partitions[number] for number in numbers], int(ANSWER_S * 1_000)
@@ -72,9 +72,9 @@ class Reader:
             self._bounds[source.partition] = now_s, firsts[source], ends[source]
         return firsts[self._partitions[partition]], ends[self._partitions[partition]]
 
-    def appended(self, partition: int) -> None:
-        """The partition's end is another one now."""
-        self._bounds.pop(partition, None)
+    def moved(self, partition: int) -> None:
+        """The partition's end is known to be further on than it was."""
+        self._moved_s[partition] = time.monotonic()
 
     def read(self, partition: int, offset: int, max_bytes: int) -> list[tuple[int, bytes]]:
         """From the first offset still held, if that is larger. Raises Kafka's errors."""
@@ -93,6 +93,7 @@ class Reader:
                 size += len(taken[-1][1])
             if taken:
                 self._next[partition] = taken[-1][0] + 1
+                self.moved(partition)
             return taken
 
     def forget(self, partitions: Iterable[int]) -> None:

@@ -19,7 +19,7 @@ from vista.delivery.address import Address
 from vista.errors import BackendError, InputError
 
 CONNECT_S = 4.0
-"""For all hosts of the URL together: a wrong one is found out soon."""
+"""For all hosts of the URL together, each its share: a wrong setting is found out soon."""
 ANSWER_S = 15.0
 """Longer than a new leader takes to be elected."""
 
@@ -57,40 +57,42 @@ def parse(url: str) -> Address:
 
 
 def access_to(address: Address) -> dict[str, Any]:
-    """What every client of this address is given.
-
-    Raises `InputError` if a file cannot be read, `BackendError` if no host of a TLS address can be used.
-    """
-    hosts = [(f"[{host}]" if ":" in host else host, port) for host, port in address.hosts]
+    """What every client of this address is given. Raises `InputError` if a file cannot be read."""
     access: dict[str, Any] = {
-        "bootstrap_servers": [f"{host}:{port}" for host, port in hosts],
-        "bootstrap_timeout_ms": int(CONNECT_S * 1_000),
-        "reconnect_backoff_max_ms": 1_000,  # 30 s would keep a broker that came back waiting
+        "reconnect_backoff_max_ms": 1_000  # 30 s would keep a broker that came back waiting
     }
     if address.scheme == "kafka":
         return access
-    password = address.password()
     return access | {
         "security_protocol": "SASL_SSL",
         "ssl_cafile": address.options.get("ca"),
-        "sasl_mechanism": _mechanism(address),
         "sasl_plain_username": address.user,
-        "sasl_plain_password": password,
+        "sasl_plain_password": address.password(),
     }
 
 
-def connect(client: Callable[..., _Client], url: str, **settings: Any) -> _Client:
-    """Make one of Kafka's clients. Raises `BackendError`: which setting is wrong, within `CONNECT_S`."""
+def connect(client: Callable[..., _Client], address: Address, **settings: Any) -> _Client:
+    """Make one of Kafka's clients, which learns of all brokers from the first host that answers.
+
+    Raises `BackendError`: which setting is wrong, soon.
+    """
+    hosts = address.hosts
+    if address.scheme == "kafkas":
+        host, settings["sasl_mechanism"] = _answering(address)
+        hosts = (host,)
+    share_ms = int(CONNECT_S * 1_000 / len(hosts))
     with _failures() as failures:
-        try:
-            return client(**settings)
-        except errors.KafkaTimeoutError as error:
-            # kafka-python says no more of a wrong password; host, port and TLS have been tried before
-            remedy = _PASSWORD if "sasl_mechanism" in settings else _LISTENER
-            reason = failures[-1] if failures else str(error)
-            raise BackendError(f"{url}: no broker can be used ({reason}); {remedy}") from error
-        except errors.KafkaError as error:
-            raise _mapped(url, error) from error
+        for name, port in hosts:  # of several, kafka-python may spend all the time on one that is silent
+            server = f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+            try:
+                return client(bootstrap_servers=server, bootstrap_timeout_ms=share_ms, **settings)
+            except errors.KafkaTimeoutError as error:
+                failures.append(str(error))
+            except errors.KafkaError as error:
+                raise _mapped(address.url, error) from error
+    # kafka-python says no more of a wrong password; host, port and TLS have been tried before
+    remedy = _PASSWORD if address.scheme == "kafkas" else _LISTENER
+    raise BackendError(f"{address.url}: no broker can be used ({failures[0]}); {remedy}")
 
 
 @contextmanager
@@ -127,8 +129,9 @@ def _failures() -> Iterator[list[str]]:
         client.removeFilter(note)
 
 
-def _mechanism(address: Address) -> str:
-    """The first host that answers says how passwords are checked."""
+def _answering(address: Address) -> tuple[tuple[str, int], str]:
+    """The first host that answers, and how passwords are checked. kafka-python would wait for ever for a host
+    that is silent in the middle of a TLS handshake."""
     trusted = _trusted(address)
     failures: list[str] = []
     for host, port in address.hosts:
@@ -137,7 +140,7 @@ def _mechanism(address: Address) -> str:
                 socket.create_connection((host, port), CONNECT_S / len(address.hosts)) as plain,
                 trusted.wrap_socket(plain, server_hostname=host) as connection,
             ):
-                return _SCRAM if _has_scram(connection) else "PLAIN"
+                return (host, port), _SCRAM if _has_scram(connection) else "PLAIN"
         except ssl.SSLCertVerificationError as error:
             failures.append(f"{host}:{port} cannot be trusted ({error.verify_message}); {_AUTHORITY}")
         except OSError as error:
@@ -153,7 +156,7 @@ def _trusted(address: Address) -> ssl.SSLContext:
 
 
 def _has_scram(connection: ssl.SSLSocket) -> bool:
-    """Ask in Kafka's protocol, version 1: kafka-python goes on trying for as long as one lets it."""
+    """Ask in Kafka's protocol, request 17, version 1."""
     mechanism = struct.pack(">h", len(_SCRAM)) + _SCRAM.encode()
     request = struct.pack(">hhih", _SASL_HANDSHAKE, 1, 0, -1) + mechanism
     connection.sendall(struct.pack(">i", len(request)) + request)

@@ -121,7 +121,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # Kaf
         self._polled_s = self._committed_s = time.monotonic()
         self._consumer = connect(
             KafkaConsumer,
-            address.url,
+            address,
             group_id=f"{address.name}.{region}",
             partition_assignment_strategy=[CooperativeStickyAssignor],
             session_timeout_ms=int(SESSION_TIMEOUT_S * 1_000),

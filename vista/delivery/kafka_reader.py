@@ -36,7 +36,7 @@ class Reader:
         self._lock = threading.Lock()
         self._consumer = connect(
             KafkaConsumer,
-            address.url,
+            address,
             auto_offset_reset="earliest",
             enable_auto_commit=False,
             fetch_max_wait_ms=1,

@@ -34,7 +34,7 @@ def open_topic(address: Address, access: dict[str, Any], partitions: int | None)
     Raises `BackendError` for a topic with another number or, if `partitions` is given, unfit settings.
     """
     request_ms = int(REQUEST_S * 1_000)
-    admin = connect(KafkaAdminClient, address.url, request_timeout_ms=request_ms, **access)
+    admin = connect(KafkaAdminClient, address, request_timeout_ms=request_ms, **access)
     with closing(admin), mapped(address.url):
         found = _described(admin, address.name)
         if found is None and partitions is None:

@@ -94,7 +94,7 @@ class _Flight:
         self._bytes = 0
         self._producer = connect(
             KafkaProducer,
-            address.url,
+            address,
             acks="all",
             enable_idempotence=True,
             batch_size=BATCH_BYTES,

@@ -15,7 +15,7 @@ AIRFLOW_PYTEST := AIRFLOW_HOME=$(CURDIR)/build/airflow-tests AIRFLOW__CORE__DAGS
   AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python -m pytest
 
 .PHONY: help install infra run ui test test-airflow test-compute test-infra test-faults check fmt golden lock bench \
-  bench-gpu bench-data bench-memory bench-store bench-train clean
+  bench-gpu bench-data bench-log bench-memory bench-store bench-train clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed 's/:.*  ## /\t/' | expand -t 16
@@ -102,6 +102,9 @@ bench-memory: install  ## a million events in one user, and the industrial recip
 
 bench-store: install infra  ## applied to Redis beside a bare pipelined SET of the same bytes, as JSON
 	$(COMPUTE)/bin/python -m infra.redis $(COMPUTE)/bin/python -m vista.delivery.bench_store
+
+bench-log: install infra  ## the log on Kafka beside a bare loop of its client, as JSON
+	$(COMPUTE)/bin/python -m vista.delivery.bench_log
 
 bench-train: install $(FUXICTR)/installed  ## training throughput beside FuxiCTR: make bench-train DATA_DIR=.../kuairand-pure
 	$(COMPUTE)/bin/python -m vista.train.bench --data-dir '$(DATA_DIR)' --peer $(FUXICTR)/bin/python

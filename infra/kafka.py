@@ -59,15 +59,20 @@ class Metadata:
 
 
 @contextmanager
-def running_kafka(place: Path, brokers: int = 1, certificates: Certificates | None = None) -> Iterator[Kafka]:
-    """One broker, or three of which one may fail; all copies of all partitions are in sync."""
+def running_kafka(
+    place: Path, brokers: int = 1, certificates: Certificates | None = None, mechanisms: str = "PLAIN"
+) -> Iterator[Kafka]:
+    """One broker, or three of which one may fail; all copies of all partitions are in sync.
+
+    `mechanisms` is how clients with a password may show it; SCRAM-SHA-256 has its own users, none at first.
+    """
     kafka = installed("kafka")
     place = private_folder(place)
     ports = kept_ports(place, 3 * brokers)
     by_node = {node + 1: ports[3 * node : 3 * node + 3] for node in range(brokers)}
     nodes = []
     for node, (port, _, _) in by_node.items():
-        properties = _settings(place, node, by_node, certificates)
+        properties = _settings(place, node, by_node, certificates, mechanisms)
         server = _server(node, port, properties, kafka, f"-XX:SharedArchiveFile={kafka / ARCHIVE}")
         nodes.append(Broker(node, server, port))
     with running([node.server for node in nodes]):
@@ -84,7 +89,7 @@ def archive_classes(kafka: Path) -> None:
     part = kafka / f"{ARCHIVE}.part"
     with TemporaryDirectory() as scratch:
         ports = kept_ports(Path(scratch), 3)
-        properties = _settings(Path(scratch), 1, {1: ports}, None)
+        properties = _settings(Path(scratch), 1, {1: ports}, None, "")
         server = _server(1, ports[0], properties, kafka, f"-XX:ArchiveClassesAtExit={part}")
         with running([server]):
             pass
@@ -106,7 +111,11 @@ def metadata(port: int) -> Metadata | None:
 
 
 def _settings(
-    place: Path, node: int, by_node: Mapping[int, Sequence[int]], certificates: Certificates | None
+    place: Path,
+    node: int,
+    by_node: Mapping[int, Sequence[int]],
+    certificates: Certificates | None,
+    mechanisms: str,
 ) -> Path:
     own = private_folder(place / f"kafka-{node}")
     port, controller_port, client_port = by_node[node]
@@ -117,7 +126,9 @@ def _settings(
         keystore = own / "keystore.pem"
         write_private(keystore, certificates.key.read_text() + certificates.certificate.read_text())
         password = kept_password(place / "vista.password")
-        for_clients = filled("kafka/client_listener.properties", password=password, keystore=keystore)
+        for_clients = filled(
+            "kafka/client_listener.properties", password=password, keystore=keystore, mechanisms=mechanisms
+        )
     copies = len(by_node)
     text = filled(
         "kafka/server.properties", node=node, listeners=",".join(listeners), data=own / "data", copies=copies,

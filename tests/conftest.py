@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from refreshes import Places
 
     from infra.hive import HiveServer, Metastore
+    from infra.kafka import Kafka
     from infra.s3 import S3
 
 
@@ -39,40 +40,50 @@ def smoke_refresh(tmp_path_factory: pytest.TempPathFactory) -> "Places":
 
 
 @pytest.fixture(scope="session")
-def hive_place() -> Iterator[Path]:
-    """The folder of Hive and what it needs, which PostgreSQL's own user may enter, unlike those of pytest."""
-    path = Path(tempfile.mkdtemp(prefix="vista-hive-"))
+def servers_place() -> Iterator[Path]:
+    """A folder that PostgreSQL's own user may enter, unlike those of pytest."""
+    path = Path(tempfile.mkdtemp(prefix="vista-servers-"))
     path.chmod(0o755)
     yield path
     shutil.rmtree(path)
 
 
 @pytest.fixture(scope="session")
-def s3(hive_place: Path) -> "Iterator[S3]":
+def s3(servers_place: Path) -> "Iterator[S3]":
     """An S3 without buckets."""
     from infra.s3 import running_s3
 
-    with running_s3(hive_place / "s3") as server:
+    with running_s3(servers_place / "s3") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def metastore(hive_place: Path, s3: "S3") -> "Iterator[Metastore]":
+def metastore(servers_place: Path, s3: "S3") -> "Iterator[Metastore]":
     """A real metastore, over PostgreSQL, that also looks at the S3."""
     from infra.hive import running_metastore
     from infra.postgres import running_postgres
 
     with (
-        running_postgres(hive_place / "postgres") as postgres,
-        running_metastore(hive_place / "metastore", postgres, s3) as server,
+        running_postgres(servers_place / "postgres") as postgres,
+        running_metastore(servers_place / "metastore", postgres, s3) as server,
     ):
         yield server
 
 
 @pytest.fixture(scope="session")
-def hiveserver(hive_place: Path, metastore: "Metastore") -> "Iterator[HiveServer]":
+def hiveserver(servers_place: Path, metastore: "Metastore") -> "Iterator[HiveServer]":
     """SQL over the metastore."""
     from infra.hive import running_hiveserver
 
-    with running_hiveserver(hive_place / "hiveserver", metastore) as server:
+    with running_hiveserver(servers_place / "hiveserver", metastore) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def kafka(servers_place: Path) -> Iterator["Kafka"]:
+    """One broker of Kafka for all tests, of which each takes a topic; one port is plain, one has TLS."""
+    from infra.kafka import running_kafka
+    from infra.tls import make_certificates
+
+    with running_kafka(servers_place / "kafka", 1, make_certificates(servers_place / "tls")) as kafka:
+        yield kafka

@@ -1,5 +1,6 @@
 """The back ends under contract. A second one is one more branch in a fixture here; no test changes."""
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,8 +41,11 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return servers.url
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=["sqlite", "kafka"])
 def log_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "kafka":
+        broker = request.getfixturevalue("kafka").brokers[0]
+        return f"kafka://127.0.0.1:{broker.port}/log-{uuid.uuid4().hex}"
     return fresh_url(request.param, tmp_path, "log")
 
 

@@ -15,7 +15,7 @@ from vista.delivery.log import open_log
 from vista.errors import BackendError, InputError
 
 FORK = multiprocessing.get_context("fork")  # a new interpreter per process costs seconds
-WAIT_S = 20.0
+WAIT_S = 60.0  # a group of Kafka that lost a member takes 6 s, on two busy cores three times as long
 
 
 def test_what_is_appended_is_read_in_order_with_its_offsets(log: Log) -> None:
@@ -67,15 +67,12 @@ def test_a_log_that_was_never_made_is_not_made_by_reading(log_url: str) -> None:
 def test_concurrent_appenders_lose_nothing_and_keep_their_own_order(log: Log, log_url: str) -> None:
     with FORK.Pool(4) as pool:
         ends = pool.starmap(append_many, [(log_url, writer) for writer in range(4)])
-    found = log.read(1, 0, 10**9)
+    found = read_all(log, 1)
     assert [offset for offset, _ in found] == list(range(4 * 60))
     assert max(max(one) for one in ends) == log.bounds(1)[1] == 4 * 60
     for writer in range(4):
         mine = [int(data.split(b":")[1]) for _, data in found if data.startswith(b"%d:" % writer)]
         assert mine == list(range(60))
-    batches = [data.split(b":") for _, data in found]
-    for start in range(0, len(batches), 3):
-        assert len({writer for writer, _ in batches[start : start + 3]}) == 1, "a batch is not torn apart"
 
 
 def test_an_acknowledged_append_outlives_a_kill(log: Log, log_url: str) -> None:
@@ -89,25 +86,45 @@ def test_an_acknowledged_append_outlives_a_kill(log: Log, log_url: str) -> None:
     process.join()
     while reader.poll():
         acknowledged = reader.recv()
-    numbers = [int(data) for _, data in log.read(0, 0, 10**9)]
+    after = log.append(0, [b"-1"])
+    found = dict(read_all(log, 0))
+    assert found.pop(after - 1) == b"-1"
+    numbers = [int(data) for data in found.values()]
     assert numbers == list(range(len(numbers)))
     assert len(numbers) >= acknowledged
-    assert log.append(0, [b"1"]) == len(numbers) + 1
 
 
-def test_a_retirement_compacts_its_epoch_away_and_offsets_stay(log: Log) -> None:
+def test_a_retirement_takes_nothing_else_away_and_offsets_stay(log: Log) -> None:
     (user,) = users_of(3, 1)
-    kept = [record(user, epoch=3), record(user, space=SPACES[1], epoch=1), b"no record"]
-    log.append(
-        3, [record(user, epoch=1), kept[0], record(user, epoch=2), kept[1], kept[2], barrier(SPACES[0], 2)]
-    )
+    gone = [record(user, epoch=1), record(user, epoch=2)]
+    kept = {1: record(user, epoch=3), 3: record(user, space=SPACES[1], epoch=1), 4: b"no record"}
+    kept |= {5: barrier(SPACES[0], 2), 6: retirement(SPACES[0], 2)}
+    log.append(3, [gone[0], kept[1], gone[1], kept[3], kept[4], kept[5]])
     log.append(2, [record(users_of(2, 1)[0])])
-    assert log.append(3, [retirement(SPACES[0], 2)]) == 7
-    assert log.read(3, 0, 10**6) == [
-        (1, kept[0]), (3, kept[1]), (4, kept[2]), (5, barrier(SPACES[0], 2)), (6, retirement(SPACES[0], 2)),
-    ]  # fmt: skip
+    assert log.append(3, [kept[6]]) == 7
+    found = dict(read_all(log, 3))
+    assert {offset: found.pop(offset) for offset in kept} == kept
+    assert found.items() <= {0: gone[0], 2: gone[1]}.items()  # when, is the log's own affair
     assert log.bounds(3) == (0, 7)
-    assert len(log.read(2, 0, 10**6)) == 1
+    assert len(read_all(log, 2)) == 1
+
+
+def test_a_read_may_begin_anywhere_and_again(log: Log) -> None:
+    sent = [b"%d:" % number * 500 for number in range(200)]
+    for partition in range(BUCKETS):
+        log.append(partition, sent)
+    for start in (150, 0, 199, 73, 73):
+        for partition in range(BUCKETS):
+            assert read_all(log, partition, start) == list(enumerate(sent))[start:]
+
+
+def read_all(log: Log, partition: int, offset: int = 0) -> list[tuple[int, bytes]]:
+    """From `offset` to where the partition ends now; a read may hold less than there is."""
+    found: list[tuple[int, bytes]] = []
+    while some := log.read(partition, offset, 20_000):
+        found += some
+        offset = some[-1][0] + 1
+    return found
 
 
 class Member:
@@ -144,11 +161,10 @@ def test_live_workers_share_a_regions_buckets(log: Log) -> None:
     second, elsewhere = Member(log, "east"), Member(log, "west")
 
     def shared() -> bool:
-        return first.buckets | second.buckets == everything and not first.buckets & second.buckets
+        both = first.buckets, second.buckets
+        return all(both) and set.union(*both) == everything and not set.intersection(*both)
 
     poll_until([first, second, elsewhere], lambda: shared() and elsewhere.buckets == everything)
-    assert first.buckets
-    assert second.buckets
     second.subscription.close()
     assert second.buckets == set()
     poll_until([first], lambda: first.buckets == everything)

@@ -7,15 +7,16 @@ table at the end and written to build/faults.json.
 import json
 import os
 import platform
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
-from deployments import Deployment, embedded
+from deployments import Deployment, embedded, on_servers
+
+from infra.redis import Redis, running_redis
 
 REPORT = Path(__file__).parents[2] / "build" / "faults.json"
 
@@ -52,19 +53,23 @@ def found(request: pytest.FixtureRequest) -> Iterator[Found]:
 
 
 @pytest.fixture(scope="session")
-def servers_place() -> Iterator[Path]:
-    """A folder that PostgreSQL's own user may enter, unlike those of pytest."""
-    path = Path(tempfile.mkdtemp(prefix="vista-delivery-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
+def three_redis(servers_place: Path) -> Iterator[dict[str, Redis]]:
+    """A Redis for each of three regions."""
+    with ExitStack() as stack:
+        yield {
+            region: stack.enter_context(running_redis(servers_place / f"redis-{region}"))
+            for region in ("east", "west", "south")
+        }
 
 
-@pytest.fixture(params=["embedded"])
+@pytest.fixture(params=["embedded", "servers"])
 def deployment(request: pytest.FixtureRequest, tmp_path: Path) -> Deployment:
     """The back ends that the tests of regions run over."""
-    assert request.param == "embedded"
-    return embedded(tmp_path)
+    if request.param == "embedded":
+        return embedded(tmp_path)
+    return on_servers(
+        tmp_path, *(request.getfixturevalue(name) for name in ("metastore", "kafka", "three_redis"))
+    )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -1,6 +1,7 @@
 """Deployments under test, over whichever back ends, and the regions' workers as real processes."""
 
 import json
+import os
 import random
 import re
 import signal
@@ -11,11 +12,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from delivery_samples import BUCKETS, SPACES, record, settings_of
 from prometheus_client.parser import text_string_to_metric_families
@@ -23,6 +25,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from vista.config import Settings
 from vista.data.schema import bucket_of
 from vista.delivery.interfaces import Log
+
+if TYPE_CHECKING:
+    from infra.hive import Metastore
+    from infra.kafka import Kafka
+    from infra.redis import Redis
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 120.0
@@ -60,6 +67,35 @@ def embedded(home: Path) -> Deployment:
             yield
 
     return Deployment(settings, cut_off, lambda name: f"sqlite:///{home}/{name}.db")
+
+
+def on_servers(
+    home: Path, metastore: "Metastore", kafka: "Kafka", regions: Mapping[str, "Redis"]
+) -> Deployment:
+    """A database of its own in Hive, a topic of its own, and a Redis per region, which is emptied."""
+    for redis in regions.values():
+        redis.wipe()
+
+    def new_log(name: str) -> str:
+        return f"kafka://{kafka.bootstrap[0]}/{name}-{uuid.uuid4().hex}"
+
+    @contextmanager
+    def cut_off(region: str) -> Iterator[None]:
+        pid = regions[region].nodes[0].server.pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    settings = settings_of(home).model_copy(
+        update={
+            "catalog_url": f"hive://127.0.0.1:{metastore.port}/regions_{uuid.uuid4().hex[:12]}",
+            "log_url": new_log("log"),
+            "region_urls": {name: redis.url for name, redis in regions.items()},
+        }
+    )
+    return Deployment(settings, cut_off, new_log)
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE_S) -> float:

@@ -92,12 +92,12 @@ def check_sql(sql: Sql, database: str, epoch: Epoch, hashes: dict[int, str], fou
 
 
 def test_sql_finds_every_row_as_it_was_written(
-    catalog: Catalog, database: str, sql: Sql, hive_place: Path, full_size: bool, found: "Found"
+    catalog: Catalog, database: str, sql: Sql, servers_place: Path, full_size: bool, found: "Found"
 ) -> None:
     """Must hold 1: 100k summaries of 33 kB published, count and per-row hash equal through HiveServer2."""
     users, buckets = (100_000, 32) if full_size else (2_000, 4)
     epoch = open_epoch(catalog, 1, buckets=buckets)
-    attempt = attempt_directory(hive_place / "table", epoch, "one")
+    attempt = attempt_directory(servers_place / "table", epoch, "one")
     hashes = write_rows(attempt, epoch, users, seeds=128, width=256)
     published = commit(catalog, epoch, attempt)
     assert plain_rows(published) == published.rows == users
@@ -105,14 +105,14 @@ def test_sql_finds_every_row_as_it_was_written(
 
 
 def test_a_new_epoch_is_seen_at_once_and_a_withdrawn_one_no_more(
-    catalog: Catalog, database: str, sql: Sql, hive_place: Path
+    catalog: Catalog, database: str, sql: Sql, servers_place: Path
 ) -> None:
     """In a session that is open, by the view and by the table itself."""
     counted = "SELECT epoch, count(*) FROM {} GROUP BY epoch ORDER BY epoch"
     published = []
     for number in (1, 2):
         epoch = open_epoch(catalog, number)
-        attempt = attempt_directory(hive_place / "seen", epoch, "one")
+        attempt = attempt_directory(servers_place / "seen", epoch, "one")
         write_rows(attempt, epoch, 50 * number, 4, 8)
         published.append(commit(catalog, epoch, attempt))
         expected = [(n, 50 * n) for n in range(1, number + 1)]

@@ -6,11 +6,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from delivery_samples import BUCKETS, record, users_of
+from delivery_samples import BUCKETS, SPACES, record, users_of
 
 from vista.delivery import sqlite
 from vista.delivery.audit import audit_line
 from vista.delivery.catalog import open_catalog
+from vista.delivery.control import retirement
 from vista.delivery.log import open_log
 from vista.delivery.sqlite import Database
 from vista.delivery.store import open_store
@@ -36,6 +37,14 @@ def test_a_row_that_was_damaged_inside_a_whole_file(tmp_path: Path) -> None:
         connection.execute("INSERT INTO releases (id, body) VALUES ('r-1', '{\"id\": \"r-')")
     with pytest.raises(BackendError, match=r"catalog\.db: a row is damaged .*restore a catalog"):
         catalog.releases()
+
+
+def test_the_log_deletes_what_is_retired(tmp_path: Path) -> None:
+    log = open_log(f"sqlite:///{tmp_path}/log.db", BUCKETS)
+    (user,) = users_of(3, 1)
+    log.append(3, [record(user, epoch=1), record(user, epoch=3), record(user, epoch=2)])
+    log.append(3, [retirement(SPACES[0], 2)])
+    assert log.read(3, 0, 10**6) == [(1, record(user, epoch=3)), (3, retirement(SPACES[0], 2))]
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
@@ -84,7 +93,7 @@ def test_a_write_that_the_system_refuses_leaves_the_store_as_it_was(tmp_path: Pa
     url = f"sqlite:///{tmp_path}/store.db"
     code = f"""
 import resource
-from delivery_samples import BUCKETS, record, users_of
+from delivery_samples import BUCKETS, SPACES, record, users_of
 from vista.delivery.store import open_store
 from vista.errors import BackendError
 store, users, offset = open_store({url!r}, BUCKETS), users_of(0, 4_000), 0

@@ -48,6 +48,16 @@ def test_light_modules_load_nothing_heavy(module: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
+def test_the_embedded_log_needs_no_client(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom vista.delivery.log import open_log\n"
+        "log = open_log('sqlite:///log.db', 1)\nassert log.append(0, [b'a']) == 1\n"
+        "print([name for name in sys.modules if name.partition('.')[0] == 'kafka'])"
+    )
+    done = fresh(code, tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
 def test_importing_everything_writes_nothing(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -7,6 +7,7 @@ bucket twice would be harmless (records have a total order), only slow.
 import json
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from vista.delivery.control import barrier
@@ -17,6 +18,8 @@ from vista.summary.table import read_bucket
 log = logging.getLogger(__name__)
 
 PROGRESS_S = 5.0
+APPENDERS = 4
+"""Buckets at once: a log may take one batch of a partition at a time."""
 
 
 def backfill(epoch: Epoch, target: Log, progress: Path) -> int:
@@ -25,19 +28,34 @@ def backfill(epoch: Epoch, target: Log, progress: Path) -> int:
     `progress` is a JSON file: where each bucket's barrier lies in the log, {"3": 1201}.
     """
     barriers: dict[str, int] = json.loads(progress.read_text(encoding="utf-8")) if progress.exists() else {}
+    missing = [
+        bucket
+        for bucket in range(epoch.buckets)
+        if not _holds_barrier(target, bucket, barriers.get(str(bucket)), epoch)
+    ]
     appended, logged_s = 0, time.monotonic()
-    for bucket in range(epoch.buckets):
-        if _holds_barrier(target, bucket, barriers.get(str(bucket)), epoch):
-            continue
-        for rows in read_bucket(epoch.location, bucket):
-            target.append(bucket, rows.records)
-            appended += len(rows.records)
-        barriers[str(bucket)] = target.append(bucket, [barrier(epoch.space, epoch.epoch)]) - 1
-        write_whole(progress, json.dumps(barriers))
-        if time.monotonic() - logged_s > PROGRESS_S:
-            logged_s = time.monotonic()
-            log.info("backfill: %d of %d buckets are in the log", bucket + 1, epoch.buckets)
+    pool = ThreadPoolExecutor(APPENDERS)
+    try:
+        buckets = {pool.submit(_append, target, epoch, bucket): bucket for bucket in missing}
+        for count, done in enumerate(as_completed(buckets), start=epoch.buckets - len(missing) + 1):
+            records, barriers[str(buckets[done])] = done.result()
+            appended += records
+            write_whole(progress, json.dumps(barriers))
+            if time.monotonic() - logged_s > PROGRESS_S:
+                logged_s = time.monotonic()
+                log.info("backfill: %d of %d buckets are in the log", count, epoch.buckets)
+    finally:
+        pool.shutdown(cancel_futures=True)
     return appended
+
+
+def _append(target: Log, epoch: Epoch, bucket: int) -> tuple[int, int]:
+    """The number of records appended, and the offset of the barrier behind them."""
+    appended = 0
+    for rows in read_bucket(epoch.location, bucket):
+        target.append(bucket, rows.records)
+        appended += len(rows.records)
+    return appended, target.append(bucket, [barrier(epoch.space, epoch.epoch)]) - 1
 
 
 def _holds_barrier(target: Log, bucket: int, offset: int | None, epoch: Epoch) -> bool:

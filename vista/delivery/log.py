@@ -12,4 +12,8 @@ def open_log(url: str, partitions: int | None = None) -> Log:
     """
     if url.startswith("sqlite:"):
         return SqliteLog(url, partitions)
-    raise InputError(f"log URL {url!r}: the scheme is unknown; use sqlite:///path")
+    if url.startswith(("kafka:", "kafkas:")):
+        from vista.delivery.kafka_log import KafkaLog  # the embedded log needs no client
+
+        return KafkaLog(url, partitions)
+    raise InputError(f"log URL {url!r}: the scheme is unknown; use sqlite:///path, kafka:// or kafkas://")

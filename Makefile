@@ -51,9 +51,10 @@ test-airflow: install
 
 # Not yet tests/infra: the delivery does not run on those servers yet.
 test-compute: install
-	$(PYTEST) -n 2 $(addprefix --ignore=,tests/dags tests/faults tests/end_to_end tests/infra tests/kernels vista/orchestration) vista tests
+	$(PYTEST) -n 2 $(addprefix --ignore=,tests/dags tests/faults tests/end_to_end tests/infra tests/kernels tests/orchestration vista/orchestration) vista tests
 	$(PYTEST) -n 2 kernels tests/kernels
 	$(PYTEST) tests/faults tests/end_to_end
+	$(PYTEST) tests/orchestration
 
 test-infra: install infra  ## the real servers: start, answer, fail over, leave nothing behind
 	$(PYTEST) tests/infra

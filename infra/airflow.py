@@ -30,6 +30,7 @@ PROGRAM = ROOT / ".venv-airflow" / "bin" / "airflow"
 USER = "admin"
 START_S = 180.0  # 15 s on two idle cores
 ANSWER_S = 60.0
+TRAINING_POOL = "vista_training"  # that of vista.orchestration.stages, which needs Airflow
 TASKS_AT_ONCE = 4
 """Each is a process of 150 MB; a task that waits for Ray is none."""
 
@@ -49,6 +50,12 @@ class Airflow:
             login = {"username": USER, "password": _password(self.place)}
             self._token = _ask("POST", f"{self.url}/auth/token", login, "")["access_token"]
         return _ask(method, f"{self.url}/api/v2{path}", body, self._token)
+
+    def pool(self, name: str, slots: int) -> None:
+        """Make the pool if it is not there. Tasks that wait for something else keep their slots."""
+        pools = self.call("GET", "/pools?limit=1000")["pools"]
+        if name not in [known["name"] for known in pools]:
+            self.call("POST", "/pools", {"name": name, "slots": slots, "include_deferred": True})
 
 
 @contextmanager
@@ -71,7 +78,9 @@ def running_airflow(place: Path, dags: Path, environment: Mapping[str, str]) -> 
         service("triggerer", "triggerer"),
     ]
     with running(services):
-        yield Airflow(url, place, {server.name: server for server in services})
+        airflow = Airflow(url, place, {server.name: server for server in services})
+        airflow.pool(TRAINING_POOL, 1)
+        yield airflow
 
 
 def _settings(place: Path, dags: Path, page: int, worker_logs: int, trigger_logs: int) -> dict[str, str]:

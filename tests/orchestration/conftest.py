@@ -44,7 +44,7 @@ def stack() -> Iterator[Stack]:
             with running_airflow(place / "airflow", dags, environment) as airflow:
                 wait_for(head, logs)
                 found = Stack(airflow, head, stages, start_head)
-                until(lambda: _knows_dag(airflow), "the DAG")
+                until(lambda: _knows_dags(airflow), "the DAGs")
                 yield found
                 head = found.head
         finally:
@@ -52,8 +52,9 @@ def stack() -> Iterator[Stack]:
     shutil.rmtree(place)
 
 
-def _knows_dag(airflow: Airflow) -> bool:
-    return any(dag["dag_id"] == "one_stage" for dag in airflow.call("GET", "/dags")["dags"])
+def _knows_dags(airflow: Airflow) -> bool:
+    known = {dag["dag_id"] for dag in airflow.call("GET", "/dags")["dags"]}
+    return known == {"one_stage", "one_training"}
 
 
 @pytest.fixture(scope="session")

@@ -33,12 +33,12 @@ class Stack:
     stages: ScriptedStages
     start_head: Callable[[HeadAddress], RayHead]
 
-    def trigger(self, run: str, script: str, **conf: object) -> "Run":
-        """Start the DAG `one_stage` whose stage is the script."""
+    def trigger(self, run: str, script: str, dag: str = "one_stage", **conf: object) -> "Run":
+        """Start a DAG of one stage, which is the script."""
         self.stages.do(run, script)
         body = {"dag_run_id": run, "logical_date": None, "conf": {"run_id": run, **conf}}
-        self.airflow.call("POST", "/dags/one_stage/dagRuns", body)
-        return Run(self, run)
+        self.airflow.call("POST", f"/dags/{dag}/dagRuns", body)
+        return Run(self, run, dag)
 
     def ray(self, path: str) -> Any:
         """What the head's REST API answers."""
@@ -51,14 +51,19 @@ class Stack:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of `one_stage`, as Airflow and as Ray sees it."""
+    """One run of a DAG of one stage, as Airflow and as Ray sees it."""
 
     stack: Stack
     name: str
+    dag: str
+
+    @property
+    def task(self) -> str:
+        return {"one_stage": "prepare", "one_training": "train_foundation"}[self.dag]
 
     @property
     def path(self) -> str:
-        return f"/dags/one_stage/dagRuns/{self.name}/taskInstances/prepare"
+        return f"/dags/{self.dag}/dagRuns/{self.name}/taskInstances/{self.task}"
 
     def state(self) -> str:
         return str(self.stack.airflow.call("GET", self.path)["state"])
@@ -70,8 +75,8 @@ class Run:
         self.stack.airflow.call("PATCH", self.path, {"new_state": "failed"})
 
     def clear(self) -> None:
-        body = {"dry_run": False, "only_failed": False, "dag_run_id": self.name, "task_ids": ["prepare"]}
-        self.stack.airflow.call("POST", "/dags/one_stage/clearTaskInstances", body)
+        body = {"dry_run": False, "only_failed": False, "dag_run_id": self.name, "task_ids": [self.task]}
+        self.stack.airflow.call("POST", f"/dags/{self.dag}/clearTaskInstances", body)
 
     def jobs(self) -> list[dict[str, Any]]:
         """Ray's jobs of this run, oldest first."""

@@ -88,6 +88,22 @@ def test_marked_failed_stops_this_job_alone(stack: Stack, full_size: bool) -> No
     other.until_state("success")
 
 
+def test_two_trainings_take_turns(stack: Stack) -> None:
+    """A training that waits for Ray keeps the pool's one slot."""
+    first = stack.trigger("first", wait_for_signal("first"), "one_training")
+    first.until_status("RUNNING")
+    first.until_state("deferred")
+    second = stack.trigger("second", wait_for_signal("second"), "one_training")
+    other = stack.trigger("no-training", "exit 0")
+    other.until_state("success")  # so the scheduler has had its chance with the second
+    assert (second.state(), second.statuses()) == ("scheduled", [])
+    stack.stages.signal("first")
+    first.until_state("success")
+    second.until_status("RUNNING")
+    stack.stages.signal("second")
+    second.until_state("success")
+
+
 def test_cleared_task_starts_anew(stack: Stack) -> None:
     """A cleared task gets a new name, and its old job has ended before the new one begins."""
     run = stack.trigger("cleared", wait_for_signal("cleared"))

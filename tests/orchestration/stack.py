@@ -97,6 +97,18 @@ class Run:
     def until_state(self, state: str) -> None:
         until(lambda: self.state() == state, f"{self.name} {state}")
 
+    def until_waiting(self) -> None:
+        """It is deferred, and the scheduler has heard so: until then Airflow takes a task that goes on at
+        once, on a busy machine, for one that ended without a word, and fails it."""
+        event = "Received executor event with state success"
+
+        def waits() -> bool:
+            task = f"run_id='{self.name}', try_number={self.attempt()}"
+            said = self.stack.airflow.services["scheduler"].log.read_text().splitlines()
+            return self.state() == "deferred" and any(event in line and task in line for line in said)
+
+        until(waits, f"{self.name} waiting")
+
     def until_status(self, *statuses: str) -> None:
         until(lambda: self.statuses() == [*statuses], f"{self.name} in Ray {statuses}")
 

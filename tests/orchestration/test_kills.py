@@ -38,7 +38,8 @@ def test_triggerer_killed(stack: Stack) -> None:
     the form's value is in the Ray job's metadata."""
     run = stack.trigger("triggerer-killed", counting("triggerer-killed", 40, 40, 40), seeds=4)
     stack.stages.signal("triggerer-killed-0")
-    until(lambda: run.state() == "deferred" and "line 40" in run.log(1), "the first lines")
+    until(lambda: run.state() == "deferred", "the trigger")
+    until(lambda: "line 40" in run.log(1), "the first lines")
     stack.airflow.services["triggerer"].kill()
     stack.stages.signal("triggerer-killed-1")
     stack.airflow.services["triggerer"].start()
@@ -64,7 +65,8 @@ def test_scheduler_and_worker_killed_while_they_submit(stack: Stack) -> None:
         _signal(api, signal.SIGCONT)
     assert run.state() == "running"
     stack.airflow.services["scheduler"].start()
-    until(lambda: run.attempt() == 2 and run.state() == "deferred", "the second attempt")
+    until(lambda: run.attempt() == 2, "the second attempt")
+    run.until_waiting()
     assert run.statuses() == ["RUNNING"]
     stack.stages.signal("worker-killed-0")
     run.until_state("success")
@@ -76,7 +78,7 @@ def test_marked_failed_stops_this_job_alone(stack: Stack, full_size: bool) -> No
     """Must-hold 3: within 10 s, and no other job is touched."""
     mine, other = (stack.trigger(name, wait_for_signal(name)) for name in ("mine", "other"))
     for run in (mine, other):
-        run.until_state("deferred")
+        run.until_waiting()
         run.until_status("RUNNING")
     mine.mark_failed()
     marked_s = time.monotonic()
@@ -91,7 +93,7 @@ def test_two_trainings_take_turns(stack: Stack) -> None:
     """A training that waits for Ray keeps the pool's one slot."""
     first = stack.trigger("first", wait_for_signal("first"), "one_training")
     first.until_status("RUNNING")
-    first.until_state("deferred")
+    first.until_waiting()
     second = stack.trigger("second", wait_for_signal("second"), "one_training")
     other = stack.trigger("no-training", "exit 0")
     other.until_state("success")  # so the scheduler has had its chance with the second
@@ -106,7 +108,7 @@ def test_two_trainings_take_turns(stack: Stack) -> None:
 def test_cleared_task_starts_anew(stack: Stack) -> None:
     """A cleared task gets a new name, and its old job has ended before the new one begins."""
     run = stack.trigger("cleared", wait_for_signal("cleared"))
-    run.until_state("deferred")
+    run.until_waiting()
     run.until_status("RUNNING")
     run.clear()
     run.until_status("STOPPED", "RUNNING")
@@ -122,7 +124,8 @@ def test_paused_triggerer_does_not_stop_a_job_that_another_follows(stack: Stack)
     ended the task."""
     run = stack.trigger("taken-over", counting("taken-over", 3, 3))
     stack.stages.signal("taken-over-0")
-    until(lambda: run.state() == "deferred" and "line 3" in run.log(1), "the first lines")
+    until(lambda: run.state() == "deferred", "the trigger")
+    until(lambda: "line 3" in run.log(1), "the first lines")
     sleeper = stack.airflow.services["triggerer"]
     other = Server(
         "triggerer-2", sleeper.place, [*sleeper.command, "--skip-serve-logs"], sleeper.answers,
@@ -147,7 +150,7 @@ def test_paused_triggerer_does_not_stop_a_job_that_another_follows(stack: Stack)
 def test_job_lost_with_its_head(stack: Stack) -> None:
     """kill -9 of Ray's head: the attempt fails and says so, the next one runs on the new head."""
     run = stack.trigger("head-killed", f"test -e again || {{ touch again; {wait_for_signal('never')}; }}")
-    run.until_state("deferred")
+    run.until_waiting()
     run.until_status("RUNNING")
     head = stack.head
     for pid in descendants(head.guard.pid):

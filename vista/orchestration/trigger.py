@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 MEMORY_KILL = re.compile(r"OOM kill reason: (?P<figures>.*)")
+WRITTEN_S = 30.0
 OUTAGE_S = 900.0
 """A trigger holds no worker, so it can wait for a head that is restarted or whose network is down."""
 
@@ -96,6 +97,7 @@ class RayJobTrigger(BaseTrigger):
             if not tail.cancelled():
                 tail.result()  # it never returns: this raises what ended it
             await lines.finish(jobs, self.submission_id)
+        await self._until_written(lines.count)
         reason = reason_of(state, lines)
         return {"status": state.status, "exit_code": state.exit_code, "reason": reason}
 
@@ -111,6 +113,14 @@ class RayJobTrigger(BaseTrigger):
         if state is not None and state.status == "SUCCEEDED":
             return state
         return JobState("DEADLINE", "the execution deadline passed, so the job was stopped", None)
+
+    async def _until_written(self, lines: int) -> None:
+        """Airflow closes a trigger's log when it has fired, and what is still on the way there is lost."""
+        give_up_s = time.monotonic() + WRITTEN_S
+        while self.task_instance is not None and time.monotonic() < give_up_s:
+            if await asyncio.to_thread(lines_in_task_log, self.task_instance, self.attempt) >= lines:
+                return
+            await asyncio.sleep(POLL_S)
 
     async def _is_deferred(self) -> bool:
         ti = self.task_instance
@@ -133,8 +143,8 @@ class LogLines:
     def __init__(self, logged: int) -> None:
         self.last_error = ""  # as `vista.__main__` writes it
         self.memory_kill = ""  # as Ray writes it when it killed a worker of the job
+        self.count = 0
         self._logged = logged
-        self._lines = 0
         self._seen = 0  # characters; a tail starts at the log's beginning
         self._partial = ""
 
@@ -161,8 +171,8 @@ class LogLines:
             if line.startswith("error: "):
                 self.last_error = line.removeprefix("error: ")
             self.memory_kill = memory_kill_in(line) or self.memory_kill
-            self._lines += 1
-            if self._lines > self._logged:
+            self.count += 1
+            if self.count > self._logged:
                 JOB_LOG.info("%s", line)
 
 

@@ -50,11 +50,12 @@ test-airflow: install
 	$(AIRFLOW_PYTEST) tests/dags vista/orchestration
 
 # These start processes or servers, some for the whole session. tests/infra is about the launchers alone: make test-infra.
-OWN_PROCESS := tests/contracts tests/delivery tests/faults tests/end_to_end
+OWN_PROCESS := tests/contracts tests/delivery tests/faults tests/end_to_end tests/orchestration
 test-compute: install infra
 	$(PYTEST) -n 2 $(addprefix --ignore=,$(OWN_PROCESS) tests/dags tests/infra tests/kernels vista/orchestration) vista tests
 	$(PYTEST) -n 2 kernels tests/kernels
 	$(PYTEST) tests/faults tests/end_to_end
+	$(PYTEST) tests/orchestration
 	$(PYTEST) tests/contracts tests/delivery
 
 test-infra: install infra  ## the real servers: start, answer, fail over, leave nothing behind

@@ -1,5 +1,11 @@
-"""A Ray head of one's own: loopback, own ports, own token, nothing left behind."""
+"""A Ray head of one's own: loopback, own ports, own token, nothing left behind.
 
+`python -m infra.ray_head LOGS` starts one for a program of Airflow's environment: it prints where the head is
+as JSON when it takes jobs, and stops it when standard input ends.
+"""
+
+import json
+import os
 import secrets
 import subprocess
 import sys
@@ -20,18 +26,49 @@ HEALTH = "/api/local_raylet_healthz"
 CPUS = 2
 OBJECT_STORE_BYTES = 512 * 2**20
 WORKER_PORTS = 300
+PORTS = (
+    "port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
+    "runtime-env-agent-port", "metrics-export-port", "node-manager-port", "object-manager-port",
+    "ray-client-server-port",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class HeadAddress:
+    """Where a head is, also after it was killed and started again: the first of its ports, and its token.
+
+    `token` is a secret: it may be in environments, never in arguments or logs.
+    """
+
+    first_port: int
+    token: str
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Ray's option -> port."""
+        return {name: self.first_port + number for number, name in enumerate(PORTS)}
+
+    @property
+    def url(self) -> str:
+        """The dashboard's, for the Jobs API."""
+        return f"http://127.0.0.1:{self.ports['dashboard-port']}"
+
+    @property
+    def agent_url(self) -> str:
+        """That of the agent which starts the jobs."""
+        return f"http://127.0.0.1:{self.ports['dashboard-agent-listen-port']}"
+
+
+def new_address() -> HeadAddress:
+    """Free ports and a token that nobody else has."""
+    return HeadAddress(free_block(WORKER_PORTS + 10), secrets.token_urlsafe(32))
 
 
 @dataclass(frozen=True, slots=True)
 class RayHead:
-    """A started head. `token` is a secret: it may be in environments, never in arguments or logs.
+    """A started head."""
 
-    `url` is the dashboard's, for the Jobs API; `agent_url` is that of the agent which starts the jobs.
-    """
-
-    url: str
-    agent_url: str
-    token: str
+    address: HeadAddress
     guard: "subprocess.Popen[bytes]"
 
     def stop(self) -> None:
@@ -40,64 +77,80 @@ class RayHead:
 
 
 def start_ray_head(
-    environment: Mapping[str, str], log: IO[bytes], logs: Path, lock: int, workers: int
+    address: HeadAddress,
+    environment: Mapping[str, str],
+    log: IO[bytes],
+    logs: Path,
+    lock: int | None,
+    workers: int,
 ) -> RayHead:
     """Start a head whose jobs see `environment`, with a CPU per worker; call `wait_for` before using it.
 
     `log` gets its screen output; `logs` is the directory that gets Ray's own logs when it has ended.
     """
-    token = secrets.token_urlsafe(32)
-    first = free_block(WORKER_PORTS + 10)
     scratch = Path(tempfile.mkdtemp(prefix="vista-ray-"))  # Ray's sockets need a short path
     scratch.chmod(0o700)
-    names = (
-        "port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
-        "runtime-env-agent-port", "metrics-export-port", "node-manager-port", "object-manager-port",
-        "ray-client-server-port",
-    )  # fmt: skip
-    ports = {name: first + number for number, name in enumerate(names)}
+    first_worker = address.first_port + 10
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats",
         "--node-ip-address=127.0.0.1", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
         f"--num-cpus={max(CPUS, workers)}", f"--object-store-memory={OBJECT_STORE_BYTES}",
         f"--temp-dir={scratch}",
-        *(f"--{name}={port}" for name, port in ports.items()),
-        f"--min-worker-port={first + 10}", f"--max-worker-port={first + 9 + WORKER_PORTS}",
+        *(f"--{name}={port}" for name, port in address.ports.items()),
+        f"--min-worker-port={first_worker}", f"--max-worker-port={first_worker + WORKER_PORTS - 1}",
     ]  # fmt: skip
     own = {
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": token,
+        "RAY_AUTH_TOKEN": address.token,
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_raylet_start_wait_time_s": f"{START_S:.0f}",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # processes that a single node has no use for
         "RAY_TRAIN_METRICS_ENABLED": "0",
     }
     guard = guarded(command, {**environment, **own}, log=log, scratch=scratch, logs=logs, lock=lock)
-    return RayHead(
-        f"http://127.0.0.1:{ports['dashboard-port']}",
-        f"http://127.0.0.1:{ports['dashboard-agent-listen-port']}",
-        token,
-        guard,
-    )
+    return RayHead(address, guard)
 
 
 def wait_for(head: RayHead, logs: Path) -> None:
     """Return when the head takes jobs. Raises `BackendError` if it ends or takes too long."""
 
+    address = head.address
+
     def settled() -> bool:
         ended = head.guard.poll() is not None
-        return ended or (_answers(head, head.url, "/api/version") and _answers(head, head.agent_url, HEALTH))
+        return ended or (
+            _answers(address.url + "/api/version", address.token)
+            and _answers(address.agent_url + HEALTH, address.token)
+        )
 
     if not wait_until(settled, START_S, every_s=0.25) or head.guard.poll() is not None:
         raise BackendError(f"the local Ray head did not start within {START_S:.0f} s: see {logs}")
 
 
-def _answers(head: RayHead, url: str, path: str) -> bool:
-    request = urllib.request.Request(url + path)
-    request.add_header("Authorization", f"Bearer {head.token}")
+def _answers(url: str, token: str) -> bool:
+    request = urllib.request.Request(url)
+    request.add_header("Authorization", f"Bearer {token}")
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(request, timeout=5) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def main(logs: Path) -> int:
+    """Start a head, say where it is, stop it when standard input ends."""
+    logs.mkdir(parents=True, exist_ok=True)
+    with (logs / "head.log").open("ab") as log:
+        head = start_ray_head(new_address(), os.environ, log, logs, None, CPUS)
+        try:
+            wait_for(head, logs)
+            print(json.dumps({"url": head.address.url, "token": head.address.token}), flush=True)
+            sys.stdin.read()
+        finally:
+            head.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from infra.processes import guarded, stop, wait_until
-from infra.ray_head import CPUS, start_ray_head, wait_for
+from infra.ray_head import CPUS, new_address, start_ray_head, wait_for
 from vista.config import RefreshConfig, Settings
 from vista.errors import BackendError, InputError, StageError, VistaError
 from vista.evaluate.report import StageSeconds, print_table, read_report, write_report
@@ -178,9 +178,10 @@ def _run_dag(given: Launch, lock: int) -> dict[str, Any]:
     result.unlink(missing_ok=True)
     environment = given.environment()
     with given.log.open("ab") as log, contextlib.ExitStack() as stack:
-        head = start_ray_head(environment, log, given.ray_logs, lock, _workers(given.config))
+        address = new_address()
+        head = start_ray_head(address, environment, log, given.ray_logs, lock, _workers(given.config))
         stack.callback(head.stop)
-        airflow_environment = _airflow_environment(given, environment, head.url, head.token)
+        airflow_environment = _airflow_environment(given, environment, address.url, address.token)
         airflow = _start_airflow(given, airflow_environment, lock, started_s)
         stack.callback(stop, airflow)
         stack.callback(_stopping)

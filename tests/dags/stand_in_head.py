@@ -1,7 +1,6 @@
-"""A stand-in for a Ray head.
+"""A stand-in for a Ray head, for what a real one cannot be made to do at will (`test_broken_answers.py`).
 
-It speaks the part of the Jobs REST API that the operator uses and runs each entrypoint as a real
-process; real Ray is in tests/end_to_end, which cannot be made to break its log tail.
+It speaks the part of the Jobs REST API that the operator uses and runs each entrypoint as a real process.
 """
 
 import asyncio
@@ -36,7 +35,9 @@ class Head:
     jobs: dict[str, Job] = field(default_factory=dict)
     packages: dict[str, bytes] = field(default_factory=dict)
     uploads: int = 0
+    submissions: int = 0
     starting: int = 0  # submissions that fail until the head's agent is there
+    lost_answers: int = 0  # submissions that begin a job and whose connection breaks
 
     def stage_is(self, script: str) -> None:
         """What every stage does from now on: a shell script; $3 is the stage's name."""
@@ -62,6 +63,7 @@ class Head:
             self.starting -= 1
             return web.Response(status=500, text="No available agent to submit job, please try again later.")
         asked = await request.json()
+        self.submissions += 1
         name = asked["submission_id"]
         if name in self.jobs:
             return web.Response(status=400, text=f"{name} already exists")
@@ -75,6 +77,10 @@ class Head:
                 env={**os.environ, "VISTA_PYTHON": str(self.python)},
             )  # fmt: skip
         self.jobs[name] = Job(process, log, asked)
+        if self.lost_answers:
+            self.lost_answers -= 1
+            assert request.transport is not None
+            request.transport.abort()
         return web.json_response({"submission_id": name})
 
     async def find(self, request: web.Request) -> web.Response:

@@ -1,154 +1,274 @@
-"""The operator and its trigger against a stand-in head: submissions, log lines, failures, retries."""
+"""The operator and its trigger against a real Ray head: submissions, log lines, failures, retries."""
 
 import asyncio
-import importlib
-import io
 import json
-import logging
 import os
-import signal
+import re
 import threading
-import time
-from datetime import timedelta
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
-from airflow.sdk import DAG
-from stand_in_head import TOKEN, Head
+from airflow.models.taskinstance import TaskInstance
+from airflow.utils.session import create_session
+from conftest import RealHead, name_head, running_head
+from cut import Network
+from running import event_of, follow, fresh_dag, lines, prepare, run, submit
+from scripted_stages import wait_for_signal
+from sqlalchemy import update
 
-import dags.production_refresh
 from vista.config import RefreshConfig
 from vista.errors import BackendError
 from vista.jobs import STAGES
-from vista.orchestration import ray_jobs
 from vista.orchestration import trigger as trigger_module
-from vista.orchestration.embedded import run_dag
 from vista.orchestration.operator import entrypoint, submission_id
-from vista.orchestration.packaging import package
-from vista.orchestration.ray_jobs import RayJobs
+from vista.orchestration.ray_jobs import JobState, RayJobs
 from vista.orchestration.trigger import RayJobTrigger
 
 pytestmark = pytest.mark.usefixtures("metadata_database")
+WAIT_S = 120.0
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trigger_module, "POLL_S", 0.05)
-    monkeypatch.setattr(ray_jobs, "ASK_AGAIN_S", 0.05)
+def find(ray: RealHead, name: str) -> JobState | None:
+    async def ask() -> JobState | None:
+        async with RayJobs(ray.url, ray.token) as jobs:
+            return await jobs.find(name)
+
+    return asyncio.run(ask())
 
 
-def fresh_dag() -> DAG:
-    """Airflow keeps the conf of a `dag.test` in the DAG's params, so every run gets its own."""
-    dag: DAG = importlib.reload(dags.production_refresh).dag
-    for task in dag.tasks:
-        task.retry_delay = timedelta(seconds=0)
-    return dag
+def jobs_of(ray: RealHead, run: str) -> list[dict[str, Any]]:
+    """All that Ray shows of a run's jobs, oldest first."""
+
+    async def ask() -> str:
+        async with RayJobs(ray.url, ray.token) as jobs:
+            return (await jobs._request("GET", "/api/jobs/"))[1]
+
+    found = [job for job in json.loads(asyncio.run(ask())) if job["metadata"].get("run") == run]
+    return sorted(found, key=lambda job: job["start_time"])
 
 
-def run(conf: dict[str, Any] | None = None) -> tuple[dict[str, Any], str]:
-    """The result of the whole DAG and what the screen showed."""
-    screen = io.StringIO()
-    logger = logging.getLogger("vista.orchestration.trigger")
-    before = list(logger.handlers)
-    try:
-        return run_dag(
-            fresh_dag(), conf or {"recipe": "smoke", "run_id": "r"}, screen, time.monotonic()
-        ), screen.getvalue()
-    finally:
-        logger.handlers = before
+def attach_or_submit(run: str, names: list[str], first: int) -> int:
+    """The attempt that the operator goes on with in its newest attempt."""
+    config = RefreshConfig(recipe="smoke", run_id=run)
+    return asyncio.run(prepare()._attach_or_submit(names, first, config, "a DAG's run"))
 
 
-def follow(
-    head: Head, script: str, caplog: pytest.LogCaptureFixture, seconds: float = 60.0
-) -> dict[str, Any]:
-    """Submit one job and run the trigger to its event; the job's lines are in `caplog`."""
-    head.stage_is(script)
-
-    async def wait() -> dict[str, Any]:
-        async with RayJobs(head.url, TOKEN) as jobs:
-            await jobs.submit("one", entrypoint("prepare", RefreshConfig()), package(), {})
-        waiting = RayJobTrigger("ray_default", "one", time.time() + seconds)
-        async for event in waiting.run():
-            payload: dict[str, Any] = event.payload
-            return payload
-        raise AssertionError("the trigger ended without an event")
-
-    with caplog.at_level(logging.INFO, "vista.orchestration.trigger"):
-        return asyncio.run(wait())
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():
+            await asyncio.sleep(0.1)
 
 
-def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "vista.orchestration.trigger"]
-
-
-def test_every_stage_is_one_submission_in_order(head: Head) -> None:
-    head.stage_is('echo "2026-01-01 00:00:00,000 vista.data.prepare working on $3"; echo "{}"')
-    result, screen = run({"recipe": "smoke", "run_id": "r", "seeds": 8})
+def test_a_refresh_in_order_with_a_killed_stage(ray: RealHead) -> None:
+    """Every stage is one job, the killed one two; the conf reaches the jobs and no secret does."""
+    ray.stages.do(
+        "whole",
+        "test $stage != deliver || test -e whole-again || { touch whole-again; kill -9 $$; }\n"
+        'echo "2026-01-01 00:00:00,000 vista.data.prepare working on $stage"; echo "{}"',
+    )
+    result, screen = run({"recipe": "smoke", "run_id": "whole", "seeds": 8, "data_dir": "/some where/it's"})
     assert result["state"] == "success"
     assert [stage["name"] for stage in result["stages"]] == list(STAGES)
-    assert [job.request["metadata"]["task"] for job in head.jobs.values()] == list(STAGES)  # type: ignore[index]
-    assert head.uploads == 1
     for stage in STAGES:
         assert f"{stage}: started" in screen
         assert f"vista.data.prepare: working on {stage}" in screen
     assert "{}" not in screen
+    assert "stage deliver failed: its process was killed by signal 9: out of memory" in screen
+    assert screen.count("trying again") == 1
+    jobs = jobs_of(ray, "whole")
+    stages = list(STAGES)
+    stages.insert(stages.index("deliver"), "deliver")
+    assert [job["metadata"]["task"] for job in jobs] == stages
+    assert len({job["runtime_env"]["working_dir"] for job in jobs}) == 1
+    for job in jobs:
+        assert ray.token not in json.dumps(job)
+        assert set(job["runtime_env"]) == {"working_dir"}
+        config = RefreshConfig.model_validate_json(job["metadata"]["config"])
+        assert (config.recipe, config.seeds, config.run_id) == ("smoke", 8, "whole")
+        assert "--seeds 8" in job["entrypoint"]
+        assert """--data-dir '/some where/it'"'"'s'""" in job["entrypoint"]
 
 
-def test_conf_reaches_the_job_and_no_secret_does(head: Head) -> None:
-    run({"recipe": "smoke", "run_id": "r", "seeds": 8, "data_dir": "/some where/it's"})
-    for job in head.jobs.values():
-        asked = json.dumps(job.request)
-        assert TOKEN not in asked
-        assert set(job.request["runtime_env"]) == {"working_dir"}  # type: ignore[call-overload]
-        config = RefreshConfig.model_validate_json(job.request["metadata"]["config"])  # type: ignore[index]
-        assert (config.recipe, config.seeds, config.run_id) == ("smoke", 8, "r")
-        assert "--seeds 8" in str(job.request["entrypoint"])
-        assert """--data-dir '/some where/it'"'"'s'""" in str(job.request["entrypoint"])
-
-
-def test_run_id_is_the_airflow_runs_name_by_default(head: Head) -> None:
-    run({"recipe": "smoke"})
-    names = {job.request["metadata"]["run"] for job in head.jobs.values()}  # type: ignore[index]
-    assert len(names) == 1
-    assert names.pop().startswith("manual__20")
-
-
-def test_input_error_fails_at_once(head: Head) -> None:
-    head.stage_is('echo "error: no file at /nowhere: set data_dir" >&2; exit 2')
-    result, screen = run()
-    assert result["state"] == "failed"
-    assert result["failure"] == {
-        "stage": "prepare",
-        "reason": "stage prepare failed: no file at /nowhere: set data_dir",
-    }
-    assert len(head.jobs) == 1
+def test_input_error_fails_at_once(ray: RealHead) -> None:
+    ray.stages.do("input", 'echo "error: no file at /nowhere: set data_dir" >&2; exit 2')
+    result, screen = run({"run_id": "input"})
+    reason = "stage prepare failed: no file at /nowhere: set data_dir"
+    assert (result["state"], result["failure"]) == ("failed", {"stage": "prepare", "reason": reason})
+    assert len(jobs_of(ray, "input")) == 1
     assert "trying again" not in screen
 
 
-def test_other_failures_are_retried_under_a_new_name(head: Head) -> None:
-    head.stage_is('echo "error: the log is full" >&2; exit 1')
-    result, screen = run()
+def test_other_failures_are_retried_under_a_new_name(ray: RealHead) -> None:
+    ray.stages.do("full", 'echo "error: the log is full" >&2; exit 1')
+    result, screen = run({"run_id": "full"})
     assert result["failure"]["reason"] == "stage prepare failed: the log is full"
-    assert len(head.jobs) == 2
+    assert len(jobs_of(ray, "full")) == 2
     assert screen.count("trying again") == 1
 
 
-def test_a_killed_stage_is_retried_and_the_run_goes_on(head: Head) -> None:
-    head.stage_is(f'test "$3" != deliver || test -e {head.directory}/again || {{ '
-                  f'touch {head.directory}/again; kill -9 $$; }}')  # fmt: skip
-    result, screen = run()
-    assert result["state"] == "success"
-    assert len(head.jobs) == len(STAGES) + 1
-    assert "stage deliver failed: its process was killed by signal 9; trying again" in screen
+def test_a_retry_goes_on_with_a_job_that_runs_or_has_succeeded(ray: RealHead) -> None:
+    """The worker or the trigger was lost, not the job: it is adopted, never submitted twice."""
+    ray.stages.do("adopted", wait_for_signal("adopted"))
+    names = ["adopted-1", "adopted-2", "adopted-3"]
+    assert attach_or_submit("adopted", names[:1], first=1) == 1
+    assert attach_or_submit("adopted", names[:1], first=1) == 1  # the same attempt, run again
+    assert attach_or_submit("adopted", names[:2], first=1) == 1  # its retry
+    ray.stages.signal("adopted")
+    asyncio.run(event_of(RayJobTrigger("ray_default", names[0], 1, 1e10)))
+    assert attach_or_submit("adopted", names, first=1) == 1  # a retry after it succeeded
+    assert len(jobs_of(ray, "adopted")) == 1
 
 
-def test_a_head_that_is_still_starting_is_waited_for(head: Head) -> None:
-    head.starting = 3
-    result, screen = run()
-    assert result["state"] == "success"
-    assert len(head.jobs) == len(STAGES)
-    assert "trying again" not in screen
+def test_a_cleared_task_starts_anew(ray: RealHead) -> None:
+    """What a person cleared does not go on beside the new job, nor instead of it."""
+    ray.stages.do("cleared", wait_for_signal("never"))
+    names = ["cleared-1", "cleared-2"]
+    assert attach_or_submit("cleared", names[:1], first=1) == 1
+    assert attach_or_submit("cleared", names, first=2) == 2
+    first, second = jobs_of(ray, "cleared")
+    assert (first["status"], first["end_time"] <= second["start_time"]) == ("STOPPED", True)
+    asyncio.run(RayJobTrigger("ray_default", names[1], 2, 1e10).on_kill())
+
+
+def test_lines_come_while_the_job_runs_and_each_once(ray: RealHead, caplog: pytest.LogCaptureFixture) -> None:
+    ray.stages.do(
+        "lines", f"for i in $(seq 300); do echo line $i; done; {wait_for_signal('lines')}; printf last"
+    )
+    asyncio.run(submit(ray.url, ray.token, "lines", "lines"))
+
+    async def release() -> None:
+        await until(lambda: "line 300" in lines(caplog))
+        ray.stages.signal("lines")
+
+    thread = threading.Thread(target=lambda: asyncio.run(release()))
+    thread.start()
+    event = follow("lines", caplog)
+    thread.join()
+    assert event == {"status": "SUCCEEDED", "exit_code": 0, "reason": ""}
+    said = [line for line in lines(caplog) if re.fullmatch(r"line \d+|last", line)]  # Ray has its own too
+    assert said == [*(f"line {number}" for number in range(1, 301)), "last"]
+
+
+def test_deadline_stops_the_job(ray: RealHead, caplog: pytest.LogCaptureFixture) -> None:
+    ray.stages.do("late", wait_for_signal("never"))
+    asyncio.run(submit(ray.url, ray.token, "late", "late"))
+    event = follow("late", caplog, seconds=0.5)
+    assert event == {
+        "status": "DEADLINE", "exit_code": None,
+        "reason": "the execution deadline passed, so the job was stopped",
+    }  # fmt: skip
+    state = find(ray, "late")
+    assert state is not None
+    assert state.status == "STOPPED"
+
+
+def test_on_kill_stops_this_job_alone(ray: RealHead) -> None:
+    ray.stages.do("killed", wait_for_signal("killed"))
+
+    async def kill() -> None:
+        for name in ("mine", "other"):
+            await submit(ray.url, ray.token, name, "killed")
+        await RayJobTrigger("ray_default", "mine", 1, 1e10).on_kill()
+
+    asyncio.run(kill())
+    mine, other = find(ray, "mine"), find(ray, "other")
+    assert mine is not None
+    assert other is not None
+    assert (mine.status, other.finished) == ("STOPPED", False)
+    ray.stages.signal("killed")
+
+
+def test_a_task_that_is_ended_while_it_submits_leaves_no_job(ray: RealHead) -> None:
+    """It has no trigger yet whose `on_kill` would stop the job."""
+    ray.stages.do("ended", wait_for_signal("never"))
+    dag = fresh_dag()
+    dag.get_task("prepare").on_execute_callback = [lambda context: mark_failed(dag.dag_id)]
+    dag.test(run_conf={"run_id": "ended"})
+    assert [job["status"] for job in jobs_of(ray, "ended")] == ["STOPPED"]
+
+
+def mark_failed(dag_id: str) -> None:
+    """What the button in Airflow does to a running task."""
+    with create_session() as session:
+        running = (TaskInstance.dag_id == dag_id, TaskInstance.state == "running")
+        session.execute(update(TaskInstance).where(*running).values(state="failed"))
+
+
+def test_an_outage_is_ridden_out_and_a_longer_one_is_not(
+    ray: RealHead, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network is cut while the job runs. The job is the same after it, and a retry after too long an
+    outage goes on with it."""
+    ray.stages.do("cut", f"echo begun; {wait_for_signal('cut')}")
+    port = urlsplit(ray.url).port
+    assert port is not None
+
+    async def through_cuts() -> dict[str, Any]:
+        network = Network(port)
+        await network.mend()
+        name_head(monkeypatch, network.url, ray.token)
+        await submit(network.url, ray.token, "cut-1", "cut")
+        trigger = RayJobTrigger("ray_default", "cut-1", 1, 1e10)
+        event = asyncio.create_task(event_of(trigger))
+        await until(lambda: "begun" in lines(caplog))
+        await network.cut()
+        await until(lambda: "asking again" in caplog.text)
+        await network.mend()
+        await until(lambda: "answers again" in caplog.text)
+        monkeypatch.setattr(trigger_module, "OUTAGE_S", 1.0)
+        await network.cut()
+        return await event
+
+    with caplog.at_level("INFO"):
+        event = asyncio.run(through_cuts())
+    assert event["status"] == "UNKNOWN"
+    assert "cannot be reached" in event["reason"]
+    assert "is the head running?; asked again for 1 s" in event["reason"]
+    assert lines(caplog).count("begun") == 1
+    name_head(monkeypatch, ray.url, ray.token)
+    assert attach_or_submit("cut", ["cut-1", "cut-2"], first=1) == 1
+    ray.stages.signal("cut")
+
+
+def test_out_of_memory_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray kills every worker of a head that may use next to nothing."""
+    with running_head(
+        tmp_path, RAY_memory_usage_threshold="0.001", RAY_memory_monitor_refresh_ms="250"
+    ) as head:
+        name_head(monkeypatch, head.url, head.token)
+        head.stages.do("memory", wait_for_signal("never"))
+        asyncio.run(submit(head.url, head.token, "memory", "memory"))
+        reason = follow("memory", caplog)["reason"]
+    assert re.fullmatch(r"out of memory on Ray's node: Memory usage \d+B exceeded threshold of .*", reason)
+
+
+def test_wrong_token_and_absent_head_are_messages(
+    ray: RealHead, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name_head(monkeypatch, ray.url, "wrong")
+    result, _ = run({"run_id": "token"})
+    assert "check the Airflow connection's host and token" in result["failure"]["reason"]
+    assert "wrong" not in result["failure"]["reason"]
+    assert "token" in follow("nothing", caplog)["reason"]
+
+    async def ask() -> None:
+        async with RayJobs("http://127.0.0.1:9", "") as jobs:
+            await jobs.find("one")
+
+    with pytest.raises(BackendError, match="cannot be reached"):
+        asyncio.run(ask())
+
+
+def test_a_job_that_ray_forgot_is_lost(ray: RealHead, caplog: pytest.LogCaptureFixture) -> None:
+    assert follow("never-submitted", caplog) == {
+        "status": "LOST", "exit_code": None,
+        "reason": "Ray does not know this job any more: its head was restarted",
+    }  # fmt: skip
 
 
 def test_names_are_deterministic_and_distinct() -> None:
@@ -163,86 +283,10 @@ def test_names_are_deterministic_and_distinct() -> None:
     assert submission_id("d", "r", "t", -1, 1) in names
 
 
-def test_operator_attaches_to_what_it_submitted_before(head: Head) -> None:
-    head.stage_is("sleep 0.3")
-    operator = fresh_dag().get_task("prepare")
-    names = ["first", "second"]
-    config = RefreshConfig(recipe="smoke", run_id="r")
-    asyncio.run(operator._submit(names[:1], config, "run"))
-    asyncio.run(operator._submit(names[:1], config, "run"))
-    assert list(head.jobs) == ["first"]
-    asyncio.run(operator._submit(names, config, "run"))
-    assert list(head.jobs) == names
-    assert head.jobs["first"].stopped
-
-
-@pytest.mark.parametrize("characters", [None, 1, 40, 10_000])
-def test_log_lines_come_once_each_even_if_the_tail_breaks(
-    head: Head, caplog: pytest.LogCaptureFixture, characters: int | None
-) -> None:
-    head.tail_characters = characters
-    event = follow(head, "for i in $(seq 300); do echo line $i; done; sleep 0.2; printf last", caplog)
-    assert event == {"status": "SUCCEEDED", "exit_code": 0, "reason": ""}
-    assert lines(caplog) == [*(f"line {number}" for number in range(1, 301)), "last"]
-
-
-def test_lines_come_while_the_job_runs(head: Head, caplog: pytest.LogCaptureFixture) -> None:
-    go_on = head.directory / "go_on"
-    script = f"echo early; while ! test -e {go_on}; do sleep 0.05; done; echo late"
-
-    def release() -> None:
-        end_s = time.monotonic() + 30
-        while "early" not in lines(caplog) and time.monotonic() < end_s:
-            time.sleep(0.02)
-        go_on.touch()
-
-    thread = threading.Thread(target=release)
-    thread.start()
-    started_s = time.monotonic()
-    event = follow(head, script, caplog)
-    thread.join()
-    assert event["status"] == "SUCCEEDED"
-    assert lines(caplog) == ["early", "late"]
-    assert time.monotonic() - started_s < 25
-
-
-def test_deadline_stops_the_job(head: Head, caplog: pytest.LogCaptureFixture) -> None:
-    event = follow(head, "exec sleep 60", caplog, seconds=0.5)
-    assert event["status"] == "DEADLINE"
-    assert "deadline" in event["reason"]
-    assert head.jobs["one"].process.wait(10) == -signal.SIGTERM
-
-
-def test_on_kill_stops_this_job_alone(head: Head) -> None:
-    head.stage_is("exec sleep 60")
-
-    async def kill() -> None:
-        async with RayJobs(head.url, TOKEN) as jobs:
-            for name in ("mine", "other"):
-                await jobs.submit(name, entrypoint("prepare", RefreshConfig()), package(), {})
-        await RayJobTrigger("ray_default", "mine", time.time() + 60).on_kill()
-
-    asyncio.run(kill())
-    assert head.jobs["mine"].process.wait(10) == -signal.SIGTERM
-    assert head.jobs["other"].process.poll() is None
-
-
 def test_trigger_survives_its_serialisation() -> None:
-    path, arguments = RayJobTrigger("ray_default", "one", 12.5).serialize()
+    path, arguments = RayJobTrigger("ray_default", "one", 2, 12.5).serialize()
     assert path == "vista.orchestration.trigger.RayJobTrigger"
-    assert TOKEN not in json.dumps(arguments)
     assert RayJobTrigger(**arguments).serialize() == (path, arguments)
-
-
-def test_wrong_token_and_absent_head_are_messages(head: Head) -> None:
-    async def find(url: str, token: str) -> None:
-        async with RayJobs(url, token) as jobs:
-            await jobs.find("one")
-
-    with pytest.raises(BackendError, match=r"401.*check the Airflow connection's host and token"):
-        asyncio.run(find(head.url, "wrong"))
-    with pytest.raises(BackendError, match="cannot be reached"):
-        asyncio.run(find("http://127.0.0.1:9", TOKEN))
 
 
 def test_entrypoint_runs_where_the_node_says(tmp_path: Path) -> None:

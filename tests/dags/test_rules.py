@@ -11,13 +11,20 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import ParamValidationError
 
-from dags.production_refresh import dag
+import dags.production_refresh
+import dags.train_foundation
 from vista.config import RefreshConfig
 from vista.jobs import STAGES
+from vista.orchestration.stages import FOUNDATION, TRAINING_POOL, form
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for path in (ROOT / "dags").glob("*.py") if path.name != "__init__.py")
-GRAPH = ROOT / "tests" / "golden" / "dags" / "production_refresh.json"
+GRAPHS = ROOT / "tests" / "golden" / "dags"
+DAGS = {
+    "production_refresh": (dags.production_refresh.dag, tuple(STAGES)),
+    "train_foundation": (dags.train_foundation.dag, FOUNDATION),
+}
+every_dag = pytest.mark.parametrize(("dag", "stages"), DAGS.values(), ids=DAGS.keys())
 
 
 def test_airflow_environment_is_light() -> None:
@@ -35,7 +42,7 @@ def test_dags_import_in_a_second_after_airflow(tmp_path: Path) -> None:
         "from airflow.sdk import DAG, BaseHook, BaseOperator, Param\n"
         "from airflow.sdk.bases.operator import chain\nimport aiohttp\n"
         "from airflow.triggers.base import BaseTrigger\n"
-        "started = time.process_time()\nimport dags.production_refresh\n"
+        "started = time.process_time()\nimport dags.production_refresh, dags.train_foundation\n"
         "print(time.process_time() - started)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "AIRFLOW_HOME": str(tmp_path)}
@@ -45,7 +52,12 @@ def test_dags_import_in_a_second_after_airflow(tmp_path: Path) -> None:
     assert float(done.stdout.splitlines()[-1]) < 1.0  # CPU seconds: another process cannot spoil it
 
 
-def test_every_task_says_how_it_fails() -> None:
+def test_every_file_is_a_dag_of_these_rules() -> None:
+    assert [path.stem for path in FILES] == sorted(DAGS)
+
+
+@every_dag
+def test_every_task_says_how_it_fails(dag: DAG, stages: tuple[str, ...]) -> None:
     assert dag.doc_md is not None
     assert "Do |" in dag.doc_md
     for task in dag.tasks:
@@ -54,19 +66,23 @@ def test_every_task_says_how_it_fails() -> None:
         assert task.retries >= 1
         assert task.execution_timeout is not None
         assert task.execution_timeout.total_seconds() > task.deadline_s
+        assert (task.pool == TRAINING_POOL) == (task.task_id in ("train_foundation", "retrain_downstream"))
 
 
-def test_graph_is_the_golden_one() -> None:
+@every_dag
+def test_graph_is_the_golden_one(dag: DAG, stages: tuple[str, ...]) -> None:
     graph = {task.task_id: sorted(task.downstream_task_ids) for task in dag.topological_sort()}
-    assert list(graph) == list(STAGES)
+    assert tuple(graph) == stages
     text = json.dumps(graph, indent=2) + "\n"
+    golden = GRAPHS / f"{dag.dag_id}.json"
     if os.environ.get("VISTA_GOLDEN") == "write":
-        GRAPH.parent.mkdir(parents=True, exist_ok=True)
-        GRAPH.write_text(text)
-    assert GRAPH.read_text() == text
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text(text)
+    assert golden.read_text() == text
 
 
-def test_form_has_every_field_and_its_default() -> None:
+@every_dag
+def test_form_has_every_field_and_its_default(dag: DAG, stages: tuple[str, ...]) -> None:
     assert dag.params.dump() == RefreshConfig().model_dump()
     assert len(dag.params) <= 15
     for name, field in RefreshConfig.model_fields.items():
@@ -76,19 +92,19 @@ def test_form_has_every_field_and_its_default() -> None:
 @pytest.mark.parametrize(("name", "value"), [("seeds", 0), ("seeds", "x"), ("codec", "zip"), ("epochs", 0)])
 def test_form_refuses_what_the_configuration_refuses(name: str, value: object) -> None:
     with pytest.raises(ParamValidationError):
-        dag.params.get_param(name).resolve(value)
+        form()[name].resolve(value)
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("seeds", 4), ("seeds", None), ("codec", "bf16"), ("codec", None)]
 )
 def test_form_takes_what_the_configuration_takes(name: str, value: object) -> None:
-    assert dag.params.get_param(name).resolve(value) == value
+    assert form()[name].resolve(value) == value
 
 
-def test_dag_survives_serialisation() -> None:
+@every_dag
+def test_dag_survives_serialisation(dag: DAG, stages: tuple[str, ...]) -> None:
     from airflow.serialization.serialized_objects import DagSerialization
 
-    assert isinstance(dag, DAG)
     again = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
-    assert set(again.task_dict) == set(STAGES)
+    assert set(again.task_dict) == set(stages)

@@ -75,15 +75,16 @@ class Indented(logging.Handler):
 def run_dag(dag: "DAG", conf: dict[str, Any], screen: TextIO, started_s: float) -> dict[str, Any]:
     """Run `dag` to its end; the result: state, stages with their seconds, the failure if there was one.
     `started_s` is the moment of `time.monotonic` from which the screen counts."""
+    from vista.orchestration.job_log import JOB_LOG  # with Airflow: not before `main` says so
+
     progress = Progress(screen, started_s)
     for task in dag.tasks:
         task.on_execute_callback = [progress.begun]
         task.on_success_callback = [progress.succeeded]
         task.on_retry_callback = [progress.retried]
         task.on_failure_callback = [progress.failed]
-    trigger_log = logging.getLogger("vista.orchestration.trigger")
-    trigger_log.setLevel(logging.INFO)
-    trigger_log.addHandler(Indented(progress))
+    JOB_LOG.setLevel(logging.INFO)
+    JOB_LOG.addHandler(Indented(progress))
     run = dag.test(run_conf=conf)
     return {"state": str(run.state.value), "stages": progress.stages, "failure": progress.failure}
 

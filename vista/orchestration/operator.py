@@ -13,15 +13,19 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from pydantic import ValidationError
 
 from vista.config import RefreshConfig
+from vista.errors import BackendError
 from vista.orchestration.packaging import package
-from vista.orchestration.ray_jobs import patiently
-from vista.orchestration.trigger import RayJobTrigger, connect, stop_and_wait
+from vista.orchestration.ray_jobs import RayJobs, patiently, stop_and_wait
+from vista.orchestration.trigger import RayJobTrigger, connect
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from airflow.sdk.types import RuntimeTaskInstanceProtocol
 
 INPUT_ERROR = 2
 DEADLINE_S = 6 * 3_600.0
+SUBMIT_OUTAGE_S = 120.0
+"""How long a head may be away while a worker waits for it."""
 PYTHON = '"${VISTA_PYTHON:-python}"'
 """Expanded by the shell on Ray's node: only the node knows where its environment is."""
 
@@ -34,6 +38,17 @@ def submission_id(dag_id: str, run_id: str, task_id: str, map_index: int, attemp
     """
     names = "\0".join((dag_id, run_id, task_id, str(map_index), str(attempt)))
     return f"vista-{task_id}-{attempt}-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
+
+
+def first_attempt(try_number: int, max_tries: int, retries: int) -> int:
+    """The first attempt since a person cleared the task; those until now are retries of it.
+
+    Clearing grants the task its retries once more, from the attempt that is cleared.
+
+    >>> first_attempt(2, max_tries=1, retries=1), first_attempt(3, max_tries=3, retries=1)
+    (1, 3)
+    """
+    return min(max(1, max_tries - retries + 1), try_number)
 
 
 def run_id_of(dag_run_id: str) -> str:
@@ -55,8 +70,10 @@ def entrypoint(stage: str, config: RefreshConfig) -> str:
 class RayJobOperator(BaseOperator):
     """One stage of a refresh as a Ray job; `task_id` names the stage, the run's params are its configuration.
 
-    The job is found again by its name, so a worker that dies after submitting never submits twice. Exit code
-    2 (the input cannot be used) fails at once; anything else is retried as Airflow's `retries` says.
+    The job is found again by its name, so a worker that dies after submitting never submits twice, and a
+    retry goes on with an earlier attempt's job if that still runs or has succeeded meanwhile. A cleared task
+    starts anew. Exit code 2 (the input cannot be used) fails at once; anything else is retried as Airflow's
+    `retries` says.
     """
 
     def __init__(
@@ -68,37 +85,24 @@ class RayJobOperator(BaseOperator):
 
     def execute(self, context: "Context") -> None:
         ti = context["ti"]
-        try:
-            config = RefreshConfig.model_validate(dict(context["params"]))
-        except ValidationError as error:
-            raise AirflowFailException(f"stage {self.task_id} failed: the run's conf: {error}") from error
-        if not config.run_id:
-            config = config.model_copy(update={"run_id": run_id_of(ti.run_id)})
+        config = self._config(context)
         map_index = -1 if ti.map_index is None else ti.map_index
         names = [
             submission_id(ti.dag_id, ti.run_id, ti.task_id, map_index, attempt)
             for attempt in range(1, ti.try_number + 1)
         ]
-        asyncio.run(self._submit(names, config, ti.run_id))
+        first = first_attempt(ti.try_number, ti.max_tries, self.retries or 0)
+        try:
+            attempt = asyncio.run(self._attach_or_submit(names, first, config, ti.run_id))
+            self._stop_unless_running(ti, names[attempt - 1])
+        except BackendError as error:
+            raise AirflowException(f"stage {self.task_id} failed: {error}") from error
         self.defer(
-            trigger=RayJobTrigger(self.connection_id, names[-1], time.time() + self.deadline_s),
+            trigger=RayJobTrigger(
+                self.connection_id, names[attempt - 1], attempt, time.time() + self.deadline_s
+            ),
             method_name="finish",
         )
-
-    async def _submit(self, names: Sequence[str], config: RefreshConfig, dag_run_id: str) -> None:
-        """Attach to the attempt `names[-1]` or start it; earlier attempts must not run beside it."""
-        *earlier, name = names
-        metadata = {"dag": self.dag_id, "dag_run": dag_run_id, "task": self.task_id, "run": config.run_id}
-        metadata["config"] = config.model_dump_json()
-        async with await connect(self.connection_id) as jobs:
-
-            async def attach_or_start() -> None:
-                for old in earlier:
-                    await stop_and_wait(jobs, old)
-                if await jobs.find(name) is None:
-                    await jobs.submit(name, entrypoint(self.task_id, config), package(), metadata)
-
-            await patiently(attach_or_start)
 
     def finish(self, context: "Context", event: dict[str, Any]) -> str:
         """Called when the trigger has fired. Returns the submission's status for XCom."""
@@ -108,3 +112,58 @@ class RayJobOperator(BaseOperator):
         if event["exit_code"] == INPUT_ERROR:
             raise AirflowFailException(message)
         raise AirflowException(message)
+
+    def _config(self, context: "Context") -> RefreshConfig:
+        try:
+            config = RefreshConfig.model_validate(dict(context["params"]))
+        except ValidationError as error:
+            raise AirflowFailException(f"stage {self.task_id} failed: the run's conf: {error}") from error
+        return config.model_copy(update={"run_id": config.run_id or run_id_of(context["ti"].run_id)})
+
+    async def _attach_or_submit(
+        self, names: Sequence[str], first: int, config: RefreshConfig, dag_run_id: str
+    ) -> int:
+        """The attempt whose job is this one's: its own, an earlier retry's, or its own that it submits now.
+
+        Jobs from before the task was cleared, at attempt `first`, must not run beside it.
+        """
+        metadata = {"dag": self.dag_id, "dag_run": dag_run_id, "task": self.task_id, "run": config.run_id}
+        metadata["config"] = config.model_dump_json()
+        async with await connect(self.connection_id) as jobs:
+
+            async def ask() -> int:
+                for name in names[: first - 1]:
+                    await stop_and_wait(jobs, name)
+                attempt = await self._attempt_to_go_on_with(jobs, names, first)
+                if attempt is None:
+                    await jobs.submit(names[-1], entrypoint(self.task_id, config), package(), metadata)
+                return attempt or len(names)
+
+            return await patiently(ask, SUBMIT_OUTAGE_S)
+
+    async def _attempt_to_go_on_with(self, jobs: RayJobs, names: Sequence[str], first: int) -> int | None:
+        for attempt in range(len(names), first - 1, -1):
+            state = await jobs.find(names[attempt - 1])
+            if state is None:
+                continue
+            if attempt == len(names):
+                return attempt
+            if not state.finished or state.status == "SUCCEEDED":
+                self.log.info("going on with %s, the job of attempt %d", names[attempt - 1], attempt)
+                return attempt
+        return None
+
+    def _stop_unless_running(self, ti: "RuntimeTaskInstanceProtocol", name: str) -> None:
+        """A task that was marked failed while it submitted has no trigger that would stop its job."""
+        states = ti.get_task_states(
+            dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
+        )
+        if "running" in states.get(ti.run_id, {}).values():
+            return
+
+        async def stop() -> None:
+            async with await connect(self.connection_id) as jobs:
+                await patiently(lambda: stop_and_wait(jobs, name), SUBMIT_OUTAGE_S)
+
+        asyncio.run(stop())
+        raise AirflowFailException(f"stage {self.task_id} failed: it was ended while it submitted its job")

@@ -22,25 +22,34 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 FINISHED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 REQUEST_TIMEOUT_S = 60.0
-HEAD_MAY_BE_AWAY_S = 120.0
+CONNECT_TIMEOUT_S = 10.0
 ASK_AGAIN_S = 0.5
+ASK_AGAIN_AT_MOST_S = 5.0
+STOP_S = 20.0
 
 
 class HeadAwayError(BackendError):
     """The head does not answer, or its agent has not started yet: asking again may help."""
 
 
-async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
-    """The answer of `ask`, which may be repeated; a head that is away is waited for, two minutes long."""
-    give_up_s = time.monotonic() + HEAD_MAY_BE_AWAY_S
+async def patiently(ask: Callable[[], Awaitable[T]], outage_s: float) -> T:
+    """The answer of `ask`, which may be repeated; a head that is away is waited for, `outage_s` long."""
+    began_s, pause_s = 0.0, ASK_AGAIN_S
     while True:
         try:
-            return await ask()
+            answer = await ask()
         except HeadAwayError as error:
-            if time.monotonic() > give_up_s:
-                raise
-            log.warning("%s; asking again", error)
-            await asyncio.sleep(ASK_AGAIN_S)
+            if not began_s:
+                began_s = time.monotonic()
+                log.warning("%s; asking again for %.0f s", error, outage_s)
+            elif time.monotonic() > began_s + outage_s:
+                raise HeadAwayError(f"{error}; asked again for {outage_s:.0f} s") from error
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, ASK_AGAIN_AT_MOST_S)
+        else:
+            if began_s:
+                log.warning("Ray answers again after %.0f s", time.monotonic() - began_s)
+            return answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +73,7 @@ class RayJobs:
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     async def __aenter__(self) -> Self:
-        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
         self._session = aiohttp.ClientSession(headers=self._headers, timeout=timeout)
         return self
 
@@ -141,3 +150,18 @@ class RayJobs:
     def _unreachable(self, error: BaseException) -> HeadAwayError:
         reason = str(error) or type(error).__name__
         return HeadAwayError(f"Ray at {self._address} cannot be reached ({reason}): is the head running?")
+
+
+async def stop_and_wait(jobs: RayJobs, submission_id: str) -> JobState | None:
+    """Stop a job and wait until it has ended; its state, None for a job that Ray does not know.
+
+    Ray forgets a request to stop a job whose process it has not started yet, so the request is repeated.
+    Raises `BackendError` if the job goes on.
+    """
+    give_up_s = time.monotonic() + STOP_S
+    while (state := await jobs.find(submission_id)) is not None and not state.finished:
+        if time.monotonic() > give_up_s:
+            raise BackendError(f"Ray job {submission_id} did not stop within {STOP_S:.0f} s: stop it by hand")
+        await jobs.stop(submission_id)
+        await asyncio.sleep(ASK_AGAIN_S)
+    return state

@@ -1,5 +1,6 @@
 """What DAG files are made of: the stages in order, the form, the defaults of every task."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -19,11 +20,22 @@ TASK_DEFAULTS: dict[str, Any] = {
 """The trigger enforces `DEADLINE_S` and stops the job; Airflow's own time-out is the net below it."""
 
 
-def refresh_stages() -> list[RayJobOperator]:
-    """The stages of a refresh, one after the other, in the order of `vista.jobs.STAGES`."""
+TRAINING_POOL = "vista_training"
+"""Airflow's pool with one slot, which a task keeps while it waits: two trainings never share a GPU."""
+TRAININGS = ("train_foundation", "retrain_downstream")
+FOUNDATION = ("prepare", "train_foundation")
+REFRESH = tuple(STAGES)
+
+
+def stages_in_order(names: Sequence[str]) -> list[RayJobOperator]:
+    """Tasks for stages of `vista.jobs.STAGES`, one after the other."""
     tasks = [
-        RayJobOperator(task_id=name, doc_md=f"`python -m vista {name}`: {stage.help}")
-        for name, stage in STAGES.items()
+        RayJobOperator(
+            task_id=name,
+            doc_md=f"`python -m vista {name}`: {STAGES[name].help}",
+            pool=TRAINING_POOL if name in TRAININGS else None,
+        )
+        for name in names
     ]
     chain(*tasks)
     return tasks

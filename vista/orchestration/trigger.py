@@ -3,20 +3,31 @@
 import asyncio
 import contextlib
 import logging
+import re
+import signal
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from airflow.sdk import BaseHook
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from vista.errors import BackendError
-from vista.orchestration.ray_jobs import JobState, RayJobs, patiently
+from vista.orchestration.job_log import JOB_LOG, lines_in_task_log
+from vista.orchestration.ray_jobs import JobState, RayJobs, patiently, stop_and_wait
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
-STOP_S = 20.0
+MEMORY_KILL = re.compile(r"OOM kill reason: (?P<figures>.*)")
+WRITTEN_S = 30.0
+OUTAGE_S = 900.0
+"""A trigger holds no worker, so it can wait for a head that is restarted or whose network is down."""
+
+
+_stopping: set[asyncio.Task[None]] = set()
+"""Jobs that are being stopped. Airflow cancels `on_kill` too, a second later: it repeats its cancellation."""
 
 
 async def connect(connection_id: str) -> RayJobs:
@@ -26,58 +37,114 @@ async def connect(connection_id: str) -> RayJobs:
 
 
 class RayJobTrigger(BaseTrigger):
-    """Fires once, when the job has finished or `deadline_s` (seconds since 1970) has passed.
+    """Fires once: when the job has finished, `deadline_s` (seconds since 1970) has passed, or Ray is lost.
 
-    The event's payload: status, exit_code, reason (why a job did not succeed, one line).
+    `attempt` is the task's attempt that submitted the job, which is not the current one if a retry goes on
+    with it. The event's payload: status, exit_code, reason (why a job did not succeed, one line).
     """
 
-    def __init__(self, connection_id: str, submission_id: str, deadline_s: float) -> None:
+    def __init__(self, connection_id: str, submission_id: str, attempt: int, deadline_s: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's, not annotated
         self.connection_id = connection_id
         self.submission_id = submission_id
+        self.attempt = attempt
         self.deadline_s = deadline_s
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         arguments = {
             "connection_id": self.connection_id,
             "submission_id": self.submission_id,
+            "attempt": self.attempt,
             "deadline_s": self.deadline_s,
         }
         return f"{type(self).__module__}.{type(self).__qualname__}", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
+        try:
+            payload = await self._follow()
+        except BackendError as error:  # a trigger that raises fails its task without saying why
+            payload = {"status": "UNKNOWN", "exit_code": None, "reason": str(error)}
+        yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's, not annotated
+
+    async def on_kill(self) -> None:
+        """The task was marked failed or cleared by a person: the job must not go on.
+
+        Airflow calls this too when another triggerer has taken over (this one was paused, or slow): then
+        the task is still deferred, and the job is the other one's.
+        """
+        task = asyncio.create_task(self._stop_unless_taken_over())
+        _stopping.add(task)
+        task.add_done_callback(_stopping.discard)
+        await asyncio.shield(task)
+
+    async def _stop_unless_taken_over(self) -> None:
+        if await self._is_deferred():
+            log.warning("Ray job %s is followed by another triggerer: it goes on", self.submission_id)
+            return
         async with await connect(self.connection_id) as jobs:
-            lines = LogLines()
+            await patiently(lambda: stop_and_wait(jobs, self.submission_id), OUTAGE_S)
+
+    async def _follow(self) -> dict[str, Any]:
+        logged = await asyncio.to_thread(lines_in_task_log, self.task_instance, self.attempt)
+        async with await connect(self.connection_id) as jobs:
+            lines = LogLines(logged)
             tail = asyncio.create_task(lines.follow(jobs, self.submission_id))
             try:
                 state = await self._end(jobs)
             finally:
                 tail.cancel()
+                await asyncio.wait([tail])
+            if not tail.cancelled():
+                tail.result()  # it never returns: this raises what ended it
             await lines.finish(jobs, self.submission_id)
-        reason = _reason(state, lines.last_error)
-        payload = {"status": state.status, "exit_code": state.exit_code, "reason": reason}
-        yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's, not annotated
-
-    async def on_kill(self) -> None:
-        """The task was marked failed or cleared by a person: the job must not go on."""
-        async with await connect(self.connection_id) as jobs:
-            await jobs.stop(self.submission_id)
+        await self._until_written(lines.count)
+        reason = reason_of(state, lines)
+        return {"status": state.status, "exit_code": state.exit_code, "reason": reason}
 
     async def _end(self, jobs: RayJobs) -> JobState:
         while time.time() < self.deadline_s:
-            state = await _state(jobs, self.submission_id)
+            state = await patiently(lambda: jobs.find(self.submission_id), OUTAGE_S)
+            if state is None:
+                return JobState("LOST", "Ray does not know this job any more: its head was restarted", None)
             if state.finished:
                 return state
             await asyncio.sleep(POLL_S)
-        await stop_and_wait(jobs, self.submission_id)
+        state = await patiently(lambda: stop_and_wait(jobs, self.submission_id), OUTAGE_S)
+        if state is not None and state.status == "SUCCEEDED":
+            return state
         return JobState("DEADLINE", "the execution deadline passed, so the job was stopped", None)
+
+    async def _until_written(self, lines: int) -> None:
+        """Airflow closes a trigger's log when it has fired, and what is still on the way there is lost."""
+        give_up_s = time.monotonic() + WRITTEN_S
+        while self.task_instance is not None and time.monotonic() < give_up_s:
+            if await asyncio.to_thread(lines_in_task_log, self.task_instance, self.attempt) >= lines:
+                return
+            await asyncio.sleep(POLL_S)
+
+    async def _is_deferred(self) -> bool:
+        ti = self.task_instance
+        if ti is None:
+            return False
+        states = await asyncio.to_thread(
+            RuntimeTaskInstance.get_task_states,
+            dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index,
+        )  # fmt: skip
+        return "deferred" in states.get(ti.run_id, {}).values()
 
 
 class LogLines:
-    """The lines of a job's log, each logged once, also when the tail has to be opened again."""
+    """The lines of a job's log, each logged once, also when the tail has to be opened again.
 
-    def __init__(self) -> None:
-        self.last_error = ""
+    The first `logged` lines are in the task's log already, written by a triggerer that was killed or during
+    an earlier attempt.
+    """
+
+    def __init__(self, logged: int) -> None:
+        self.last_error = ""  # as `vista.__main__` writes it
+        self.memory_kill = ""  # as Ray writes it when it killed a worker of the job
+        self.count = 0
+        self._logged = logged
         self._seen = 0  # characters; a tail starts at the log's beginning
         self._partial = ""
 
@@ -93,7 +160,7 @@ class LogLines:
 
     async def finish(self, jobs: RayJobs, submission_id: str) -> None:
         """Log what the tail had not brought yet when the job finished."""
-        text = await patiently(lambda: jobs.log(submission_id))
+        text = await patiently(lambda: jobs.log(submission_id), OUTAGE_S)
         self._take(text[self._seen :])
         self._take("\n" if self._partial else "")
 
@@ -103,30 +170,32 @@ class LogLines:
         for line in lines:
             if line.startswith("error: "):
                 self.last_error = line.removeprefix("error: ")
-            log.info("%s", line)
+            self.memory_kill = memory_kill_in(line) or self.memory_kill
+            self.count += 1
+            if self.count > self._logged:
+                JOB_LOG.info("%s", line)
 
 
-async def _state(jobs: RayJobs, submission_id: str) -> JobState:
-    state = await patiently(lambda: jobs.find(submission_id))
-    return state or JobState("FAILED", "Ray does not know this job any more: its head was restarted", None)
-
-
-async def stop_and_wait(jobs: RayJobs, submission_id: str) -> None:
-    """Stop a job and wait until it has stopped. Raises `BackendError` if it goes on."""
-    await jobs.stop(submission_id)
-    give_up_s = time.monotonic() + STOP_S
-    while (state := await jobs.find(submission_id)) is not None and not state.finished:
-        if time.monotonic() > give_up_s:
-            raise BackendError(f"Ray job {submission_id} did not stop within {STOP_S:.0f} s: stop it by hand")
-        await asyncio.sleep(POLL_S)
-
-
-def _reason(state: JobState, last_error: str) -> str:
+def reason_of(state: JobState, lines: LogLines) -> str:
+    """Why a job did not succeed, in one line; empty if it did."""
     if state.status == "SUCCEEDED":
         return ""
     if state.exit_code is not None and state.exit_code < 0:
-        return f"its process was killed by signal {-state.exit_code}"
-    if last_error:
-        return last_error
-    lines = [line for line in state.message.splitlines() if line.strip()]
-    return lines[-1] if lines else f"the Ray job ended as {state.status} without a message"
+        by_memory = ": out of memory, unless somebody killed it" if state.exit_code == -signal.SIGKILL else ""
+        return f"its process was killed by signal {-state.exit_code}{by_memory}"
+    if lines.last_error:
+        return lines.last_error
+    if memory_kill := memory_kill_in(state.message) or lines.memory_kill:
+        return f"out of memory on Ray's node: {memory_kill}; lower the batch, the workers or max_uih"
+    last = [line for line in state.message.splitlines() if line.strip()]
+    return last[-1] if last else f"the Ray job ended as {state.status} without a message"
+
+
+def memory_kill_in(text: str) -> str:
+    """Ray's figures about a worker that it killed for want of memory; empty if there are none.
+
+    >>> memory_kill_in("OOM kill reason: Memory usage 9B exceeded threshold of 8B (95% of 9B limit)")
+    'Memory usage 9B exceeded threshold of 8B (95% of 9B limit)'
+    """
+    found = MEMORY_KILL.search(text)
+    return found["figures"] if found else ""

@@ -1,0 +1,61 @@
+"""What a real head cannot be made to do at will: break its log's tail after some characters, answer a
+submission by 500 though it began it, have no agent yet, and count what is uploaded.
+"""
+
+import asyncio
+
+import pytest
+from running import follow, lines, prepare, run, submit
+from stand_in_head import TOKEN, Head
+
+from vista.config import RefreshConfig
+from vista.jobs import STAGES
+from vista.orchestration import ray_jobs
+from vista.orchestration import trigger as trigger_module
+
+pytestmark = pytest.mark.usefixtures("metadata_database")
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trigger_module, "POLL_S", 0.05)
+    monkeypatch.setattr(ray_jobs, "ASK_AGAIN_S", 0.05)
+
+
+def test_code_is_uploaded_once_for_all_stages(head: Head) -> None:
+    """A real head does not say how often."""
+    result, _ = run({"recipe": "smoke", "run_id": "r"})
+    assert result["state"] == "success"
+    assert len(head.jobs) == len(STAGES)
+    assert head.uploads == 1
+
+
+def test_a_head_that_is_still_starting_is_waited_for(head: Head) -> None:
+    """A real head has no agent for a second of its start."""
+    head.starting = 3
+    result, screen = run({"recipe": "smoke", "run_id": "r"})
+    assert result["state"] == "success"
+    assert len(head.jobs) == len(STAGES)
+    assert "trying again" not in screen
+
+
+def test_a_submission_whose_answer_is_lost_is_not_repeated(head: Head) -> None:
+    """A real head's answer cannot be cut off between the job's start and the answer's end."""
+    head.stage_is("exec sleep 60")
+    head.lost_answers = 1
+    assert asyncio.run(prepare()._attach_or_submit(["one"], 1, RefreshConfig(), "run")) == 1
+    assert head.submissions == 1
+    assert list(head.jobs) == ["one"]
+
+
+@pytest.mark.parametrize("characters", [None, 1, 40, 10_000])
+def test_log_lines_come_once_each_even_if_the_tail_breaks(
+    head: Head, caplog: pytest.LogCaptureFixture, characters: int | None
+) -> None:
+    """A real tail breaks rarely, and never at a chosen place."""
+    head.tail_characters = characters
+    head.stage_is("for i in $(seq 300); do echo line $i; done; sleep 0.2; printf last")
+    asyncio.run(submit(head.url, TOKEN, "one", "r"))
+    event = follow("one", caplog)
+    assert event == {"status": "SUCCEEDED", "exit_code": 0, "reason": ""}
+    assert lines(caplog) == [*(f"line {number}" for number in range(1, 301)), "last"]

@@ -1,0 +1,170 @@
+"""kill -9 of what runs a task, and what people do to a task that waits: one Ray job, one log."""
+
+import contextlib
+import os
+import signal
+import time
+
+import pytest
+from scripted_stages import wait_for_signal
+from stack import Stack, until
+
+from infra.processes import descendants
+from infra.ray_head import wait_for
+from infra.servers import Server
+
+pytestmark = pytest.mark.slow
+NOT_MINE = "followed by another triggerer"
+
+
+def counting(run: str, *parts: int) -> str:
+    """A script that prints numbered lines in parts, each after a signal."""
+    script, first = [], 1
+    for number, lines in enumerate(parts):
+        script += [
+            wait_for_signal(f"{run}-{number}"),
+            f"for i in $(seq {first} {first + lines - 1}); do echo line $i; done",
+        ]
+        first += lines
+    return "\n".join(script)
+
+
+def numbered(last: int) -> list[str]:
+    return [f"line {number}" for number in range(1, last + 1)]
+
+
+def test_triggerer_killed(stack: Stack) -> None:
+    """Must-hold 4: one Ray submission, the run succeeds, each log line exactly once; and 2 without a browser:
+    the form's value is in the Ray job's metadata."""
+    run = stack.trigger("triggerer-killed", counting("triggerer-killed", 40, 40, 40), seeds=4)
+    stack.stages.signal("triggerer-killed-0")
+    until(lambda: run.state() == "deferred", "the trigger")
+    until(lambda: "line 40" in run.log(1), "the first lines")
+    stack.airflow.services["triggerer"].kill()
+    stack.stages.signal("triggerer-killed-1")
+    stack.airflow.services["triggerer"].start()
+    until(lambda: "line 80" in run.log(1), "lines by the new triggerer")
+    stack.stages.signal("triggerer-killed-2")
+    run.until_state("success")
+    assert run.statuses() == ["SUCCEEDED"]
+    assert [line for line in run.log(1) if line.startswith("line ")] == numbered(120)
+    (job,) = run.jobs()
+    assert '"seeds":4' in job["metadata"]["config"]
+
+
+def test_scheduler_and_worker_killed_while_they_submit(stack: Stack) -> None:
+    """A worker that dies after it submitted and before it says so: the retry goes on with its job."""
+    run = stack.trigger("worker-killed", counting("worker-killed", 5))
+    run.until_state("running")
+    api = stack.airflow.services["api-server"]
+    _signal(api, signal.SIGSTOP)  # so that the worker cannot say that it waits now
+    try:
+        until(lambda: run.statuses() == ["RUNNING"], "the submission")
+        stack.airflow.services["scheduler"].kill()
+    finally:
+        _signal(api, signal.SIGCONT)
+    assert run.state() == "running"
+    stack.airflow.services["scheduler"].start()
+    until(lambda: run.attempt() == 2, "the second attempt")
+    run.until_waiting()
+    assert run.statuses() == ["RUNNING"]
+    stack.stages.signal("worker-killed-0")
+    run.until_state("success")
+    assert run.statuses() == ["SUCCEEDED"]
+    assert [line for line in run.log(2) if line.startswith("line ")] == numbered(5)
+
+
+def test_marked_failed_stops_this_job_alone(stack: Stack, full_size: bool) -> None:
+    """Must-hold 3: within 10 s, and no other job is touched."""
+    mine, other = (stack.trigger(name, wait_for_signal(name)) for name in ("mine", "other"))
+    for run in (mine, other):
+        run.until_waiting()
+        run.until_status("RUNNING")
+    mine.mark_failed()
+    marked_s = time.monotonic()
+    mine.until_status("STOPPED")
+    assert time.monotonic() - marked_s < (10 if full_size else 60)
+    assert (mine.state(), other.state(), other.statuses()) == ("failed", "deferred", ["RUNNING"])
+    stack.stages.signal("other")
+    other.until_state("success")
+
+
+def test_two_trainings_take_turns(stack: Stack) -> None:
+    """A training that waits for Ray keeps the pool's one slot."""
+    first = stack.trigger("first", wait_for_signal("first"), "one_training")
+    first.until_status("RUNNING")
+    first.until_waiting()
+    second = stack.trigger("second", wait_for_signal("second"), "one_training")
+    other = stack.trigger("no-training", "exit 0")
+    other.until_state("success")  # so the scheduler has had its chance with the second
+    assert (second.state(), second.statuses()) == ("scheduled", [])
+    stack.stages.signal("first")
+    first.until_state("success")
+    second.until_status("RUNNING")
+    stack.stages.signal("second")
+    second.until_state("success")
+
+
+def test_cleared_task_starts_anew(stack: Stack) -> None:
+    """A cleared task gets a new name, and its old job has ended before the new one begins."""
+    run = stack.trigger("cleared", wait_for_signal("cleared"))
+    run.until_waiting()
+    run.until_status("RUNNING")
+    run.clear()
+    run.until_status("STOPPED", "RUNNING")
+    stack.stages.signal("cleared")
+    run.until_state("success")
+    first, second = run.jobs()
+    assert first["end_time"] <= second["start_time"]
+    assert (second["status"], run.attempt()) == ("SUCCEEDED", 2)
+
+
+def test_paused_triggerer_does_not_stop_a_job_that_another_follows(stack: Stack) -> None:
+    """Airflow tells a triggerer that slept too long to cancel what another one took over as if a person had
+    ended the task."""
+    run = stack.trigger("taken-over", counting("taken-over", 3, 3))
+    stack.stages.signal("taken-over-0")
+    until(lambda: run.state() == "deferred", "the trigger")
+    until(lambda: "line 3" in run.log(1), "the first lines")
+    sleeper = stack.airflow.services["triggerer"]
+    other = Server(
+        "triggerer-2", sleeper.place, [*sleeper.command, "--skip-serve-logs"], sleeper.answers,
+        sleeper.start_s, sleeper.environment,
+    )  # fmt: skip
+    _signal(sleeper, signal.SIGSTOP)
+    try:
+        other.start()
+        until(lambda: run.text(1).count(" starting") == 2, "another triggerer has taken over")
+    finally:
+        _signal(sleeper, signal.SIGCONT)
+    try:
+        until(lambda: NOT_MINE in run.text(1) + sleeper.log.read_text(), "the first one has noticed")
+        assert run.statuses() == ["RUNNING"]
+        stack.stages.signal("taken-over-1")
+        run.until_state("success")
+    finally:
+        other.stop()
+    assert run.statuses() == ["SUCCEEDED"]
+
+
+def test_job_lost_with_its_head(stack: Stack) -> None:
+    """kill -9 of Ray's head: the attempt fails and says so, the next one runs on the new head."""
+    run = stack.trigger("head-killed", f"test -e again || {{ touch again; {wait_for_signal('never')}; }}")
+    run.until_waiting()
+    run.until_status("RUNNING")
+    head = stack.head
+    for pid in descendants(head.guard.pid):
+        with contextlib.suppress(ProcessLookupError):  # it ended with the one before
+            os.kill(pid, signal.SIGKILL)
+    head.guard.wait()
+    stack.head = stack.start_head(head.address)
+    wait_for(stack.head, stack.stages.place)
+    run.until_state("success")
+    assert run.statuses() == ["SUCCEEDED"]
+    assert run.attempt() == 2
+    assert "Ray does not know this job any more" in run.text(1)
+
+
+def _signal(server: Server, number: int) -> None:
+    for pid in (server.pid, *descendants(server.pid)):
+        os.kill(pid, number)

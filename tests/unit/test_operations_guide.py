@@ -38,6 +38,12 @@ def test_every_file_that_is_named_exists() -> None:
         assert (ROOT / path).exists(), path
 
 
+def test_every_metric_is_explained_and_exists() -> None:
+    code = (ROOT / "vista" / "delivery" / "region_health.py").read_text(encoding="utf-8")
+    told = {name.removesuffix("_total") for name in re.findall(r"^\| `(vista_\w+)` \|", GUIDE, re.MULTILINE)}
+    assert told == set(re.findall(r'"(vista_\w+)"', code))
+
+
 def test_the_capacity_that_is_shown_is_what_is_printed() -> None:
     (typed,) = re.findall(r"^    python -m vista (capacity .*)$", GUIDE, re.MULTILINE)
     (shown,) = re.findall(r"^```\n(.*?)```$", GUIDE, re.MULTILINE | re.DOTALL)

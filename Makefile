@@ -44,7 +44,7 @@ ui: install  ## MLflow's page on the store of the last run: make ui [DATASET=gen
 infra: install  ## install the real servers of the tests: PostgreSQL, Redis (Debian), Kafka, Hive (Maven)
 	@$(COMPUTE)/bin/python -m infra.install_servers
 
-test: test-airflow test-compute  ## every test that needs no GPU (at most 15 minutes on 2 cores)
+test: test-airflow test-compute  ## every test that needs no GPU, with the real servers (at most 25 minutes on 2 cores)
 
 test-airflow: install
 	$(AIRFLOW_PYTEST) tests/dags vista/orchestration

@@ -359,7 +359,7 @@ def epoch(number: int, as_of_us: int, *, checkpoint: str = "d", **changes: objec
 
 def test_the_nearest_epoch_of_the_checkpoint_is_copied_from() -> None:
     opened = [epoch(number, time, published=False) for number, time in ((7, 50), (8, 60), (9, 70))]
-    attempts = [Path(f"/attempt-{one.epoch}") for one in opened]
+    attempts = [f"/attempt-{one.epoch}" for one in opened]
     assert nearest(opened, opened, attempts, "d") == [None, "/attempt-7", "/attempt-8"]
     known = [
         epoch(1, 20), epoch(2, 95), epoch(3, 49, withdrawn=True), epoch(4, 51, checkpoint="other"),
@@ -371,5 +371,5 @@ def test_the_nearest_epoch_of_the_checkpoint_is_copied_from() -> None:
 
 def test_what_an_interrupted_export_has_published_is_copied_from_where_it_lies() -> None:
     opened = [epoch(7, 50), epoch(8, 60, withdrawn=True), epoch(9, 70, published=False)]
-    attempts = [Path(f"/attempt-{one.epoch}") for one in opened]
+    attempts = [f"/attempt-{one.epoch}" for one in opened]
     assert nearest(opened, opened, attempts, "d")[2] == "/7"

@@ -14,8 +14,8 @@ PYTEST := OMP_NUM_THREADS=1 $(COMPUTE)/bin/python -m pytest
 AIRFLOW_PYTEST := AIRFLOW_HOME=$(CURDIR)/build/airflow-tests AIRFLOW__CORE__DAGS_FOLDER=$(CURDIR)/dags \
   AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python -m pytest
 
-.PHONY: help install infra run ui test test-airflow test-compute test-infra test-faults check fmt golden lock bench \
-  bench-gpu bench-data bench-log bench-memory bench-store bench-train clean
+.PHONY: help install infra run ui up status logs down test test-airflow test-compute test-infra test-stack test-faults \
+  check fmt golden lock bench bench-gpu bench-data bench-log bench-memory bench-store bench-train clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed 's/:.*  ## /\t/' | expand -t 16
@@ -35,11 +35,25 @@ build/uv/bin/uv:
 	@echo "uv is not installed: installing it into build/uv"
 	@python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --target build/uv uv
 
-run: install  ## one production refresh: make run [DATASET=generated] [DATA_DIR=...] [RESUME=1] [SEEDS=16 ...]
+run: install  ## one production refresh: make run [DATASET=generated] [DATA_DIR=...] [BACKENDS=real] [RESUME=1] [SEEDS=16 ...]
+	@$(if $(filter real,$(BACKENDS)),$(COMPUTE)/bin/python -m infra.install_servers,true)
 	@$(COMPUTE)/bin/python -m infra.run $(RUN_VARIABLES)
 
-ui: install  ## MLflow's page on the store of the last run: make ui [DATASET=generated]
+ui: install  ## MLflow's page on the store of the last run: make ui [DATASET=generated] [BACKENDS=real]
 	@$(COMPUTE)/bin/python -m infra.ui $(RUN_VARIABLES)
+
+up: install  ## the local stack, in the background: make up [EMBEDDED=1: Airflow, Ray, MLflow over embedded back ends]
+	@$(if $(filter-out 0,$(EMBEDDED)),true,$(COMPUTE)/bin/python -m infra.install_servers)
+	@$(COMPUTE)/bin/python -m infra.stack up $(RUN_VARIABLES)
+
+status:  ## the stack's services: state, address, pid, memory
+	@$(COMPUTE)/bin/python -m infra.stack status $(RUN_VARIABLES)
+
+logs:  ## what the stack's services say: make logs [SERVICE=name]
+	@$(COMPUTE)/bin/python -m infra.stack logs $(RUN_VARIABLES)
+
+down:  ## stop the stack; its data stay
+	@$(COMPUTE)/bin/python -m infra.stack down $(RUN_VARIABLES)
 
 infra: install  ## install the real servers of the tests: PostgreSQL, Redis (Debian), Kafka, Hive (Maven)
 	@$(COMPUTE)/bin/python -m infra.install_servers
@@ -49,10 +63,10 @@ test: test-airflow test-compute  ## every test that needs no GPU, with the real 
 test-airflow: install
 	$(AIRFLOW_PYTEST) tests/dags vista/orchestration
 
-# These start processes or servers, some for the whole session. tests/infra is about the launchers alone: make test-infra.
+# These start processes or servers, some for the whole session. tests/infra (make test-infra) is about the launchers alone.
 OWN_PROCESS := tests/contracts tests/delivery tests/faults tests/end_to_end tests/orchestration
 test-compute: install infra
-	$(PYTEST) -n 2 $(addprefix --ignore=,$(OWN_PROCESS) tests/dags tests/infra tests/kernels vista/orchestration) vista tests
+	$(PYTEST) -n 2 $(addprefix --ignore=,$(OWN_PROCESS) tests/dags tests/infra tests/kernels tests/stack vista/orchestration) vista tests
 	$(PYTEST) -n 2 kernels tests/kernels
 	$(PYTEST) tests/faults tests/end_to_end
 	$(PYTEST) tests/orchestration
@@ -60,6 +74,9 @@ test-compute: install infra
 
 test-infra: install infra  ## the real servers: start, answer, fail over, leave nothing behind
 	$(PYTEST) tests/infra
+
+test-stack: install infra  ## the local stack: up, kill -9 of every service, down; prints seconds and memory
+	$(PYTEST) tests/stack
 
 test-faults: install infra  ## kill -9 at 20 seeded points of a run, then resume; the delivery's faults at full size: prints tables (hours)
 	VISTA_KILL_POINTS=20 $(PYTEST) -s tests/faults/test_kill_refresh.py

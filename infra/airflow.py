@@ -4,15 +4,18 @@ leaves processes behind. Accounts and keys are made once and kept in the place.
 
 import base64
 import contextlib
+import http.client
 import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from infra.postgres import Database
 from infra.servers import (
     HOST,
     Server,
@@ -31,6 +34,9 @@ USER = "admin"
 START_S = 180.0  # 15 s on two idle cores
 ANSWER_S = 60.0
 TRAINING_POOL = "vista_training"  # that of vista.orchestration.stages, which needs Airflow
+NO_LOG_SERVER = "--skip-serve-logs"
+"""It would listen beyond loopback; the pages read the files of this machine."""
+
 TASKS_AT_ONCE = 4
 """Each is a process of 150 MB; a task that waits for Ray is none."""
 
@@ -59,23 +65,33 @@ class Airflow:
 
 
 @contextmanager
-def running_airflow(place: Path, dags: Path, environment: Mapping[str, str]) -> Iterator[Airflow]:
-    """The services over a database in the folder; their tasks see `environment` too."""
+def running_airflow(
+    place: Path, dags: Path, environment: Mapping[str, str], database: Database | None = None
+) -> Iterator[Airflow]:
+    """The services over a database, by default SQLite's in the folder; their tasks see `environment` too."""
     place = private_folder(place)
-    page, worker_logs, trigger_logs = kept_ports(place, 3)
-    settings = {**_settings(place, dags, page, worker_logs, trigger_logs), **environment}
-    _make_database(place, settings)
+    (page,) = kept_ports(place, 1)
+    settings = {**_settings(place, dags, page), **environment}
+    if database:
+        settings |= _in(database.url) | database.environment
+        call([str(PROGRAM), "db", "migrate"], "making Airflow's tables", environment=settings)
+    else:
+        settings |= _in(f"sqlite:///{_sqlite(place)}")
+        _make_sqlite(place, settings)
     url = f"http://{HOST}:{page}"
 
     def service(name: str, health: str, *options: str) -> Server:
         command = [str(PROGRAM), name, *options]
-        return Server(name, place, command, lambda: _beats(url, health), START_S, settings)
+        server = Server(
+            name, place, command, lambda: _beats(url, health, server.started_s), START_S, settings
+        )
+        return server
 
     services = [
         service("api-server", "metadatabase", "--host", HOST, "--port", str(page), "--workers", "1"),
-        service("scheduler", "scheduler"),
+        service("scheduler", "scheduler", NO_LOG_SERVER),
         service("dag-processor", "dag_processor"),
-        service("triggerer", "triggerer"),
+        service("triggerer", "triggerer", NO_LOG_SERVER),
     ]
     with running(services):
         airflow = Airflow(url, place, {server.name: server for server in services})
@@ -83,7 +99,7 @@ def running_airflow(place: Path, dags: Path, environment: Mapping[str, str]) -> 
         yield airflow
 
 
-def _settings(place: Path, dags: Path, page: int, worker_logs: int, trigger_logs: int) -> dict[str, str]:
+def _settings(place: Path, dags: Path, page: int) -> dict[str, str]:
     """Airflow's options as variables; secrets are in them, and nowhere else but in private files."""
     passwords = place / "accounts.json"
     write_private(passwords, json.dumps({USER: _password(place)}))
@@ -96,12 +112,9 @@ def _settings(place: Path, dags: Path, page: int, worker_logs: int, trigger_logs
         "CORE__EXECUTION_API_SERVER_URL": f"http://{HOST}:{page}/execution/",
         "CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
         "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": passwords,
-        "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{_database(place)}",
         "API__BASE_URL": f"http://{HOST}:{page}",
         "API__SECRET_KEY": kept_password(place / "api.key"),
         "API_AUTH__JWT_SECRET": kept_password(place / "jwt.key") * 3,  # it wants 64 characters
-        "LOGGING__WORKER_LOG_SERVER_PORT": worker_logs,
-        "LOGGING__TRIGGER_LOG_SERVER_PORT": trigger_logs,
         "USAGE_DATA_COLLECTION__ENABLED": False,
     }
     return {
@@ -111,28 +124,39 @@ def _settings(place: Path, dags: Path, page: int, worker_logs: int, trigger_logs
     }
 
 
-def _database(place: Path) -> Path:
+def _in(url: str) -> dict[str, str]:
+    names = (
+        ("SQL_ALCHEMY_CONN",) if url.startswith("sqlite") else ("SQL_ALCHEMY_CONN", "SQL_ALCHEMY_CONN_ASYNC")
+    )
+    return {f"AIRFLOW__DATABASE__{name}": url for name in names}
+
+
+def _sqlite(place: Path) -> Path:
     return place / "airflow.db"
 
 
-def _make_database(place: Path, settings: Mapping[str, str]) -> None:
+def _make_sqlite(place: Path, settings: Mapping[str, str]) -> None:
     # One whose first migrations were cut off could never be upgraded.
-    if _database(place).exists():
+    if _sqlite(place).exists():
         return
     part = place / "airflow.db.part"
     part.unlink(missing_ok=True)
-    where = {**settings, "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{part}"}
-    call([str(PROGRAM), "db", "migrate"], f"making {_database(place)}", environment=where)
-    part.replace(_database(place))
+    where = {**settings, **_in(f"sqlite:///{part}")}
+    call([str(PROGRAM), "db", "migrate"], f"making {_sqlite(place)}", environment=where)
+    part.replace(_sqlite(place))
 
 
 def _password(place: Path) -> str:
     return kept_password(place / f"{USER}.password")
 
 
-def _beats(url: str, part: str) -> bool:
+def _beats(url: str, part: str, since_s: float) -> bool:
+    """Whether a part is healthy, by a heartbeat that is not an earlier process's."""
     with contextlib.suppress(BackendError):
-        return bool(_ask("GET", f"{url}/api/v2/monitor/health", None, "")[part]["status"] == "healthy")
+        found = _ask("GET", f"{url}/api/v2/monitor/health", None, "")[part]
+        latest = found.get(f"latest_{part}_heartbeat")
+        newer = latest is None or datetime.fromisoformat(latest).timestamp() > since_s
+        return bool(found["status"] == "healthy" and newer)
     return False
 
 
@@ -147,6 +171,6 @@ def _ask(method: str, url: str, body: Mapping[str, Any] | None, token: str) -> A
             text = response.read()
     except urllib.error.HTTPError as error:
         raise BackendError(f"{method} {url} answered {error.code}: {error.read().decode()}") from error
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise BackendError(f"{url} cannot be reached: {error}") from error
     return json.loads(text) if text else None

@@ -6,7 +6,6 @@ directory is deleted at the end; the logs of a Ray session in it are kept first.
 """
 
 import argparse
-import contextlib
 import os
 import shutil
 import signal
@@ -15,7 +14,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from infra.processes import adopt_orphans, descendants, die_with, wait_until
+from infra.processes import adopt_orphans, descendants, die_with, kill_all, wait_until
 
 GRACE_S = 12.0
 """Ray's head needs 3-5 s to stop its processes in order."""
@@ -36,6 +35,7 @@ def main() -> int:
     guard = os.getpid()
     child = subprocess.Popen(arguments.command, preexec_fn=lambda: die_with(guard, arguments.stop_signal))
     try:
+        _reap_others_until_it_ends(child)
         return child.wait()
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -49,6 +49,12 @@ def _told_to_stop(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
+def _reap_others_until_it_ends(child: "subprocess.Popen[bytes]") -> None:
+    """What the command left to us may end long before it does."""
+    while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)) and ended.si_pid != child.pid:
+        os.waitpid(ended.si_pid, 0)
+
+
 def _keep_logs(scratch: Path, logs: Path) -> None:
     for found in scratch.glob("session_2*/logs"):
         shutil.copytree(found, logs, ignore=shutil.ignore_patterns("*.sock"), dirs_exist_ok=True)
@@ -58,14 +64,7 @@ def _stop(child: "subprocess.Popen[bytes]", stop_signal: int) -> None:
     if child.poll() is None:
         child.send_signal(stop_signal)
     wait_until(lambda: child.poll() is not None, GRACE_S)
-    while left := descendants(os.getpid()):
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG) != (0, 0):
-                pass
-        wait_until(lambda: not descendants(os.getpid()), 0.2, every_s=0.02)
+    kill_all(lambda: descendants(os.getpid()))
 
 
 if __name__ == "__main__":

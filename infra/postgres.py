@@ -34,6 +34,16 @@ class Database:
     port: int
     password: Path
 
+    @property
+    def url(self) -> str:
+        """As SQLAlchemy writes it, without the password."""
+        return f"postgresql+psycopg://{self.name}@{HOST}:{self.port}/{self.name}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Where the client finds the role's password."""
+        return {"PGPASSFILE": str(self.password.with_suffix(".pgpass"))}
+
 
 @dataclass(frozen=True, slots=True)
 class Postgres:
@@ -62,7 +72,10 @@ class Postgres:
             _list_passwords(self.place, self.port)
         if not self.sql(f"SELECT 1 FROM pg_database WHERE datname = '{name}'"):
             self.sql(f'CREATE DATABASE "{name}" OWNER "{name}"')
-        return Database(name, self.port, password)
+        found = Database(name, self.port, password)
+        line = f"{HOST}:{self.port}:{name}:{name}:{password.read_text()}\n"
+        write_private(Path(found.environment["PGPASSFILE"]), line)
+        return found
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -49,6 +49,43 @@ def descendants(pid: int) -> set[int]:
         found.update(below)
         waiting.extend(below)
     return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def started_ticks(pid: int) -> int:
+    """When a process started, on the machine's clock; with its id it names a process for ever."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
+def memory_bytes(pids: Iterable[int]) -> int:
+    """Memory of the processes together; what several of them share counts once."""
+    found = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            found += 1024 * sum(
+                int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")
+            )
+    return found
+
+
+def kill_all(left: Callable[[], set[int]]) -> None:
+    """kill -9 of what `left` finds below this process, again and again until it finds nothing."""
+    while found := left():
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in found:
+            with contextlib.suppress(ChildProcessError):  # its own parent's to reap
+                os.waitpid(pid, os.WNOHANG)
+        wait_until(lambda: not left(), 0.2, every_s=0.02)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, every_s: float = 0.1) -> bool:

@@ -10,15 +10,16 @@ import secrets
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from infra.http_calls import answers
 from infra.ports import free_block
 from infra.processes import guarded, stop, wait_until
+from infra.servers import Server, kept_password, kept_ports, private_folder, running
 from vista.errors import BackendError
 
 START_S = 180.0  # 8 s on two idle cores, a minute on a busy machine
@@ -76,6 +77,14 @@ class RayHead:
         stop(self.guard)
 
 
+@dataclass(frozen=True, slots=True)
+class Ray:
+    """A head as a server of the local stack, which may be started again."""
+
+    server: Server
+    address: HeadAddress
+
+
 def start_ray_head(
     address: HeadAddress,
     environment: Mapping[str, str],
@@ -88,10 +97,38 @@ def start_ray_head(
 
     `log` gets its screen output; `logs` is the directory that gets Ray's own logs when it has ended.
     """
-    scratch = Path(tempfile.mkdtemp(prefix="vista-ray-"))  # Ray's sockets need a short path
-    scratch.chmod(0o700)
+    scratch = _scratch()
+    command, own = _command(address, scratch, workers), _environment(address)
+    guard = guarded(command, {**environment, **own}, log=log, scratch=scratch, logs=logs, lock=lock)
+    return RayHead(address, guard)
+
+
+@contextmanager
+def running_ray(place: Path, environment: Mapping[str, str]) -> Iterator[Ray]:
+    """A head with a CPU per core of this machine; ports and token are kept. Its jobs see `environment`."""
+    place = private_folder(place)
+    address = HeadAddress(kept_ports(place, WORKER_PORTS + 10)[0], kept_password(place / "token"))
+    scratch = _scratch()
+    command = _command(address, scratch, os.cpu_count() or 1)
+    own = {**environment, **_environment(address)}
+    server = Server("ray", place, command, lambda: _takes_jobs(address), START_S, own, scratch=scratch)
+    with running([server]):
+        yield Ray(server, address)
+
+
+def connection(url: str, token: str) -> dict[str, str]:
+    """Airflow's connection to a head, as a variable."""
+    found = {"conn_type": "generic", "host": url, "password": token}
+    return {"AIRFLOW_CONN_RAY_DEFAULT": json.dumps(found)}
+
+
+def _scratch() -> Path:
+    return Path(tempfile.mkdtemp(prefix="vista-ray-"))  # Ray's sockets need a short path
+
+
+def _command(address: HeadAddress, scratch: Path, workers: int) -> list[str]:
     first_worker = address.first_port + 10
-    command = [
+    return [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats",
         "--node-ip-address=127.0.0.1", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
         f"--num-cpus={max(CPUS, workers)}", f"--object-store-memory={OBJECT_STORE_BYTES}",
@@ -99,7 +136,10 @@ def start_ray_head(
         *(f"--{name}={port}" for name, port in address.ports.items()),
         f"--min-worker-port={first_worker}", f"--max-worker-port={first_worker + WORKER_PORTS - 1}",
     ]  # fmt: skip
-    own = {
+
+
+def _environment(address: HeadAddress) -> dict[str, str]:
+    return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": address.token,
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
@@ -107,35 +147,21 @@ def start_ray_head(
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # processes that a single node has no use for
         "RAY_TRAIN_METRICS_ENABLED": "0",
     }
-    guard = guarded(command, {**environment, **own}, log=log, scratch=scratch, logs=logs, lock=lock)
-    return RayHead(address, guard)
 
 
 def wait_for(head: RayHead, logs: Path) -> None:
     """Return when the head takes jobs. Raises `BackendError` if it ends or takes too long."""
 
-    address = head.address
-
     def settled() -> bool:
-        ended = head.guard.poll() is not None
-        return ended or (
-            _answers(address.url + "/api/version", address.token)
-            and _answers(address.agent_url + HEALTH, address.token)
-        )
+        return head.guard.poll() is not None or _takes_jobs(head.address)
 
     if not wait_until(settled, START_S, every_s=0.25) or head.guard.poll() is not None:
         raise BackendError(f"the local Ray head did not start within {START_S:.0f} s: see {logs}")
 
 
-def _answers(url: str, token: str) -> bool:
-    request = urllib.request.Request(url)
-    request.add_header("Authorization", f"Bearer {token}")
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with direct.open(request, timeout=5) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
+def _takes_jobs(address: HeadAddress) -> bool:
+    login = {"Authorization": f"Bearer {address.token}"}
+    return answers(address.url + "/api/version", login) and answers(address.agent_url + HEALTH, login)
 
 
 def main(logs: Path) -> int:

@@ -1,7 +1,8 @@
 """`make run`: one production refresh on this machine, from raw events to a promoted release.
 
 Starts a Ray head and, in Airflow's environment, the real DAG; stops both; prints the figures.
-Arguments are KEY=VALUE: DATASET, DATA_DIR, RESUME=1, and the fields of `RefreshConfig` in capitals.
+Arguments are KEY=VALUE: DATASET, DATA_DIR, RESUME=1, BACKENDS=real (Hive, Kafka and Redis, which it starts
+and stops too), and the fields of `RefreshConfig` in capitals.
 """
 
 import contextlib
@@ -18,12 +19,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 from pydantic import ValidationError
 
+from infra.backends import start_backends
+from infra.environment import ROOT, home_of, jobs_environment
 from infra.processes import guarded, stop, wait_until
-from infra.ray_head import CPUS, new_address, start_ray_head, wait_for
+from infra.ray_head import CPUS, connection, new_address, start_ray_head, wait_for
+from infra.services import MARK, Services, wait_for_earlier
 from vista.config import RefreshConfig, Settings
 from vista.errors import BackendError, InputError, StageError, VistaError
 from vista.evaluate.report import StageSeconds, print_table, read_report, write_report
@@ -31,16 +35,21 @@ from vista.jobs import STAGES
 from vista.recipes import recipe_of
 from vista.runs import LATEST, RunDirectory
 
-ROOT = Path(__file__).resolve().parents[1]
 OTHER_RUN_STOPS_S = 60.0
+BackendsName = Literal["embedded", "real"]
+BACKENDS = "backends"
+"""The file of a run's directory that holds the name."""
+
 SETTABLE = tuple(name for name in RefreshConfig.model_fields if name not in ("recipe", "data_dir", "run_id"))
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One call of `make run`: which run, and where its files, its stores and its log are."""
+    """One call of `make run`: which run, and where its files, its stores and its log are. `backends` says
+    whose: the embedded ones, or real servers."""
 
     config: RefreshConfig
+    backends: BackendsName
     run: RunDirectory
     runs: Path
     home: Path
@@ -53,18 +62,10 @@ class Launch:
     def ray_logs(self) -> Path:
         return self.run.path / "ray-logs"
 
-    def environment(self) -> dict[str, str]:
+    def environment(self, backends: Mapping[str, str]) -> dict[str, str]:
         """What the jobs see on Ray's node, Airflow's process too: back ends and places, no secret."""
-        return {
-            **os.environ,
-            "VISTA_RUNS": str(self.runs),
-            "VISTA_HOME": str(self.home),
-            "VISTA_PYTHON": sys.executable,
-            "VISTA_GIT_REVISION": _git_revision(),
-            "MLFLOW_TRACKING_URI": f"sqlite:///{self.home}/mlflow.db",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "PYTHONUNBUFFERED": "1",
-        }
+        mlflow_url = f"sqlite:///{self.home}/mlflow.db"
+        return jobs_environment(self.runs, self.home, mlflow_url, backends)
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Launch:
@@ -72,16 +73,30 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Launch:
     value, limit."""
     given = dict(_key_and_value(argument) for argument in arguments)
     runs = Path(environment.get("VISTA_RUNS", ROOT / "runs")).absolute()
-    resumed = given.pop("RESUME", "") not in ("", "0")
-    config = _resumed(runs, given) if resumed else _new(given)
+    asked = given.pop("BACKENDS", "")
+    resumes = given.pop("RESUME", "") not in ("", "0")
+    config = _resumed(runs, given) if resumes else _new(given)
+    backends = _backends(asked, runs / "latest" / BACKENDS if resumes else None)
     _workers(config)  # limits, before anything is started
-    home = Path(environment.get("VISTA_HOME", ROOT / "var" / config.recipe)).absolute()
-    asked = Launch(config, RunDirectory.named(runs, config.run_id), runs, home)
-    if config.warm_start and not resumed:
+    home = Path(environment.get("VISTA_HOME", home_of(config.recipe, backends))).absolute()
+    launch = Launch(config, backends, RunDirectory.named(runs, config.run_id), runs, home)
+    if config.warm_start and not resumes and backends == "embedded":  # servers run later: `prepare` asks them
         from vista.train.warm_start import possible_start  # imports torch: no other launch needs it
 
-        possible_start(recipe_of(config), Settings.from_environment(asked.environment()))
-    return asked
+        possible_start(recipe_of(config), Settings.from_environment(launch.environment({})))
+    return launch
+
+
+def _backends(asked: str, of_run: Path | None) -> BackendsName:
+    """Those that were asked for, or those of the run that is resumed. Raises `InputError`."""
+    kept = of_run.read_text(encoding="utf-8") if of_run and of_run.exists() else ""
+    found = asked or kept or "embedded"
+    if kept and found != kept:
+        raise InputError(f"RESUME=1: the run has BACKENDS={kept}, not {found}: leave BACKENDS out")
+    for name in get_args(BackendsName):
+        if found == name:
+            return cast(BackendsName, name)
+    raise InputError(f"BACKENDS={found}: it is one of {', '.join(get_args(BackendsName))}")
 
 
 def _workers(config: RefreshConfig) -> int:
@@ -97,7 +112,7 @@ def _workers(config: RefreshConfig) -> int:
 
 def _key_and_value(argument: str) -> tuple[str, str]:
     key, separator, value = argument.partition("=")
-    known = ("DATASET", "DATA_DIR", "RESUME", *(name.upper() for name in SETTABLE))
+    known = ("DATASET", "DATA_DIR", "RESUME", "BACKENDS", *(name.upper() for name in SETTABLE))
     if not separator or key not in known:
         raise InputError(f"{argument!r}: write NAME=VALUE with one of {', '.join(known)}")
     return key, value
@@ -155,6 +170,7 @@ def launch(given: Launch) -> None:
     started_s = time.monotonic()
     with only_run(given.home) as lock:
         RunDirectory.open(given.runs, given.config).make_latest()  # RESUME=1 finds it from now on
+        (given.run.path / BACKENDS).write_text(given.backends, encoding="utf-8")
         result = _run_dag(given, lock)
     if result["failure"] or result["state"] != "success":
         failure = result["failure"] or {"stage": "production_refresh", "reason": f"it is {result['state']}"}
@@ -167,7 +183,8 @@ def launch(given: Launch) -> None:
     write_report(given.run.path, report)
     print(f"\n{print_table(report)}")
     print(f"\nreport   {given.run.path}/report.html (and report.json)")
-    print(f"look     make ui DATASET={given.config.recipe} opens MLflow's page")
+    which = "" if given.backends == "embedded" else f" BACKENDS={given.backends}"
+    print(f"look     make ui DATASET={given.config.recipe}{which} opens MLflow's page")
     print(f"took     {time.monotonic() - started_s:.0f} s", flush=True)
 
 
@@ -176,8 +193,8 @@ def _run_dag(given: Launch, lock: int) -> dict[str, Any]:
     started_s = time.monotonic()
     result = given.run.path / "airflow.json"
     result.unlink(missing_ok=True)
-    environment = given.environment()
     with given.log.open("ab") as log, contextlib.ExitStack() as stack:
+        environment = given.environment(_start_servers(given, stack))
         address = new_address()
         head = start_ray_head(address, environment, log, given.ray_logs, lock, _workers(given.config))
         stack.callback(head.stop)
@@ -200,6 +217,17 @@ def _run_dag(given: Launch, lock: int) -> dict[str, Any]:
             raise BackendError(_ended(given, f"Airflow ended with exit code {airflow.returncode}"))
     loaded: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     return loaded
+
+
+def _start_servers(given: Launch, stack: contextlib.ExitStack) -> Mapping[str, str]:
+    """Where the back ends are: nothing to say of the embedded ones."""
+    if given.backends == "embedded":
+        return {}
+    place = given.home / "servers"
+    wait_for_earlier(place)
+    os.environ[MARK] = str(place)
+    print(f"starting the back ends in {place}", flush=True)
+    return start_backends(stack.enter_context(Services()), place).environment
 
 
 def _ended(given: Launch, what: str) -> str:
@@ -228,14 +256,13 @@ def _start_airflow(
 def _airflow_environment(
     given: Launch, environment: Mapping[str, str], url: str, token: str
 ) -> dict[str, str]:
-    connection = {"conn_type": "generic", "host": url, "password": token}
     return {
         **environment,
+        **connection(url, token),
         "PYTHONPATH": str(ROOT),
         "AIRFLOW_HOME": str(given.home / "airflow"),
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW_CONN_RAY_DEFAULT": json.dumps(connection),
     }
 
 
@@ -266,12 +293,6 @@ def install_s() -> float | None:
     kept = [ROOT / environment / "installed" for environment in (".venv", ".venv-airflow")]
     seconds = [path.read_text().strip() if path.exists() else "" for path in kept]
     return round(sum(map(float, seconds)), 1) if all(seconds) else None
-
-
-def _git_revision() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"  # a copy without .git runs too
 
 
 def _stopping() -> None:

@@ -11,15 +11,16 @@ import secrets
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 from xml.sax.saxutils import escape
 
 from infra.ports import free_block, is_free
-from infra.processes import children, guarded, stop, wait_until
+from infra.processes import children, guarded, started_ticks, stop, wait_until
 from vista.errors import BackendError
 
 CONF = Path(__file__).parent / "conf"
@@ -36,6 +37,8 @@ PACKAGES = {
     "initdb": "postgresql",
     "psql": "postgresql",
     "setpriv": "util-linux",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
     "redis-cli": "redis-server",
     "redis-server": "redis-server",
 }
@@ -44,7 +47,11 @@ PACKAGES = {
 
 @dataclass
 class Server:
-    """One server process. `answers` makes a real request of the server's own protocol."""
+    """One server process. `answers` makes a real request of the server's own protocol.
+
+    `scratch` is a folder that is made at the start and deleted at the end; Ray's logs in it are kept.
+    `started_s` is the time of the last start, in seconds since 1970.
+    """
 
     name: str
     place: Path
@@ -53,6 +60,8 @@ class Server:
     start_s: float
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     stop_signal: int = signal.SIGTERM
+    scratch: Path | None = None
+    started_s: float = field(default=0.0, init=False)
     _guard: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
 
     @property
@@ -61,15 +70,21 @@ class Server:
 
     def start(self) -> None:
         """Start the process, from a thread that lives as long as it must; `wait` before using it."""
+        environment = {**os.environ, **self.environment}
+        self.started_s = time.time()
+        if self.scratch:
+            private_folder(self.scratch)
         with self.log.open("ab") as log:
-            environment = {**os.environ, **self.environment}
-            self._guard = guarded(self.command, environment, log=log, stop_signal=self.stop_signal)
+            self._guard = guarded(
+                self.command, environment, log=log, scratch=self.scratch, logs=self.place / "ray-logs",
+                stop_signal=self.stop_signal,
+            )  # fmt: skip
 
     def wait(self) -> None:
         """Return when it answers. Raises `BackendError` with the end of its log if it does not."""
-        if wait_until(lambda: self._ended() or self.answers(), self.start_s) and not self._ended():
+        if wait_until(lambda: self.ended or self.answers(), self.start_s) and not self.ended:
             return
-        happened = "ended" if self._ended() else f"did not answer within {self.start_s:.0f} s"
+        happened = "ended" if self.ended else f"did not answer within {self.start_s:.0f} s"
         self.stop()
         last = "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_LINES:])
         raise BackendError(f"{self.name} {happened}; {self.log} ends with:\n{last}")
@@ -87,17 +102,25 @@ class Server:
     def kill(self) -> None:
         """kill -9. Returns when it is gone; `start` and `wait` bring it back with what was on disk."""
         assert self._guard is not None
+        assert self.pid is not None
         os.kill(self.pid, signal.SIGKILL)
         self._guard.wait()
 
     @property
-    def pid(self) -> int:
-        """The server's own process; it must have been started."""
-        assert self._guard is not None
-        (pid,) = children()[self._guard.pid]
-        return pid
+    def pid(self) -> int | None:
+        """The server's own process, the first below its guard; None if there is none now."""
+        with suppress(KeyError, OSError):  # it ends just now
+            return min(children()[self.guard_pid], key=started_ticks)
+        return None
 
-    def _ended(self) -> bool:
+    @property
+    def guard_pid(self) -> int:
+        """The guard's process, above everything that the server starts; it must have been started."""
+        assert self._guard is not None
+        return self._guard.pid
+
+    @property
+    def ended(self) -> bool:
         return self._guard is None or self._guard.poll() is not None
 
 

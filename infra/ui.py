@@ -1,10 +1,10 @@
-"""`make ui [DATASET=generated]`: MLflow's page on the embedded store, on loopback, until Ctrl-C."""
+"""`make ui [DATASET=generated] [BACKENDS=real]`: MLflow's page on the store of the runs, until Ctrl-C."""
 
 import os
 import sys
 from collections.abc import Sequence
 
-from infra.run import ROOT
+from infra.environment import home_of
 from vista.recipes import RECIPES
 
 PORT = 5_000
@@ -12,8 +12,9 @@ PORT = 5_000
 
 def main(arguments: Sequence[str]) -> int:
     """Becomes `mlflow ui`; 2 if there is no store for the data set."""
-    recipe = dict(argument.split("=", 1) for argument in arguments).get("DATASET", "generated")
-    store = ROOT / "var" / recipe / "mlflow.db"
+    given = dict(argument.split("=", 1) for argument in arguments)
+    recipe = given.get("DATASET", "generated")
+    store = home_of(recipe, given.get("BACKENDS", "embedded")) / "mlflow.db"
     if recipe not in RECIPES or not store.exists():
         print(f"error: no MLflow store at {store}: make run DATASET={recipe} first", file=sys.stderr)
         return 2

@@ -4,46 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from every_server import STARTED
+from sockets import LOOPBACK, listening
 
 from infra.ports import is_free
-from infra.processes import adopt_orphans, descendants, wait_until
+from infra.processes import adopt_orphans, alive, descendants, wait_until
 
 ROOT = Path(__file__).parents[2]
-LISTENS = "0A"
-LOOPBACK = {
-    "0100007F",
-    "00000000000000000000000001000000",
-    "0000000000000000FFFF00000100007F",
-}
-"""127.0.0.1, ::1 and ::ffff:127.0.0.1, as /proc/net writes them."""
-
-
-def listening(pids: Iterable[int]) -> set[tuple[str, int]]:
-    """Address and port of every TCP socket on which one of the processes listens."""
-    owned = set()
-    for pid in pids:
-        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-            owned.add(os.readlink(descriptor).removeprefix("socket:[").removesuffix("]"))
-    found = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == LISTENS and fields[9] in owned:
-                address, _, port = fields[1].rpartition(":")
-                found.add((address, int(port, 16)))
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("name", STARTED)

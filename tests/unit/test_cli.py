@@ -108,6 +108,18 @@ def test_an_empty_variable_counts_as_not_set() -> None:
     assert Settings.from_environment(empty) == Settings.from_environment({})
 
 
+def test_a_run_is_resumed_with_its_own_back_ends(tmp_path: Path) -> None:
+    environment = {"VISTA_RUNS": str(tmp_path)}
+    first = parse(["DATASET=smoke", "BACKENDS=real"], environment)
+    assert first.backends == "real"
+    assert first.home != parse(["DATASET=smoke"], environment).home
+    (first.run.path / "backends").write_text(first.backends)
+    (tmp_path / "latest").symlink_to(first.config.run_id)
+    assert parse(["RESUME=1"], environment).home == first.home
+    with pytest.raises(InputError, match="the run has BACKENDS=real, not embedded"):
+        parse(["RESUME=1", "BACKENDS=embedded"], environment)
+
+
 def test_a_place_that_cannot_hold_runs_is_a_message(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -150,6 +162,7 @@ def test_a_finished_stage_is_not_done_again(
         (["DATASET=netflix"], ["netflix", "kuairand"]),
         (["DATASET=smoke", "WIDTH=17"], ["width 17", "heads 2"]),
         (["RESUME=1"], ["no earlier run"]),
+        (["DATASET=smoke", "BACKENDS=hive"], ["BACKENDS=hive", "embedded, real"]),
         (["DATASET=events", "DATA_DIR=no/such/folder"], ["DATA_DIR=", "no/such/folder", "files of events"]),
         (["DATASET=kuairand"], ["DATA_DIR= is not a folder"]),
         (["DATASET=smoke", "WORKERS=1000"], ["WORKERS=1000", "cores", "at most"]),

@@ -1,0 +1,58 @@
+"""The delivery's real back ends, for one run or for the local stack: Hive, Kafka, a Redis per region."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlencode
+
+from infra.hive import HiveServer, running_hiveserver, running_metastore
+from infra.kafka import running_kafka
+from infra.postgres import Postgres, running_postgres
+from infra.redis import running_redis
+from infra.servers import HOST
+from infra.services import Services
+
+REGIONS = ("east", "west")
+CATALOG_DATABASE, TOPIC = "vista", "vista-summaries"
+
+
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """What was started; `environment` is what `Settings` reads, URLs without secrets."""
+
+    postgres: Postgres
+    hiveserver: HiveServer
+    environment: Mapping[str, str]
+
+
+def start_backends(services: Services, place: Path) -> Backends:
+    """Start all of them below a folder, ready, in order; `services` stops them. Raises `BackendError`."""
+    postgres = services.enter("postgres", running_postgres(place / "postgres"))
+    services.ready("postgres", postgres.server, f"{HOST}:{postgres.port}")
+    metastore = services.enter("metastore", running_metastore(place / "metastore", postgres))
+    services.ready("metastore", metastore.server, f"{HOST}:{metastore.port}")
+    hiveserver = services.enter("hiveserver2", running_hiveserver(place / "hiveserver2", metastore))
+    services.ready("hiveserver2", hiveserver.server, f"{HOST}:{hiveserver.port}")
+    kafka = services.enter("kafka", running_kafka(place / "kafka"))
+    (broker,), (address,) = kafka.brokers, kafka.bootstrap
+    services.ready("kafka", broker.server, address)
+    stores = {region: _start_store(services, place, region) for region in REGIONS}
+    return Backends(
+        postgres,
+        hiveserver,
+        {
+            "VISTA_CATALOG_URL": f"hive://{HOST}:{metastore.port}/{CATALOG_DATABASE}",
+            "VISTA_LOG_URL": f"kafka://{address}/{TOPIC}",
+            "VISTA_REGIONS": ",".join(f"{region}={url}" for region, url in stores.items()),
+            "VISTA_WAREHOUSE": str(place / "warehouse"),
+        },
+    )
+
+
+def _start_store(services: Services, place: Path, region: str) -> str:
+    name = f"redis-{region}"
+    redis = services.enter(name, running_redis(place / name))
+    (node,) = redis.nodes
+    services.ready(name, node.server, f"{HOST}:{node.port}")
+    options = urlencode({"password_file": str(redis.vista_password)}, safe="/")
+    return f"redis://vista@{HOST}:{node.port}?{options}"

@@ -1,0 +1,78 @@
+"""What a local stack consists of, in the order in which its parts need each other."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from shlex import quote
+
+from infra.airflow import USER, running_airflow
+from infra.backends import REGIONS, start_backends
+from infra.environment import ROOT, jobs_environment
+from infra.mlflow import running_mlflow
+from infra.postgres import Database
+from infra.prometheus import running_prometheus
+from infra.ray_head import connection, running_ray
+from infra.regions import region_worker
+from infra.servers import write_private
+from infra.services import Services
+
+HOME = "home"
+ENVIRONMENT = "environment"
+DEPLOYMENT = (
+    "VISTA_HOME", "VISTA_RUNS", "VISTA_CATALOG_URL", "VISTA_LOG_URL", "VISTA_REGIONS", "VISTA_WAREHOUSE",
+    "MLFLOW_TRACKING_URI",
+)  # fmt: skip
+"""What `Settings` reads."""
+
+
+def start(services: Services, place: Path, *, embedded: bool) -> tuple[str, ...]:
+    """Start everything; what a user wants to know of it, a line each. Raises `BackendError`."""
+    if embedded:
+        return _start_orchestration(services, place, {}, None, None)
+    backends = start_backends(services, place)
+    databases = (backends.postgres.database("airflow"), backends.postgres.database("mlflow"))
+    pages = _start_orchestration(services, place, backends.environment, *databases)
+    return (*pages, *_start_delivery(services, place, backends.environment))
+
+
+def _start_orchestration(
+    services: Services,
+    place: Path,
+    backends: Mapping[str, str],
+    airflow_database: Database | None,
+    mlflow_database: Database | None,
+) -> tuple[str, ...]:
+    mlflow = services.enter("mlflow", running_mlflow(place / "mlflow", mlflow_database))
+    services.ready("mlflow", mlflow.server, mlflow.url)
+    runs = Path(os.environ.get("VISTA_RUNS", ROOT / "runs")).absolute()
+    environment = jobs_environment(runs, place / HOME, mlflow.url, backends)
+    _write_environment(place, environment)
+    ray = services.enter("ray", running_ray(place / "ray", environment))
+    services.ready("ray", ray.server, ray.address.url)
+    theirs = {**environment, **connection(ray.address.url, ray.address.token)}
+    running = running_airflow(place / "airflow", ROOT / "dags", theirs, airflow_database)
+    airflow = services.enter("airflow", running)
+    for name, server in airflow.services.items():
+        services.ready(f"airflow-{name}", server, airflow.url if name == "api-server" else "-")
+    return (
+        f"Airflow  {airflow.url}  user {USER}, password in {place / 'airflow' / USER}.password",
+        f"MLflow   {mlflow.url}",
+        f"Ray      {ray.address.url}  token in {place / 'ray' / 'token'}",
+    )
+
+
+def _start_delivery(services: Services, place: Path, backends: Mapping[str, str]) -> tuple[str, ...]:
+    environment = {**backends, "VISTA_HOME": str(place / HOME)}
+    workers = {region: region_worker(place / f"delivery-{region}", region, environment) for region in REGIONS}
+    addresses = [address for _, address in workers.values()]
+    prometheus = services.enter("prometheus", running_prometheus(place / "prometheus", addresses))
+    services.ready("prometheus", prometheus.server, prometheus.url)
+    for region, (server, address) in workers.items():
+        services.add(f"delivery-{region}", server, address)
+    return (f"Alerts   {prometheus.url}/alerts",)
+
+
+def _write_environment(place: Path, environment: Mapping[str, str]) -> None:
+    """For a shell that wants to look at the deployment by `python -m vista`."""
+    lines = [f"export {name}={quote(environment[name])}\n" for name in DEPLOYMENT if name in environment]
+    write_private(place / ENVIRONMENT, "".join(lines))

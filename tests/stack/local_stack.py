@@ -1,0 +1,82 @@
+"""A local stack of one's own, by the commands that `make up`, `status`, `logs` and `down` run."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sockets import listening
+
+from infra.ports import LAST_PORT, is_free
+from infra.processes import alive, descendants, wait_until
+from infra.services import guards_of
+from infra.stack.state import Place, Seen
+
+ROOT = Path(__file__).parents[2]
+HEAL_S = 300.0
+"""A server starts in seconds on an idle machine; only the condition ends a wait."""
+
+
+@dataclass
+class Stack:
+    """One place, and the commands on it. `measured` is printed at the end: what was seen, in which unit."""
+
+    path: Path
+    measured: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        runs = str(self.path.with_name("runs"))
+        return {**os.environ, "VISTA_STACK": str(self.path), "VISTA_RUNS": runs}
+
+    def make(self, *arguments: str, code: int = 0) -> str:
+        """What a command of `make` prints, errors too; it must end with that exit code."""
+        command = [sys.executable, "-m", "infra.stack", *arguments]
+        done = subprocess.run(
+            command, cwd=ROOT, env=self.environment, check=False, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout
+        return done.stdout
+
+    def services(self) -> dict[str, Seen]:
+        state = Place(self.path).read()
+        assert state is not None
+        return {service.name: service for service in state.services}
+
+    def supervisor(self) -> int | None:
+        return Place(self.path).supervisor()
+
+    def processes(self) -> set[int]:
+        """All of the stack's, the supervisor too."""
+        pid = self.supervisor()
+        assert pid is not None
+        return {pid, *descendants(pid)}
+
+    def ports(self) -> set[int]:
+        """On which it listens and which it keeps. What a program takes from Linux' own range may be another's
+        a moment after it ended."""
+        return {port for _, port in listening(self.processes()) if port <= LAST_PORT}
+
+    def left_of(self, processes: set[int], ports: set[int]) -> list[str]:
+        """What of them is still there, or has been started since and is guarded."""
+        guards = [f"guard {pid}" for pid in guards_of(self.path)]
+        running = [f"process {pid}" for pid in processes if alive(pid)]
+        return guards + running + [f"port {port}" for port in ports if not is_free(port)]
+
+    def clear_away(self) -> None:
+        self.make("down")
+        assert not guards_of(self.path)
+        shutil.rmtree(self.path.parent)
+
+
+def heals(stack: Stack, name: str, restarts: int) -> bool:
+    """Whether a service has been started again so often and is ready, before the time is over."""
+
+    def healed() -> bool:
+        seen = stack.services()[name]
+        return seen.restarts >= restarts and seen.state == "ready"
+
+    return wait_until(healed, HEAL_S, every_s=0.2)

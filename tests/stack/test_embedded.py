@@ -1,0 +1,109 @@
+"""`make up EMBEDDED=1`: Airflow, Ray and MLflow; what is killed comes back, at the end nothing is left."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from local_stack import ROOT, Stack, heals
+
+from infra.processes import alive, memory_bytes, wait_until
+
+NAMES = [
+    "mlflow", "ray", "airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stack(new_stack: Callable[[str], Stack]) -> Stack:
+    found = new_stack("embedded")
+    started_s = time.monotonic()
+    said = found.make("up", "EMBEDDED=1")
+    found.measured["up, s"] = round(time.monotonic() - started_s, 1)
+    found.measured["memory, MB"] = memory_bytes(found.processes()) // 2**20
+    assert "Airflow  http://127.0.0.1:" in said
+    return found
+
+
+def test_status_shows_every_service(stack: Stack) -> None:
+    lines = stack.make("status").splitlines()
+    assert [line.split()[:2] for line in lines[1:-1]] == [[name, "ready"] for name in NAMES]
+    assert lines[-1].endswith("the stack is up")
+    pids = [int(line.split()[3]) for line in lines[1:-1]]
+    assert all(map(alive, pids))
+    assert len(set(pids)) == len(NAMES)
+
+
+def test_a_second_one_is_refused_and_a_wrong_variable_too(stack: Stack) -> None:
+    assert "is up: make status shows it, make down stops it" in stack.make("up", "EMBEDDED=1", code=2)
+    assert "make up EMBEDED=...: it takes EMBEDDED" in stack.make("up", "EMBEDED=1", code=2)
+    assert "SERVICE=kafka: there are mlflow, ray, airflow-" in stack.make("logs", "SERVICE=kafka", code=2)
+
+
+def test_logs_follow_a_service(stack: Stack) -> None:
+    command = [sys.executable, "-m", "infra.stack", "logs", "SERVICE=supervisor"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=stack.environment, stdout=subprocess.PIPE, text=True
+    ) as following:
+        assert following.stdout is not None
+        assert "mlflow ready: http://127.0.0.1:" in following.stdout.readline()
+        following.terminate()
+
+
+def test_secrets_are_in_private_files_only(stack: Stack) -> None:
+    kept = [stack.path / "ray" / "token", *stack.path.rglob("*.password"), *stack.path.rglob("*.key")]
+    assert len(kept) == 5, kept
+    assert not [path for path in kept if path.stat().st_mode & 0o077]
+    shown = [Path(f"/proc/{pid}/cmdline").read_text() for pid in stack.processes() if alive(pid)]
+    shown += [path.read_text(errors="replace") for path in stack.path.rglob("*.log")]
+    shown.append((stack.path / "environment").read_text())
+    assert not [path for path in kept if any(path.read_text() in text for text in shown)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_killed_comes_back(stack: Stack, name: str) -> None:
+    before = stack.services()[name]
+    assert before.pid is not None
+    started_s = time.monotonic()
+    os.kill(before.pid, signal.SIGKILL)
+    assert heals(stack, name, before.restarts + 1), stack.make("status", code=1)
+    stack.measured[f"{name} heals, s"] = round(time.monotonic() - started_s, 1)
+    after = stack.services()[name]
+    assert after.address == before.address
+    assert after.pid != before.pid
+
+
+def test_a_killed_guard_takes_its_server_with_it(stack: Stack) -> None:
+    before = stack.services()["ray"]
+    assert before.guard is not None
+    os.kill(before.guard, signal.SIGKILL)
+    assert heals(stack, "ray", before.restarts + 1), stack.make("status", code=1)
+
+
+def test_nothing_is_left_when_the_supervisor_is_killed_and_it_starts_where_it_was(stack: Stack) -> None:
+    before, supervisor = stack.services(), stack.supervisor()
+    processes, ports = stack.processes(), stack.ports()
+    assert supervisor is not None
+    os.kill(supervisor, signal.SIGKILL)
+    assert wait_until(lambda: not stack.left_of(processes, ports), 120), stack.left_of(processes, ports)
+    assert "no stack is up" in stack.make("status", code=1)
+    stack.make("up", "EMBEDDED=1")
+    after = stack.services()
+    assert {name: seen.address for name, seen in after.items()} == {
+        name: seen.address for name, seen in before.items()
+    }
+
+
+def test_down_leaves_no_process_and_no_port(stack: Stack) -> None:
+    processes, ports = stack.processes(), stack.ports()
+    assert len(ports) >= 4
+    started_s = time.monotonic()
+    stack.make("down")
+    stack.measured["down, s"] = round(time.monotonic() - started_s, 1)
+    assert stack.left_of(processes, ports) == []
+    assert stack.supervisor() is None
+    assert "no stack is up" in stack.make("down")

@@ -1,0 +1,100 @@
+"""`make up`: everything on one machine; what is killed comes back, and nothing is left at the end."""
+
+import json
+import os
+import signal
+import time
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from local_stack import Stack, heals
+from sockets import LOOPBACK, listening
+
+from infra.processes import descendants, memory_bytes, wait_until
+from infra.servers import call, program
+
+NAMES = [
+    "postgres", "metastore", "hiveserver2", "kafka", "redis-east", "redis-west", "mlflow", "ray",
+    "airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer", "prometheus",
+]  # fmt: skip
+WORKERS = ["delivery-east", "delivery-west"]
+
+
+@pytest.fixture(scope="module")
+def stack(new_stack: Callable[[str], Stack]) -> Stack:
+    found = new_stack("whole")
+    started_s = time.monotonic()
+    found.make("up")
+    found.measured["up, s"] = round(time.monotonic() - started_s, 1)
+    found.measured["memory, MB"] = memory_bytes(found.processes()) // 2**20
+    return found
+
+
+def test_every_service_is_there(stack: Stack) -> None:
+    services = stack.services()
+    assert [*services] == NAMES + WORKERS
+    assert {services[name].state for name in NAMES} == {"ready"}
+    assert {services[name].state for name in WORKERS} == {"waiting"}  # nothing was delivered yet
+
+
+def test_it_listens_on_loopback_only(stack: Stack) -> None:
+    """But for Ray, which cannot: it lets nobody in without the token."""
+    ray = stack.services()["ray"].guard
+    assert ray is not None
+    sockets = listening(stack.processes() - descendants(ray))
+    assert len(sockets) >= len(NAMES) - 4
+    assert {address for address, _ in sockets} <= LOOPBACK
+
+
+def test_airflow_and_mlflow_keep_their_tables_in_postgres(stack: Stack) -> None:
+    port = stack.services()["postgres"].address.rpartition(":")[2]
+    for name, table in (("airflow", "dag_run"), ("mlflow", "experiments"), ("hive", '"TBLS"')):
+        command = [program("psql"), "-h", "127.0.0.1", "-p", port, "-U", name, "-d", name, "-Atc"]
+        environment = {"PGPASSFILE": str(stack.path / "postgres" / f"{name}.pgpass")}
+        count = call([*command, f"SELECT count(*) >= 0 FROM {table}"], "SQL", environment=environment)
+        assert count.strip() == "t"
+
+
+def test_prometheus_asks_the_workers_and_has_the_alerts(stack: Stack) -> None:
+    url = stack.services()["prometheus"].address
+
+    def ask(what: str) -> Any:
+        with urllib.request.urlopen(f"{url}/api/v1/{what}", timeout=30) as answer:
+            return json.load(answer)["data"]
+
+    def targets() -> set[str]:
+        return {target["labels"]["instance"] for target in ask("targets")["activeTargets"]}
+
+    workers = {stack.services()[name].address for name in WORKERS}
+    assert wait_until(lambda: targets() == workers, 60), targets()
+    (group,) = ask("rules")["groups"]
+    assert "RegionLags" in {rule["name"] for rule in group["rules"]}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_killed_comes_back(stack: Stack, name: str) -> None:
+    before = stack.services()[name]
+    assert before.pid is not None
+    started_s = time.monotonic()
+    os.kill(before.pid, signal.SIGKILL)
+    assert heals(stack, name, before.restarts + 1), stack.make("status", code=1)
+    stack.measured[f"{name} heals, s"] = round(time.monotonic() - started_s, 1)
+    assert stack.services()[name].address == before.address
+
+
+def test_everything_is_ready_again(stack: Stack) -> None:
+    for name, seen in stack.services().items():
+        if name in NAMES:  # what needs PostgreSQL may have ended with it, more than once
+            assert heals(stack, name, seen.restarts), stack.make("status", code=1)
+    stack.measured["memory after kills, MB"] = memory_bytes(stack.processes()) // 2**20
+
+
+def test_down_leaves_no_process_and_no_port(stack: Stack) -> None:
+    processes, ports = stack.processes(), stack.ports()
+    assert len(ports) >= len(NAMES) - 3
+    started_s = time.monotonic()
+    stack.make("down")
+    stack.measured["down, s"] = round(time.monotonic() - started_s, 1)
+    assert stack.left_of(processes, ports) == []

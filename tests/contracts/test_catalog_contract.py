@@ -132,7 +132,7 @@ def test_of_many_swaps_at_once_one_wins(catalog: Catalog, catalog_url: str) -> N
 def test_of_many_committers_of_one_export_one_wins_and_nobody_sees_a_part(
     catalog: Catalog, catalog_url: str, tmp_path: Path
 ) -> None:
-    """delivery.md, must hold 2, scaled: 8 committers x 6 rounds."""
+    """One winner among 8 committers in each of 6 rounds."""
     try_commit(catalog_url, tmp_path, 1_000, 0)  # imports, once for all children, what writing needs
     with FORK.Pool(8) as pool:
         for round_ in range(1, 7):

@@ -1,4 +1,4 @@
-"""Summaries as of a cut: the join that must not see the future (data.md, time and summaries).
+"""Summaries as of a cut: the join that must not see the future.
 
 Shape suffixes: B rows asked for, N users of an epoch, P payload bytes, S seeds, D width, E epochs.
 """

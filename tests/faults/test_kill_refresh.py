@@ -111,7 +111,8 @@ def refresh_with(places: Places, run: list[Point], seconds: dict[str, float]) ->
 def stage_seconds(places: Places) -> dict[str, float]:
     """How long each stage of the latest run took."""
     run = RunDirectory(places.latest)
-    return {stage: (run.stage(stage) or {})["seconds"] for stage in STAGES}
+    kept = {stage: run.stage(stage) for stage in STAGES}
+    return {stage: file.seconds for stage, file in kept.items() if file}
 
 
 def whole_epochs(places: Places) -> int:

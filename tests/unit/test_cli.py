@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.run import install_s, parse
+from infra.run import BACKENDS, install_s, parse
 from infra.run import main as run_main
 from vista.__main__ import main
 from vista.config import RefreshConfig, Settings
@@ -113,8 +113,8 @@ def test_a_run_is_resumed_with_its_own_back_ends(tmp_path: Path) -> None:
     first = parse(["DATASET=smoke", "BACKENDS=real"], environment)
     assert first.backends == "real"
     assert first.home != parse(["DATASET=smoke"], environment).home
-    (first.run.path / "backends").write_text(first.backends)
-    (tmp_path / "latest").symlink_to(first.config.run_id)
+    RunDirectory.open(tmp_path, first.config).make_latest()
+    (first.run.path / BACKENDS).write_text(first.backends)
     assert parse(["RESUME=1"], environment).home == first.home
     with pytest.raises(InputError, match="the run has BACKENDS=real, not embedded"):
         parse(["RESUME=1", "BACKENDS=embedded"], environment)

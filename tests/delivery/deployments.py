@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delivery_samples import BUCKETS, SPACES, record, settings_of
+from kafka_topics import plain_url
 from prometheus_client.parser import text_string_to_metric_families
 
 from vista.config import Settings
@@ -77,7 +78,7 @@ def on_servers(
         redis.wipe()
 
     def new_log(name: str) -> str:
-        return f"kafka://{kafka.bootstrap[0]}/{name}-{uuid.uuid4().hex}"
+        return plain_url(kafka, f"{name}-{uuid.uuid4().hex}")
 
     @contextmanager
     def cut_off(region: str) -> Iterator[None]:

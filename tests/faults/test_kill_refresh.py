@@ -97,7 +97,10 @@ def refresh_with(places: Places, run: list[Point], seconds: dict[str, float]) ->
                 )
                 launched = places.start(["RESUME=1"])
             elif outcomes[-1].hit:
-                launched.wait_for(f"stage {point.stage} failed: its process was killed by signal 9")
+                launched.wait_for(
+                    f"stage {point.stage} failed: its process was killed by signal 9: out of memory, unless "
+                    "somebody killed it; trying again"
+                )
             launched.wait_for(f"{point.stage}: finished in")
             outcomes[-1].repaired_s = time.monotonic() - started_s
         assert launched.process.wait(RUN_S) == 0, launched.shown()

@@ -15,6 +15,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.errors import KafkaError
 
 from vista.delivery.address import Address
+from vista.delivery.assignment import Assignment
 from vista.delivery.kafka_clients import access_to, connect, mapped, parse
 from vista.delivery.kafka_reader import Reader
 from vista.delivery.kafka_topic import open_topic
@@ -116,8 +117,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # Kaf
         on_revoked: Callable[[Iterable[int]], None],
     ) -> None:
         self._address, self._applied = address, applied
-        self._on_assigned, self._on_revoked = on_assigned, on_revoked
-        self._assigned: frozenset[int] = frozenset()
+        self._assignment = Assignment(on_assigned, on_revoked)
         self._polled_s = self._committed_s = time.monotonic()
         self._consumer = connect(
             KafkaConsumer,
@@ -144,14 +144,14 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # Kaf
         with mapped(self._address.url):
             if (failure := self._failure) is not None:
                 raise failure
-            self._take(frozenset(one.partition for one in self._consumer.assignment()))
+            self._assignment.change(one.partition for one in self._consumer.assignment())
 
     def close(self) -> None:
         self._left.set()
         self._member.join()
         with mapped(self._address.url):
             self._consumer.close(autocommit=False, timeout_ms=LEAVE_S * 1_000)
-        self._take(frozenset())
+        self._assignment.change(())
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         """Called in the client's own thread: this consumer fetches nothing."""
@@ -183,15 +183,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # Kaf
         self._committed_s = time.monotonic()
         offsets = {
             TopicPartition(self._address.name, bucket): OffsetAndMetadata(self._applied[bucket], "", -1)
-            for bucket in self._assigned & self._applied.keys()
+            for bucket in self._assignment.buckets & self._applied.keys()
         }
         if offsets:
             self._consumer.commit_async(offsets)
-
-    def _take(self, buckets: frozenset[int]) -> None:
-        revoked, assigned = self._assigned - buckets, buckets - self._assigned
-        self._assigned = buckets
-        if revoked:
-            self._on_revoked(sorted(revoked))
-        if assigned:
-            self._on_assigned(sorted(assigned))

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 
+from vista.delivery.assignment import Assignment
 from vista.delivery.control import header_of
 from vista.delivery.sqlite import Database, fixed_buckets, no_log, signed
 from vista.errors import InputError
@@ -116,9 +117,8 @@ class SqliteSubscription:
         on_revoked: Callable[[Iterable[int]], None],
     ) -> None:
         self._database, self._partitions, self._region = database, partitions, region
-        self._on_assigned, self._on_revoked = on_assigned, on_revoked
+        self._assignment = Assignment(on_assigned, on_revoked)
         self._member = uuid.uuid4().hex
-        self._assigned: frozenset[int] = frozenset()
         self._polled_s = 0.0
 
     def poll(self) -> None:
@@ -137,22 +137,14 @@ class SqliteSubscription:
                 "SELECT member FROM members WHERE region = ? ORDER BY member", (self._region,)
             ).fetchall()
         members = [member for (member,) in rows]
-        self._take(frozenset(range(members.index(self._member), self._partitions, len(members))))
+        self._assignment.change(range(members.index(self._member), self._partitions, len(members)))
 
     def close(self) -> None:
         with self._database.write() as connection:
             connection.execute(
                 "DELETE FROM members WHERE region = ? AND member = ?", (self._region, self._member)
             )
-        self._take(frozenset())
-
-    def _take(self, buckets: frozenset[int]) -> None:
-        revoked, assigned = self._assigned - buckets, buckets - self._assigned
-        self._assigned = buckets
-        if revoked:
-            self._on_revoked(sorted(revoked))
-        if assigned:
-            self._on_assigned(sorted(assigned))
+        self._assignment.change(())
 
 
 def _bounds(connection: sqlite3.Connection, partition: int) -> tuple[int, int]:

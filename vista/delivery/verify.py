@@ -45,19 +45,24 @@ def verify_region(
     bucket, or with `all_bytes` every record. Raises `EpochError` if a table cannot be read."""
     try:
         state = RegionState.of(name, store, source.partitions)
-        findings = tuple(_findings(state, store, source, epochs, all_bytes))
+        tables = [(epoch, manifests(epoch)) for epoch in epochs]
+        findings = tuple(_findings(state, store, source, tables, all_bytes))
     except BackendError as error:
         what = Finding("unreadable", f"region {name}: {error}")
         return Verdict(name, f"region {name}: cannot be read", (what,), None)
     coverage = ", ".join(
-        f"{state.coverage(epoch, manifests(epoch)):.2%} of epoch {epoch.epoch}" for epoch in epochs
+        f"{state.coverage(epoch, shards):.2%} of epoch {epoch.epoch}" for epoch, shards in tables
     )
     lag = sum(max(0, source.bounds(number)[1] - one.offset) for number, one in enumerate(state.buckets))
     return Verdict(name, f"region {name}: coverage {coverage}; lag {lag:,} records", findings, state)
 
 
 def _findings(
-    state: RegionState, store: Store, source: Log, epochs: Sequence[Epoch], all_bytes: bool
+    state: RegionState,
+    store: Store,
+    source: Log,
+    tables: Sequence[tuple[Epoch, Sequence[Shard]]],
+    all_bytes: bool,
 ) -> Iterator[Finding]:
     for number, bucket in enumerate(state.buckets):
         first, end = source.bounds(number)
@@ -68,8 +73,8 @@ def _findings(
                 f"{first} .. {end}",
                 number,
             )
-    for epoch in epochs:
-        for shard in manifests(epoch):
+    for epoch, shards in tables:
+        for shard in shards:
             yield from _of_bucket(state, store, epoch, shard, all_bytes)
     letters = sum(len(store.dead_letters(number)) for number in range(source.partitions))
     if letters:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from infra.environment import home_of
+from infra.mlflow import OPTIONS
 from vista.recipes import RECIPES
 
 PORT = 5_000
@@ -18,14 +19,13 @@ def main(arguments: Sequence[str]) -> int:
     if recipe not in RECIPES or not store.exists():
         print(f"error: no MLflow store at {store}: make run DATASET={recipe} first", file=sys.stderr)
         return 2
-    environment = {
-        **os.environ,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
     options = ["--backend-store-uri", f"sqlite:///{store}", "--host", "127.0.0.1", "--port", str(PORT)]
     print(f"MLflow is starting: http://127.0.0.1:{PORT} answers in some seconds (Ctrl-C ends it)", flush=True)
-    os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", "--workers", "1", *options], environment)
+    os.execve(
+        sys.executable,
+        [sys.executable, "-m", "mlflow", "ui", "--workers", "1", *options],
+        os.environ | OPTIONS,
+    )
 
 
 if __name__ == "__main__":

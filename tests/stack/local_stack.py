@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,3 +82,14 @@ def heals(stack: Stack, name: str, restarts: int) -> bool:
         return seen.restarts >= restarts and seen.state == "ready"
 
     return wait_until(healed, HEAL_S, every_s=0.2)
+
+
+def killed_and_healed(stack: Stack, name: str) -> tuple[Seen, Seen]:
+    """kill -9 of a service's process; how it was before, and is when it is ready again. Keeps the seconds."""
+    before = stack.services()[name]
+    assert before.pid is not None
+    started_s = time.monotonic()
+    os.kill(before.pid, signal.SIGKILL)
+    assert heals(stack, name, before.restarts + 1), stack.make("status", code=1)
+    stack.measured[f"{name} heals, s"] = round(time.monotonic() - started_s, 1)
+    return before, stack.services()[name]

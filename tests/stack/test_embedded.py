@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from local_stack import ROOT, Stack, heals
+from local_stack import ROOT, Stack, heals, killed_and_healed
 
 from infra.processes import alive, memory_bytes, wait_until
 
@@ -66,13 +66,7 @@ def test_secrets_are_in_private_files_only(stack: Stack) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_killed_comes_back(stack: Stack, name: str) -> None:
-    before = stack.services()[name]
-    assert before.pid is not None
-    started_s = time.monotonic()
-    os.kill(before.pid, signal.SIGKILL)
-    assert heals(stack, name, before.restarts + 1), stack.make("status", code=1)
-    stack.measured[f"{name} heals, s"] = round(time.monotonic() - started_s, 1)
-    after = stack.services()[name]
+    before, after = killed_and_healed(stack, name)
     assert after.address == before.address
     assert after.pid != before.pid
 

@@ -1,15 +1,13 @@
 """`make up`: everything on one machine; what is killed comes back, and nothing is left at the end."""
 
 import json
-import os
-import signal
 import time
 import urllib.request
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from local_stack import Stack, heals
+from local_stack import Stack, heals, killed_and_healed
 from sockets import LOOPBACK, listening
 
 from infra.processes import descendants, memory_bytes, wait_until
@@ -75,13 +73,8 @@ def test_prometheus_asks_the_workers_and_has_the_alerts(stack: Stack) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_killed_comes_back(stack: Stack, name: str) -> None:
-    before = stack.services()[name]
-    assert before.pid is not None
-    started_s = time.monotonic()
-    os.kill(before.pid, signal.SIGKILL)
-    assert heals(stack, name, before.restarts + 1), stack.make("status", code=1)
-    stack.measured[f"{name} heals, s"] = round(time.monotonic() - started_s, 1)
-    assert stack.services()[name].address == before.address
+    before, after = killed_and_healed(stack, name)
+    assert after.address == before.address
 
 
 def test_everything_is_ready_again(stack: Stack) -> None:

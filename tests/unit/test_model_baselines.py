@@ -192,6 +192,17 @@ def test_an_event_moves_no_earlier_row(kind: str) -> None:
     assert moved.nonzero().flatten().tolist() == list(range(20, 49))
 
 
+def test_the_newest_rows_alone_are_those_of_the_whole_history() -> None:
+    model, uih, _, _ = _inputs("sasrec")
+    assert isinstance(model.history, SasRec)
+    block = model.history.blocks[0]
+    assert isinstance(block, TransformerBlock)
+    all_LD = block(uih.tokens_LD, uih.seq_offsets)
+    for found_D, user in zip(block.newest(uih.tokens_LD, uih.seq_offsets), range(len(LENGTHS)), strict=True):
+        rows = all_LD[_rows(uih, user)]
+        torch.testing.assert_close(found_D, rows[-1] if len(rows) else torch.zeros_like(found_D))
+
+
 def test_events_read_all_events_where_nothing_is_causal() -> None:
     _, uih, _, _ = _inputs("mha")
     x_LHE = _heads(uih.tokens_LD, 2)

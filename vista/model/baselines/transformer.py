@@ -5,6 +5,7 @@ head.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vista.config import ModelConfig
@@ -41,6 +42,19 @@ class TransformerBlock(nn.Module):
         q, own_k, own_v = self._split(candidates_CD)
         _, k, v = self._split(x_LD)
         return self._finish(candidates_CD, softmax_read(q, own_k, own_v, k, v, seq_offsets, user_C))
+
+    def newest(self, x_LD: Tensor, seq_offsets: Tensor) -> Tensor:
+        """What `forward` gives for each user's newest row, and only that; zero for a user without any row.
+
+        The newest row reads all rows, causal or not: no other row's attention has to be computed.
+        """
+        lengths_B = seq_offsets.diff()
+        user_S = lengths_B.nonzero().squeeze(1)
+        newest_S = seq_offsets[user_S + 1] - 1
+        is_older_L = torch.ones_like(x_LD[:, 0], dtype=torch.bool).index_fill_(0, newest_S, False)
+        older_offsets = F.pad((lengths_B - 1).clamp(min=0).cumsum(0), (1, 0))
+        newest_SD = self.read(x_LD.index_select(0, newest_S), x_LD[is_older_L], older_offsets, user_S)
+        return newest_SD.new_zeros(len(lengths_B), x_LD.shape[1]).index_copy(0, user_S, newest_SD)
 
     def _split(self, x_ND: Tensor) -> list[Tensor]:
         shape = (len(x_ND), self.heads, x_ND.shape[1] // self.heads)
@@ -95,13 +109,9 @@ class SasRec(HistoryModule):
         for block in self.blocks:
             assert isinstance(block, TransformerBlock)
             candidates_CD = block.read(candidates_CD, x_LD, uih.seq_offsets, user_C)
-            x_LD = block(x_LD, uih.seq_offsets)
-        newest_BD = self.norm(_newest(x_LD, uih.seq_offsets))
+            if block is self.blocks[-1]:
+                newest_BD = self.norm(block.newest(x_LD, uih.seq_offsets))
+            else:
+                x_LD = block(x_LD, uih.seq_offsets)
         parts = [self.norm(candidates_CD), newest_BD[user_C], length_features(uih)[user_C]]
         return torch.cat(parts, dim=1)
-
-
-def _newest(x_LD: Tensor, seq_offsets: Tensor) -> Tensor:
-    """Each user's newest row, zero for a user without any."""
-    with_nothing = torch.cat([x_LD, x_LD.new_zeros(1, x_LD.shape[1])])
-    return with_nothing.index_select(0, (seq_offsets[1:] - 1).where(seq_offsets.diff() > 0, len(x_LD)))

@@ -91,7 +91,7 @@ def test_a_gradient_does_not_depend_on_which_others_are_wanted(name: str, wants:
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 def test_a_second_derivative_is_refused(impl: Impl, device: str) -> None:
-    """Of the Triton op it would be zero without a word."""
+    """Of the Triton op it would be zero."""
     q, k, v, *ragged = (x.detach().to(device) for x in inputs([(3, 2)]))
     q, k, v = (x.float().requires_grad_() for x in (q, k, v))
     outs = [

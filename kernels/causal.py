@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels.activations import PHI, PHI_BACKWARD, Phi
+from kernels.arguments import check_bounds, check_phi, check_queries, check_sources
 from kernels.chunks import Block, Chunks, candidate_rows, wide
 
 CHUNK_ROWS = 32
@@ -31,11 +32,15 @@ def qla_causal(
 ) -> Tensor:
     """A source reads its user's sources up to itself; a candidate reads all sources and itself.
 
-    Arguments as for `qla`; returns out_LHE. With n_i the number of sources up to row i, at least 1:
+    Arguments, errors and result as for `qla`. With n_i the number of sources up to row i, at least 1:
 
         Z_i = sum over sources j <= i of phi(k_j)^T v_j / n_i      o_i = phi(q_i) phi_out(Z_i)
         candidates add <phi(q_i), phi(k_i)> / n_i * v_i
     """
+    check_sources(k_LHD, v_LHE, seq_offsets, num_candidates)
+    check_queries(q_LHD, k_LHD)
+    check_phi(phi=phi, phi_out=phi_out)
+    check_bounds(seq_offsets, num_candidates, len(k_LHD))
     out_LHE: Tensor = _Causal.apply(q_LHD, k_LHD, v_LHE, seq_offsets, num_candidates, phi, phi_out)  # type: ignore[no-untyped-call]
     return out_LHE
 
@@ -62,6 +67,8 @@ class _Causal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError("qla_causal has no second derivative: leave out create_graph")
         (d_out,) = gradients
         q, k, v, offsets, candidates = ctx.saved_tensors
         phi, phi_out = ctx.phis

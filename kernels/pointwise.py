@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from kernels.arguments import check_bounds, check_queries, check_sources
 from kernels.chunks import Chunks, candidate_rows, source_count, wide
 
 PairBias = Callable[[Tensor, Tensor], Tensor]
@@ -35,8 +36,11 @@ def silu_attention(
     """out_i = sum over read rows j of silu(<q_i, k_j> + bias_ij) v_j / n, with n = max(1, sources).
 
     A source reads its user's sources (`causal`: up to itself), a candidate reads all sources and itself.
-    Arguments as for `qla`; returns out_LHE. Only blocks of pairs exist at a time, also in the backward pass.
+    Arguments, errors and result as for `qla`. Only blocks of pairs exist at a time, backward too.
     """
+    check_sources(k_LHD, v_LHE, seq_offsets, num_candidates)
+    check_queries(q_LHD, k_LHD)
+    check_bounds(seq_offsets, num_candidates, len(k_LHD))
     window_B = seq_offsets[:-1] // GROUP_ROWS
     _, users = torch.unique_consecutive(window_B, return_counts=True)
     ends_B = users.cumsum(0)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.activations import PHI, Phi
+from kernels.arguments import check_bounds, check_phi, check_queries, check_sources
 
 Impl = Literal["auto", "reference", "triton"]
 
@@ -31,14 +32,14 @@ def qla(
     """Every row reads its user's sources; a candidate reads itself too, and no other candidate.
 
     `seq_offsets` [B + 1] int64 bounds the users' rows, the last `num_candidates` [B] of each are candidates.
-    `impl`: auto is triton on CUDA, the reference elsewhere. Returns out_LHE; ValueError for shapes or types
-    that do not fit. With n = max(1, the user's own number of sources):
+    `impl`: auto is triton on CUDA, the reference elsewhere. Returns out_LHE; ValueError for shapes, types or
+    names that do not fit, on a CPU for bounds that do not, too. With n = max(1, the user's own sources):
 
         Z = phi(K_S)^T V_S / n        O = phi(Q) phi_out(Z)        candidates add <phi(Q), phi(K)> / n * V
     """
-    _check(k_LHD, v_LHE, seq_offsets, num_candidates)
-    if q_LHD.shape != k_LHD.shape or q_LHD.dtype != k_LHD.dtype:
-        raise ValueError(f"q is {_kind(q_LHD)} and k is {_kind(k_LHD)}: they must be alike")
+    check_sources(k_LHD, v_LHE, seq_offsets, num_candidates)
+    check_queries(q_LHD, k_LHD)
+    check_phi(phi=phi, phi_out=phi_out)
     out_LHE: Tensor
     out_LHE, _ = torch.ops.vista.qla(
         q_LHD, k_LHD, v_LHE, seq_offsets, num_candidates, phi, phi_out, _resolve(impl, k_LHD)
@@ -59,7 +60,8 @@ def qla_state(
 
     It is zero for a user without sources. Arguments and errors as for `qla`.
     """
-    _check(k_LHD, v_LHE, seq_offsets, num_candidates)
+    check_sources(k_LHD, v_LHE, seq_offsets, num_candidates)
+    check_phi(phi=phi)
     kv_BHDE: Tensor = torch.ops.vista.qla_state(
         k_LHD, v_LHE, seq_offsets, num_candidates, phi, _resolve(impl, k_LHD)
     )
@@ -75,27 +77,21 @@ def qla_read(q_BSHD: Tensor, kv_BHDE: Tensor, *, phi: Phi, phi_out: Phi) -> Tens
     return out_BHSE.transpose(1, 2)
 
 
-def _check(k_LHD: Tensor, v_LHE: Tensor, seq_offsets: Tensor, num_candidates: Tensor) -> None:
-    if k_LHD.dim() != 3 or k_LHD.shape[:2] != v_LHE.shape[:2] or k_LHD.dtype != v_LHE.dtype:
-        raise ValueError(f"k is {_kind(k_LHD)} and v is {_kind(v_LHE)}: give rows x heads x width, alike")
-    if seq_offsets.dtype != torch.int64 or num_candidates.dtype != torch.int64:
-        raise ValueError(
-            f"seq_offsets is {seq_offsets.dtype} and num_candidates {num_candidates.dtype}: give int64"
-        )
-    if seq_offsets.shape != (num_candidates.numel() + 1,):
-        raise ValueError(
-            f"seq_offsets is {_kind(seq_offsets)}, num_candidates {_kind(num_candidates)}: give B + 1 and B"
-        )
-
-
-def _kind(x: Tensor) -> str:
-    return f"{x.dtype} {list(x.shape)}".removeprefix("torch.")
-
-
 def _resolve(impl: Impl, like: Tensor) -> Impl:
     if impl == "auto":
         return "triton" if like.is_cuda else "reference"
     return impl
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, candidates: Tensor, *options: str) -> Any:
+    *phis, impl = options
+    check_bounds(offsets, candidates, len(k))
+    return _implementation(impl).forward(q, k, v, offsets, candidates, *phis)
+
+
+def _state(k: Tensor, v: Tensor, offsets: Tensor, candidates: Tensor, phi: str, impl: str) -> Any:
+    check_bounds(offsets, candidates, len(k))
+    return _implementation(impl).state(k, v, offsets, candidates, phi)
 
 
 def _implementation(impl: str) -> ModuleType:
@@ -128,6 +124,13 @@ def _backward_state(ctx: Any, d_kv_BHDE: Tensor) -> tuple[Tensor | None, ...]:
     return *gradients, None, None, None, None
 
 
+def _no_second_derivative(ctx: Any, *gradients: Tensor) -> None:
+    raise NotImplementedError(
+        "qla has no second derivative: nothing that is differentiated may depend on its gradients, so leave "
+        "out create_graph, or detach them"
+    )
+
+
 def _new_state(k: Tensor, v: Tensor, num_candidates: Tensor) -> Tensor:
     dtype = torch.promote_types(k.dtype, torch.float32)
     return k.new_empty(num_candidates.shape[0], k.shape[1], k.shape[2], v.shape[2], dtype=dtype)
@@ -146,7 +149,7 @@ def _register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) ->
 
 _register(
     f"qla(Tensor q, Tensor k, Tensor v, {_OFFSETS}, str phi, str phi_out, str impl) -> (Tensor, Tensor)",
-    lambda *args: _implementation(args[-1]).forward(*args[:-1]),
+    _forward,
     lambda q, k, v, offsets, candidates, *_: (v.new_empty(v.shape), _new_state(k, v, candidates)),
 )
 _register(
@@ -157,7 +160,7 @@ _register(
 )
 _register(
     f"qla_state(Tensor k, Tensor v, {_OFFSETS}, str phi, str impl) -> Tensor",
-    lambda *args: _implementation(args[-1]).state(*args[:-1]),
+    _state,
     lambda k, v, offsets, candidates, *_: _new_state(k, v, candidates),
 )
 _register(
@@ -167,3 +170,5 @@ _register(
 )
 torch.library.register_autograd("vista::qla", _backward_qla, setup_context=_setup_qla, lib=_LIBRARY)
 torch.library.register_autograd("vista::qla_state", _backward_state, setup_context=_setup_state, lib=_LIBRARY)
+for _name in ("qla_backward", "qla_state_backward"):
+    torch.library.register_autograd(f"vista::{_name}", _no_second_derivative, lib=_LIBRARY)

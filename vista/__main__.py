@@ -33,7 +33,6 @@ def _option(name: str, field: FieldInfo) -> click.Option:
         type=kind if kind in (int, float, str) else str,
         required=required,
         help=field.description,
-        default=None,
         show_default=str(default) if default not in (None, "") else False,
     )
 

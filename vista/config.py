@@ -79,7 +79,7 @@ class ModelConfig(Frozen):
     seeds: int = Field(128, ge=1, le=4_096)
     target_layers: int = Field(1, ge=1, le=8)
     recent_tail: int = Field(0, ge=0, le=1_024, description="newest raw events beside the summary in stage 2")
-    mlp: tuple[int, ...] = (512, 128, 64)
+    mlp: tuple[Annotated[int, Field(ge=1)], ...] = (512, 128, 64)
     mlp_batch_norm: bool = Field(False, description="before each ReLU of the MLP; needs one worker")
     attention: AttentionName = Field("qla", description="kernel of the summariser's blocks")
     phi: Phi = Field("silu", description="of queries and keys (qla)")
@@ -216,7 +216,9 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _states_are_of_sums(self) -> Self:
         if self.delivery.states and (obstacles := incremental_obstacles(self.model)):
-            raise ValueError(f"an event cannot be added to these summaries: {obstacles}")
+            raise ValueError(
+                f"an event cannot be added to these summaries: {obstacles}; undo it, or take another recipe"
+            )
         return self
 
     @model_validator(mode="after")

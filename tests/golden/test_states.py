@@ -34,7 +34,7 @@ def data() -> bytes:
 
 def test_golden_bytes_are_read_and_written_as_ever(data: bytes) -> None:
     assert encoded() == data
-    _, state = decode_states([data])
+    _, state = decode_states([data], space_id=space_id("generated-0a1b2c"), epoch=7)
     assert torch.equal(state.kv_BHDE, golden_state().kv_BHDE)
 
 

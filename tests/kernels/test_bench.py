@@ -1,5 +1,8 @@
 """The bench measures nothing behind a red gate, and judges what it measured."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +23,30 @@ def test_nothing_is_timed_behind_a_red_gate(capsys: pytest.CaptureFixture[str]) 
     assert "gate qla, draw 0: largest error 1.0e-02" in printed
     assert printed.endswith("the gate is red: no speed is measured\n")
     assert "ns a row" not in printed
+
+
+def test_what_was_measured_is_written_with_its_losses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On one small shape: where the figures are from, times, and the claims that were missed."""
+
+    def small(measured: bench.Bench) -> None:
+        slow = measured.time("sdpa", Shape(2, 100, 1, 8))
+        measured.judge("at most nothing", slow.both_ms, 0.0)
+
+    monkeypatch.setattr(bench, "cpu_cases", small)
+    monkeypatch.setattr(bench, "OUT", tmp_path)
+    ops = {"qla": our_qla, "compiled": qla_equation, "silu": our_silu_attention, "sdpa": sdpa}
+    assert bench.run(ops, ["fla: needs a GPU"], torch.device("cpu")) == 0
+    assert "MISSED at most nothing" in capsys.readouterr().out
+    report = json.loads((tmp_path / "cpu.json").read_text())
+    assert report["machine"]["figures_from"] == "CPU"
+    assert report["not_run"] == ["fla: needs a GPU"]
+    assert len(report["gate"]) == 9
+    assert report["timings"][0]["both_ms"] > 0
+    assert report["verdicts"][0]["measured"] > report["verdicts"][0]["limit"]
+    assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
+    assert "sdpa" in (tmp_path / "cpu.svg").read_text()
 
 
 def test_a_missed_claim_is_shown_as_missed() -> None:

@@ -168,6 +168,20 @@ def test_a_history_that_is_cut_off_is_refused() -> None:
         following.update(state, make_batch([0, 1], [0, 0]), np.array([3]))
 
 
+@pytest.mark.parametrize(
+    ("changes", "users", "named"),
+    [
+        ({}, 2, r"seq_B is \(1,\), this model's of 2 users \(2,\)"),
+        ({"heads": 4}, 1, r"kv_BHDE is \(1, 2, 8, 8\), this model's of 1 users \(1, 4, 4, 4\)"),
+    ],
+)
+def test_the_state_of_another_model_is_refused(changes: dict[str, object], users: int, named: str) -> None:
+    state = follower().empty(1)
+    other = follower(ONE_LAYER.model_copy(update=changes))
+    with pytest.raises(InputError, match=f"the state's {named}: give the states of its own checkpoint"):
+        other.update(state, make_batch([1] * users, [0] * users), np.zeros(users, np.int64))
+
+
 OBSTACLES = [
     ({"layers": 2}, "layers is 2, not 1"),
     ({"positions": True}, "positions is True, not False"),

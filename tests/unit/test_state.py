@@ -16,7 +16,7 @@ from vista.config import DataConfig, ModelConfig, WindowConfig
 from vista.data.dataset import Dataset
 from vista.data.prepare import prepare_dataset
 from vista.data.schema import DAY_US, HistoryBatch
-from vista.errors import EpochError, InputError, RecordError
+from vista.errors import EpochError, InputError, RecordError, SpaceMismatchError
 from vista.model.incremental import Incremental, SummaryState
 from vista.model.inputs import tensors
 from vista.model.ranker import Ranker
@@ -28,12 +28,21 @@ from vista.summary.table import TABLE_SCHEMA, read_bucket
 GOLDEN = Path(__file__).parents[1] / "golden" / "state.bin"
 MODEL = ModelConfig(width=8, heads=2, seeds=3, mlp=(16,), embedding_init=0.5, positions=False)
 BUCKETS, DAYS = 2, 6
+OF_GOLDEN = {"space_id": space_id("generated-0a1b2c"), "epoch": 7}
+OF_EXPORTED = {"space_id": space_id("s"), "epoch": 1}
 
 
 def test_what_is_encoded_is_decoded() -> None:
-    (header,), state = decode_states([encoded(golden_state())])
+    (header,), state = decode_states([encoded(golden_state())], **OF_GOLDEN)
     assert (header.space_id, header.epoch, header.user_id) == (space_id("generated-0a1b2c"), 7, 42)
     assert_equal(state, golden_state())
+
+
+@pytest.mark.parametrize("other", [{"space_id": space_id("generated-ffffff")}, {"epoch": 8}])
+def test_the_state_of_another_checkpoint_is_refused(other: dict[str, int]) -> None:
+    """Of the same shape it would be followed without complaint, to other summaries."""
+    with pytest.raises(SpaceMismatchError, match=r"the state of user 42 is of space .* epoch 7, not of"):
+        decode_states([encoded(golden_state())], **OF_GOLDEN | other)
 
 
 def encoded(state: SummaryState) -> bytes:
@@ -78,7 +87,7 @@ def test_states_of_two_shapes_are_refused() -> None:
         actions_BA=torch.zeros(1, 3, dtype=torch.float64),
     )
     with pytest.raises(RecordError, match="2 states of 2 shapes"):
-        decode_states([encoded(state), encoded(other)])
+        decode_states([encoded(state), encoded(other)], **OF_GOLDEN)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +146,7 @@ def test_a_restart_from_the_table_follows_to_the_end(dataset: Dataset, tmp_path:
     exported(dataset, 3, tmp_path, states=True)
     following = Incremental(model_of(dataset), 1_000)
     (rows,) = read_bucket(tmp_path, bucket, "state")
-    headers, state = decode_states(rows.records)
+    headers, state = decode_states(rows.records, **OF_EXPORTED)
     before, after = users_in(dataset, 3, bucket), users_in(dataset, DAYS + 2, bucket)
     assert [header.user_id for header in headers] == rows.user_id_B.tolist() == after.batch.user_id_B.tolist()
     assert {(header.space_id, header.epoch) for header in headers} == {(space_id("s"), 1)}
@@ -153,7 +162,7 @@ def test_a_restart_from_the_table_follows_to_the_end(dataset: Dataset, tmp_path:
     (data,) = encode_states(
         one_of(state, 0), space_id=space_id("s"), epoch=1, user_id_B=after.batch.user_id_B[:1]
     )
-    assert_equal(decode_states([data])[1], one_of(state, 0))
+    assert_equal(decode_states([data], **OF_EXPORTED)[1], one_of(state, 0))
 
 
 def one_of(state: SummaryState, user: int) -> SummaryState:

@@ -2,9 +2,12 @@
 
 import csv
 import os
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +21,14 @@ from infra.processes import adopt_orphans, descendants, wait_until
 from vista.__main__ import commands
 from vista.config import ExperimentConfig, ModelConfig, Settings, TrainConfig
 from vista.data.dataset import Dataset
+from vista.data.files import checksum
 from vista.errors import InputError, StageError
 from vista.evaluate.bootstrap import Interval
 from vista.model.ranker import Ranker
+from vista.train.experiments.cell import CellJob, put
 from vista.train.experiments.fingerprint import ROOT, code_digest, imported_files
 from vista.train.experiments.grids import EXPERIMENTS, SLOTS, Experiment, UserSplit, kuairand, table2
+from vista.train.experiments.pool import COMMAND
 from vista.train.experiments.probes import as_stored, through_summary
 from vista.train.experiments.report import ExperimentReport, append_record, verdict
 from vista.train.experiments.run import command_of, prepared, run_experiment
@@ -90,17 +96,98 @@ def test_cells_are_made_once(small: tuple[ExperimentReport, Path], settings: Set
     assert set(second.paired["kuairand-pure ids"][0]) == {"mean_pool", "no_history"}
 
 
+def one_bit_changed(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 4  # of the last score: another number, read without complaint
+    file.write_bytes(content)
+
+
+def cut_off(file: Path) -> None:
+    os.truncate(file, 100)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("scores.npy", cut_off),
+        ("scores.npy", one_bit_changed),
+        ("scores.npy", Path.unlink),
+        ("cell.json", cut_off),
+    ],
+)
 def test_a_damaged_cell_is_made_again(
-    small: tuple[ExperimentReport, Path], settings: Settings, caplog: pytest.LogCaptureFixture
+    small: tuple[ExperimentReport, Path],
+    settings: Settings,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    damage: Callable[[Path], None],
 ) -> None:
     first, directory = small
-    (damaged,) = (directory / "cells").glob("*-mean_pool-0-*")
+    (damaged,) = (directory / "cells").glob("*-no_history-0-*")
     scores = (damaged / "scores.npy").read_bytes()
-    (damaged / "scores.npy").write_bytes(scores[:100])
+    damage(damaged / name)
     data_dir = first.experiment.blocks[0].data.path
-    run_experiment("kuairand", ExperimentConfig(data_dir=data_dir, seeds=1, models="mean_pool"), settings)
+    config = ExperimentConfig(data_dir=data_dir, seeds=1, models="no_history")
+    report = run_experiment("kuairand", config, settings)
     assert str(damaged) in caplog.text
     assert (damaged / "scores.npy").read_bytes() == scores
+    assert report.cells[0].scores_checksum == checksum(damaged / "scores.npy")
+
+
+def test_a_cell_is_put_whole_or_not_at_all(small: tuple[ExperimentReport, Path], tmp_path: Path) -> None:
+    """The disk takes no more in the middle; then another process has made the same cell meanwhile."""
+    report, _ = small
+    cell, place = report.cells[0], tmp_path / "cells" / "one"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, limits[1]))
+        with pytest.raises(OSError, match="File too large"):
+            put(place, cell, np.zeros(10_000, np.float32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(place.parent.iterdir())
+    first = put(place, cell, np.zeros(10, np.float32))
+    put(place, cell, np.ones(10, np.float32))
+    assert [path.name for path in place.parent.iterdir()] == ["one"]
+    assert checksum(place / "scores.npy") == first.scores_checksum
+
+
+def test_a_cell_of_changed_code_is_refused(small: tuple[ExperimentReport, Path], tmp_path: Path) -> None:
+    """It would be kept under the digest of the code before."""
+    report, directory = small
+    block = report.experiment.blocks[0]
+    (dataset,) = (path for path in directory.glob("data-*") if path.is_dir())
+    job = CellJob(
+        block=block, arm=block.arms[0], seed=0, dataset=dataset, code="0" * 16, directory=tmp_path / "cell"
+    )
+    done = subprocess.run(
+        COMMAND, input=job.model_dump_json() + "\n", cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "kuairand-pure ids, vista, seed 0: the code was changed" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_experiments_prepare_one_data_set(data_dir_kuairand: Path, tmp_path: Path) -> None:
+    """At once, in one folder: one makes it, the others wait."""
+    data = kuairand(data_dir_kuairand).blocks[0].data
+    with ThreadPoolExecutor(3) as threads:
+        paths = list(threads.map(lambda _: prepared(data, tmp_path / "out"), range(3)))
+    assert len(set(paths)) == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [paths[0].name]
+    assert Dataset.open(paths[0]).info.candidates == 400
+
+
+def test_a_part_without_both_labels_is_refused_before_anything_is_trained(
+    data_dir_kuairand: Path, settings: Settings, tmp_path: Path
+) -> None:
+    header, *lines = (data_dir_kuairand / "log_standard_pure.csv").read_text().splitlines(keepends=True)
+    without_validation = [line for line in lines if line.split(",")[2] != "20220506"]
+    (tmp_path / "log_standard_pure.csv").write_text("".join([header, *without_validation]))
+    config = ExperimentConfig(data_dir=str(tmp_path), out=str(tmp_path / "out"))
+    with pytest.raises(InputError, match="kuairand-pure ids: 0 of the 0 validation rows are positive"):
+        run_experiment("kuairand", config, settings)
+    assert not (tmp_path / "out" / "cells").exists()
 
 
 def test_a_cell_ends_with_its_launcher(small: tuple[ExperimentReport, Path], tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from vista.evaluate.metrics import auc
 from vista.model.ranker import SlotName
 from vista.recipes import appendix_c2, smoke
 from vista.train.adam import FlatAdam
-from vista.train.compute import drop_damaged, read_curve
+from vista.train.compute import drop_damaged, keep_values, read_curve
 from vista.train.jobs import Days, RankerJob, Training
 from vista.train.loop import Snapshot, fit, learning_rate
 from vista.train.state import PROGRESS_FILE, STATE_FILE, Progress, load_best, load_state, read_state
@@ -266,6 +266,42 @@ def test_the_state_of_another_model_is_refused(state: Path) -> None:
         load_best(state, wider)
     with pytest.raises(StageError, match="size mismatch"):
         load_state(state, wider, FlatAdam(wider, 0.0))
+
+
+def test_a_training_is_not_resumed_with_other_values(dataset: Path, tmp_path: Path) -> None:
+    """A state of the same shape would be read without complaint, and the rest trained another way."""
+    kept, job = tmp_path / "foundation" / "run.job.json", small_job(dataset)
+    keep_values(job, kept)
+    keep_values(job.model_copy(update={"dataset": tmp_path / "moved"}), kept)
+    faster = job.train.model_copy(update={"learning_rate": 0.5})
+    for change, named in (
+        ({"train": faster}, "train.learning_rate was 0.001 and is 0.5"),
+        ({"max_uih": 7}, "max_uih was 16 and is 7"),
+        ({"model": job.model.model_copy(update={"phi_out": "relu"})}, "model.phi_out was silu and is relu"),
+    ):
+        with pytest.raises(StageError) as raised:
+            keep_values(job.model_copy(update=change), kept)
+        assert f"({named})" in str(raised.value)
+        assert f"delete {kept.parent} and run the stage again" in str(raised.value)
+    kept.write_text("{")
+    with pytest.raises(StageError, match=r"run\.job\.json cannot be read"):
+        keep_values(job, kept)
+
+
+def test_a_training_that_diverges_says_so(dataset: Path) -> None:
+    job = small_job(dataset)
+    train = job.train.model_copy(update={"learning_rate": 1e30})
+    with pytest.raises(StageError, match=r"the loss of step \d+ is nan: lower the learning rate"):
+        fit(Training(job.model_copy(update={"train": train})).task())
+
+
+def test_scores_that_are_not_numbers_are_refused(dataset: Path) -> None:
+    """NaN also means "not scored": a diverged model's rows would drop out of every metric."""
+    training = Training(small_job(dataset))
+    with torch.no_grad():
+        next(training.model.parameters()).fill_(torch.nan)
+    with pytest.raises(StageError, match=r"scores are NaN: lower the learning rate"):
+        training.predict(4, 5)
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ class Incremental:
     def __init__(self, model: Ranker, max_uih: int) -> None:
         """Raises `InputError` that names the condition, if the model's summaries are no such sums."""
         if obstacles := incremental_obstacles(model.config):
-            raise InputError(f"an event cannot be added to these summaries: {obstacles}")
+            raise InputError(f"an event cannot be added to these summaries: {obstacles}; change the model")
         assert isinstance(model.history, VistaHistory), "only slot 'vista' has summaries"
         self.model = model.eval()
         self.max_uih = max_uih
@@ -80,8 +80,10 @@ class Incremental:
         """The state with those of `events` that it does not hold yet; user b of one is user b of the other.
 
         Events of any time may come, late ones too, but in the order of their arrival numbers `seq_L`. Raises
-        `InputError` if one is missing in between, or if the model would read no more than `max_uih` of them.
+        `InputError` if one is missing in between, if the model would read no more than `max_uih` of them, or
+        if the state is not of such a model and so many users.
         """
+        self._check_state(state, len(events.num_candidates))
         self._check_length(events, seq_L)
         next_L = next_arrivals(state.seq_B.numpy(), events, seq_L)
         events, seq_L = rows_where(events, next_L), seq_L[next_L]
@@ -130,6 +132,15 @@ class Incremental:
             mean_BHDE = qla_state(k_LHD[rows].double(), v_RHE, offsets, none_B, phi=self.attention.phi)
             sum_BHDE = sum_BHDE + mean_BHDE * offsets.diff()[:, None, None, None]
         return sum_BHDE
+
+    def _check_state(self, state: SummaryState, users: int) -> None:
+        for name in SummaryState.__dataclass_fields__:
+            found, wanted = (tuple(getattr(one, name).shape) for one in (state, self.empty(users)))
+            if found != wanted:
+                raise InputError(
+                    f"the state's {name} is {found}, this model's of {users} users {wanted}: give the states "
+                    "of its own checkpoint, one for each user of the events"
+                )
 
     def _check_length(self, events: Batch, seq_L: NDArray[np.int64]) -> None:
         if len(seq_L) and seq_L.max() >= self.max_uih:

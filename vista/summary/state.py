@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vista.errors import RecordError
+from vista.errors import RecordError, SpaceMismatchError
 from vista.model.incremental import SummaryState
 
 MAGIC = b"VSTZ"
@@ -93,9 +93,18 @@ def inspect_state(data: bytes) -> StateHeader:
     return header
 
 
-def decode_states(data: Sequence[bytes]) -> tuple[list[StateHeader], SummaryState]:
-    """The states of one user or more, all of one shape. Raises `RecordError`."""
+def decode_states(
+    data: Sequence[bytes], *, space_id: int, epoch: int
+) -> tuple[list[StateHeader], SummaryState]:
+    """The states of one user or more, of the epoch whose checkpoint will follow them. Raises `RecordError`,
+    and `SpaceMismatchError` for those of another: to that checkpoint their numbers mean nothing."""
     headers = [inspect_state(one) for one in data]
+    for header in headers:
+        if (header.space_id, header.epoch) != (space_id, epoch):
+            raise SpaceMismatchError(
+                f"the state of user {header.user_id} is of space {header.space_id:#018x}, epoch "
+                f"{header.epoch}, not of {space_id:#018x}, epoch {epoch}: read those of its epoch"
+            )
     shapes = {(header.actions, header.shape) for header in headers}
     if len(shapes) != 1:
         raise RecordError(f"{len(data)} states of {len(shapes)} shapes: a checkpoint's states have one")

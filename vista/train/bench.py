@@ -24,8 +24,8 @@ from vista.config import Frozen
 from vista.data.dataset import Dataset
 from vista.errors import StageError, VistaError
 from vista.runs import write_whole
-from vista.train.experiments.cell import CELL_FILE, Cell, CellJob, Training
-from vista.train.experiments.fingerprint import ROOT
+from vista.train.experiments.cell import CELL_FILE, CODE, Cell, CellJob, Training
+from vista.train.experiments.fingerprint import ROOT, code_digest
 from vista.train.experiments.grids import kuairand
 from vista.train.experiments.pool import ONE_THREAD, make_cells
 from vista.train.experiments.run import CELL_LIMIT_S, prepared
@@ -124,7 +124,10 @@ def compare(data_dir: Path, peer: Path, seeds: int, scratch: Path) -> Throughput
     ours, theirs = [], []
     for seed in range(seeds):
         directory = scratch / f"ours-{seed}"
-        ours.append(_ours(CellJob(block=block, arm=arm, seed=seed, dataset=path, directory=directory)))
+        job = CellJob(
+            block=block, arm=arm, seed=seed, dataset=path, code=code_digest(CODE), directory=directory
+        )
+        ours.append(_ours(job))
         theirs += [
             _theirs(peer, folder, actions, workers, seed)
             for actions, folder in folders.items()

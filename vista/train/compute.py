@@ -21,12 +21,14 @@ from vista.runs import read_as, reading, write_whole
 from vista.train.jobs import Job, Training
 from vista.train.loop import LOG_EVERY_S, Snapshot, World, fit
 from vista.train.state import Progress, read_state
-from vista.train.tracking import CurveLog, Tracked
+from vista.train.tracking import CurveLog, Tracked, flattened
 
 LOG = logging.getLogger(__name__)
 LOCAL_OBJECT_STORE_BYTES = 256 * 1024**2
 MAX_FAILURES = 3
 CHECKPOINTS_KEPT = 2
+PLACES = ("dataset", "foundation", "start", "catalog_url")
+"""Fields of a job that say where something lies, not what it is."""
 SIGN_OF_LIFE_S = 30.0
 """Between two lines that say the same."""
 
@@ -82,12 +84,14 @@ def train_on_ray(job: Job, tracked: Tracked, *, storage: Path, name: str) -> Pat
     """Train with Ray Train; returns the directory of the final state.
 
     The same `name` and `storage` resume what was interrupted. A worker that dies is replaced, and the
-    training goes on from the last checkpoint. Raises `StageError` if that does not help.
+    training goes on from the last checkpoint. Raises `StageError` if that does not help, or if the training
+    was begun with other values.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     curve = storage / f"{name}.curve.json"
+    keep_values(job, storage / f"{name}.job.json")
     drop_damaged(storage / name, curve)
     trainer = TorchTrainer(
         _train_worker,
@@ -111,6 +115,25 @@ def train_on_ray(job: Job, tracked: Tracked, *, storage: Path, name: str) -> Pat
         ) from error
     assert result.checkpoint is not None, "every epoch ends with a checkpoint"
     return Path(result.checkpoint.path)
+
+
+def keep_values(job: Job, kept: Path) -> None:
+    """Write down what is trained, or compare it with what a resumed training was begun with: a state of the
+    same shape would be read without complaint. Raises `StageError` that names what differs."""
+    now = {name: value for name, value in flattened(job).items() if name not in PLACES}
+    remedy = f"undo the change, or delete {kept.parent} and run the stage again, which trains anew"
+    if not kept.exists():
+        write_whole(kept, json.dumps(now, indent=2))
+        return
+    with reading(kept, remedy):
+        before = dict(json.loads(kept.read_bytes()))
+    changed = [
+        f"{name} was {before.get(name)} and is {now.get(name)}"
+        for name in before | now
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise StageError(f"the training was begun with other values ({'; '.join(changed)}): {remedy}")
 
 
 def drop_damaged(run: Path, curve: Path) -> None:

@@ -9,6 +9,7 @@ Shape suffixes: C candidates of a worker's batch, T tasks, N rows of the data se
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from torch import Tensor
 from vista.config import TrainConfig
 from vista.data.batches import BatchPlan, batches
 from vista.data.schema import Batch, Examples
-from vista.errors import InputError
+from vista.errors import InputError, StageError
 from vista.evaluate.metrics import auc
 from vista.model.checkpoint import Model
 from vista.model.inputs import tensors
@@ -33,6 +34,7 @@ from vista.train.state import Point, Progress, load_state, save_state
 LOG = logging.getLogger(__name__)
 LOG_EVERY_S = 5.0
 PLATEAU_FACTOR = 0.1
+DIVERGED = "lower the learning rate, or look for values that are not finite in the data"
 
 Forward = Callable[[Batch], RankerOutput]
 
@@ -174,6 +176,9 @@ class _Fitting:
                 shares[2] = terms[1].item()
         self.world.add(shares)
         loss_sum, candidates, reconstruction_sum, predictions = shares.tolist()
+        if not math.isfinite(loss_sum + reconstruction_sum):
+            step = self.progress.global_step + 1
+            raise StageError(f"the loss of step {step} is {loss_sum + reconstruction_sum}: {DIVERGED}")
         scales = (1 / candidates, self.model.config.reconstruction_weight / max(1.0, predictions))
         if terms:
             total = torch.stack([term * scale for term, scale in zip(terms, scales, strict=False)]).sum()
@@ -231,7 +236,7 @@ def predict(
 ) -> NDArray[np.float32]:
     """Probabilities of the first task for the candidates of `plan`, by candidate id [rows]; NaN elsewhere.
 
-    With several workers each scores its part and all get the whole.
+    With several workers each scores its part and all get the whole. Raises `StageError` if a score is NaN.
     """
     world = world or World()
     scores_N, seen_N = torch.zeros(rows), torch.zeros(rows)
@@ -244,6 +249,8 @@ def predict(
                 seen_N[ids_C] = 1.0
     world.add(scores_N)
     world.add(seen_N)
+    if bool(scores_N.isnan().any()):
+        raise StageError(f"{scores_N.isnan().sum()} of {seen_N.sum():.0f} scores are NaN: {DIVERGED}")
     scores_N[seen_N == 0] = torch.nan
     probabilities: NDArray[np.float32] = scores_N.numpy()
     return probabilities

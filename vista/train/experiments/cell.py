@@ -10,12 +10,11 @@ kill and repeat it. `code_digest` of this module is what a cell's result depends
 
 import logging
 import os
-import shutil
 import stat
 import sys
+import tempfile
 import threading
 import time
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +24,13 @@ from numpy.typing import NDArray
 
 from vista.config import Frozen
 from vista.data.dataset import Dataset
+from vista.data.files import checksum
 from vista.data.schema import Examples
+from vista.errors import StageError
 from vista.evaluate.metrics import Metrics, Scores, measure
 from vista.model.ranker import Ranker
 from vista.runs import write_whole
+from vista.train.experiments.fingerprint import code_digest
 from vista.train.experiments.grids import Arm, Block
 from vista.train.experiments.probes import Probes, probe
 from vista.train.experiments.splits import Rows
@@ -37,6 +39,9 @@ from vista.train.loop import Task, batch_plan, fit, history_forward, predict
 from vista.train.state import Progress
 
 LOG = logging.getLogger(__name__)
+
+CODE = "vista.train.experiments.cell"
+"""This module: what it imports decides a cell's result."""
 
 CELL_FILE = "cell.json"
 SCORES_FILE = "scores.npy"
@@ -55,7 +60,8 @@ class Training(Frozen):
 
 
 class Cell(Frozen):
-    """What was found. `training` is None for LightGBM, `probes` for arms that are not probed."""
+    """What was found. `training` is None for LightGBM, `probes` for arms that are not probed; the checksum is
+    that of `scores.npy`."""
 
     block: str
     arm: str
@@ -64,15 +70,17 @@ class Cell(Frozen):
     seconds: float
     training: Training | None = None
     probes: Probes | None = None
+    scores_checksum: str = ""  # `put` fills it in
 
 
 class CellJob(Frozen):
-    """A cell to make: from the prepared data set, into `directory`."""
+    """A cell to make: from the prepared data set, by the code whose digest is `code`, into `directory`."""
 
     block: Block
     arm: Arm
     seed: int
     dataset: Path
+    code: str
     directory: Path
 
     @property
@@ -111,15 +119,26 @@ def make_cell(job: CellJob) -> Cell:
         training=trained.training,
         probes=trained.probes,
     )
-    unfinished = job.directory.with_name(f".{job.directory.name}.{uuid.uuid4().hex}")
-    unfinished.mkdir(parents=True)
-    np.save(unfinished / SCORES_FILE, scores.own_N)
-    write_whole(unfinished / CELL_FILE, cell.model_dump_json(indent=2))
-    if job.directory.exists():  # made by another process meanwhile, equal but for its seconds
-        shutil.rmtree(unfinished)
-    else:
-        unfinished.rename(job.directory)
-    return cell
+    return put(job.directory, cell, scores.own_N)
+
+
+def put(directory: Path, cell: Cell, scores_N: NDArray[np.float32]) -> Cell:
+    """Write the files of a cell, all or none of them; returns it with the checksum of its scores."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
+        unfinished = Path(scratch) / directory.name
+        unfinished.mkdir()
+        np.save(unfinished / SCORES_FILE, scores_N)
+        kept = cell.model_copy(update={"scores_checksum": checksum(unfinished / SCORES_FILE)})
+        write_whole(unfinished / CELL_FILE, kept.model_dump_json(indent=2))
+        try:
+            unfinished.rename(directory)
+        except OSError:
+            if (
+                not directory.exists()
+            ):  # else another process has made it meanwhile, equal but for its seconds
+                raise
+    return kept
 
 
 def _ranker(job: CellJob, dataset: Dataset, rows: Rows) -> _Trained:
@@ -185,6 +204,11 @@ def main() -> None:
     if stat.S_ISFIFO(os.fstat(0).st_mode):
         threading.Thread(target=_end_with_launcher, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {job.title}: %(message)s", stream=sys.stderr)
+    if code_digest(CODE) != job.code:
+        raise StageError(
+            f"{job.title}: the code was changed since the experiment began, and the cell would be kept as "
+            "that of the earlier code: start the experiment again"
+        )
     make_cell(job)
 
 

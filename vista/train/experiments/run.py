@@ -3,9 +3,12 @@
 N test rows.
 """
 
+import fcntl
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -15,10 +18,11 @@ from numpy.typing import NDArray
 
 from vista.config import DataConfig, ExperimentConfig, Settings, WindowConfig
 from vista.data.dataset import Dataset
+from vista.data.files import check_unchanged
 from vista.data.prepare import prepare_dataset
-from vista.errors import StageError
+from vista.errors import InputError, StageError
 from vista.evaluate.bootstrap import PairedDifference, paired_bootstrap
-from vista.train.experiments.cell import CELL_FILE, SCORES_FILE, Cell, CellJob
+from vista.train.experiments.cell import CELL_FILE, CODE, SCORES_FILE, Cell, CellJob
 from vista.train.experiments.fingerprint import code_digest, short_digest
 from vista.train.experiments.grids import REFERENCE, Arm, Block, Experiment, experiment_of
 from vista.train.experiments.pool import make_cells
@@ -50,6 +54,7 @@ class Opened:
         path = prepared(block.data, directory)
         dataset = Dataset.open(path)
         rows = Rows.of(dataset, block.split)
+        _check_labels(block, rows)
         ids_N = rows.test_ids()
         users_N, labels_N = dataset.candidates.user_id_C[ids_N], dataset.candidates.labels_CT[ids_N, 0]
         return cls(
@@ -68,6 +73,18 @@ class Opened:
         )
 
 
+def _check_labels(block: Block, rows: Rows) -> None:
+    """Before anything is trained. Raises `InputError`."""
+    parts = {"training": rows.train, "validation": rows.valid, "test": rows.test}
+    for name, part in parts.items():
+        labels_N = part.candidates.labels_CT[part.candidate_ids(), 0]
+        if not 0 < labels_N.sum() < len(labels_N):
+            raise InputError(
+                f"{block.name}: {labels_N.sum():.0f} of the {len(labels_N)} {name} rows are positive, but "
+                "both labels are needed: give the whole public data set, since its split is fixed"
+            )
+
+
 def prepared(data: DataConfig, directory: Path) -> Path:
     """The prepared data set, made unless the same code has made it from the same files."""
     files = sorted(Path(data.path).rglob("*"))
@@ -75,8 +92,27 @@ def prepared(data: DataConfig, directory: Path) -> Path:
     key = short_digest(data.model_dump_json(), code_digest("vista.data.prepare"), *states)
     path = directory / f"data-{key}"
     if not (path / "dataset.json").exists():
-        prepare_dataset(data, path, WindowConfig())
+        with _alone(path.with_suffix(".lock")):
+            if not (path / "dataset.json").exists():
+                prepare_dataset(data, path, WindowConfig())
     return path
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """One process at a time prepares a data set: two would clear away each other's files. Of a refused one
+    not even the folders above are left."""
+    made = [folder for folder in lock.parents if not folder.exists()]
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    finally:
+        lock.unlink(missing_ok=True)
+        for folder in made:  # the lowest first
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def run_experiment(
@@ -111,7 +147,7 @@ class _Run:
     ) -> None:
         self.experiment, self.config, self.settings = experiment, config, settings
         self.directory = directory
-        self.code, self.revision = code_digest("vista.train.experiments.cell"), git_revision()
+        self.code, self.revision = code_digest(CODE), git_revision()
         self.opened = {block.name: Opened.of(block, directory) for block in experiment.blocks}
         self.mlflow = self._track_experiment()
 
@@ -158,6 +194,7 @@ class _Run:
             arm=arm,
             seed=seed,
             dataset=opened.dataset,
+            code=self.code,
             directory=self.directory / "cells" / name,
         )
 
@@ -236,10 +273,9 @@ def _is_whole(job: CellJob) -> bool:
     if not job.directory.exists():
         return False
     try:
-        _cell(job)
-        np.load(job.directory / SCORES_FILE)
-    except (OSError, ValueError, EOFError) as error:
-        LOG.warning("%s is made again: %s cannot be read (%s)", job.title, job.directory, error)
+        check_unchanged(job.directory / SCORES_FILE, _cell(job).scores_checksum, "it is made again")
+    except (OSError, ValueError, StageError) as error:
+        LOG.warning("%s is made again, its files are damaged: %s", job.title, error)
         shutil.rmtree(job.directory)
         return False
     return True

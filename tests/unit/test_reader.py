@@ -120,6 +120,7 @@ def test_without_any_region_the_answer_says_why(stores: dict[str, Store]) -> Non
     assert reader.counts["unreachable"] == 1
 
 
+@pytest.mark.must_hold(13)
 def test_another_users_record_is_an_error_and_never_an_answer(stores: dict[str, Store]) -> None:
     first, second = (user for user in users_of(1, 3)[1:])
     others = f"SELECT data FROM summaries WHERE user_id = {second}"

@@ -8,7 +8,6 @@ missed too. Linux only: memory is from /proc.
 """
 
 import json
-import math
 import os
 import platform
 import shutil
@@ -230,7 +229,7 @@ class Watch:
                 return
             if time.monotonic() - told_s > PROGRESS_S:
                 told_s = time.monotonic()
-                click.echo(f"{what}: {sample.written:,} written, {sample.lag:,.0f} behind")
+                click.echo(f"{what}: {sample.written:,} written, {sample.lag or 0:,.0f} behind")
             time.sleep(SAMPLE_S)
 
     def _sample(self) -> Sample:
@@ -245,7 +244,7 @@ class Watch:
         return Sample(
             time.monotonic(),
             int(said["vista_records_total", "written"]),
-            said.get(("vista_lag_records", None), math.nan),  # before it knows where the log ends
+            said.get(("vista_lag_records", None)),
             {name: resident_bytes(pid) for name, pid in self.pids.items()},
         )
 
@@ -263,7 +262,7 @@ def looked_at(store: Store, users: int, updates: int) -> dict[str, int]:
     """How many of the users lack their newest summary, and how many have one that is not theirs."""
     newest_U = np.zeros(users, np.int64)
     np.maximum.at(newest_U, updated_users(users, updates), np.arange(1, updates + 1))
-    lost = mixed = 0
+    newest, lost, mixed = newest_U.tolist(), 0, 0
     for first in range(0, users, CHUNK):
         asked = range(first, min(users, first + CHUNK))
         for user, data in zip(asked, store.get_many(SPACE, WAITING, asked), strict=True):
@@ -272,7 +271,7 @@ def looked_at(store: Store, users: int, updates: int) -> dict[str, int]:
                 continue
             header = inspect(data)
             mixed += (header.space_id, header.epoch, header.user_id) != (space_id(SPACE), WAITING, user)
-            lost += header.seq != newest_U[user]
+            lost += header.seq != newest[user]
     return {"lost": lost, "mixed": mixed}
 
 

@@ -29,7 +29,7 @@ SPACE, BUCKETS = "bench", 32
 SEEDS, WIDTH, BODIES = 128, 256, 64
 SERVED, WAITING = 1, 2
 """The epoch that is read, and the one that is delivered and then updated."""
-SERVED_USERS = 2_000
+SERVED_USERS = 1_000
 READS_PER_S, LIVE_PER_S = 200, 1_000
 APPENDS_PER_S = 10
 """So often the live producer sends what has come since."""
@@ -105,7 +105,7 @@ def read(pipe: Connection, store_url: str) -> None:
     choice, times_s = random.Random(2), []
     with closing(open_store(store_url, BUCKETS)) as store:
         reader = RegionReader({"east": store}, _RELEASE, BUCKETS)
-        reader.read(range(SERVED_USERS))
+        reader.read([0])
         reader.counts.clear()
         pipe.send("ready")
         due_s = time.monotonic()

@@ -53,7 +53,8 @@ def _draw_rate(axes: Axes, phase: Phase, wanted_per_s: float, label: str) -> Non
 
 
 def _draw_lag(axes: Axes, phase: Phase) -> None:
-    axes.plot(_times(phase), [one.lag for one in phase.samples], color=COLOURS[0], linewidth=1)
+    lag = np.array([one.lag for one in phase.samples], np.float64)
+    axes.plot(_times(phase), lag, color=COLOURS[0], linewidth=1)
     axes.set_ylim(bottom=0)
 
 

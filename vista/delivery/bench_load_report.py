@@ -22,11 +22,11 @@ MEMORY_RISE_BYTES = 32 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the worker said at a time, and the memory of the processes."""
+    """What the worker said at a time, its lag once it knows it, and the memory of the processes."""
 
     at_s: float
     written: int
-    lag: float
+    lag: float | None
     memory_bytes: Mapping[str, int]
 
 
@@ -96,7 +96,7 @@ def live_figures(samples: Sequence[Sample]) -> dict[str, Any]:
     """Lag, and the slopes of fitted lines, from the first sample that shows a live record."""
     shown = [one for one in samples if one.written > samples[0].written]
     at_s = np.array([one.at_s for one in shown])
-    lag = np.array([one.lag for one in shown])
+    lag = np.array([one.lag for one in shown], np.float64)
     took_s = at_s[-1] - at_s[0]
     return {
         "seconds": round(took_s, 1),

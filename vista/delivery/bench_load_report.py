@@ -97,7 +97,7 @@ def live_figures(samples: Sequence[Sample]) -> dict[str, Any]:
     shown = [one for one in samples if one.written > samples[0].written]
     at_s = np.array([one.at_s for one in shown])
     lag = np.array([one.lag for one in shown], np.float64)
-    took_s = at_s[-1] - at_s[0]
+    took_s = float(at_s[-1] - at_s[0])
     return {
         "seconds": round(took_s, 1),
         "lag_median": float(np.median(lag)),
@@ -118,12 +118,12 @@ def slope(at_s: NDArray[np.float64], values: NDArray[Any]) -> float:
 def read_figures(phase: Phase) -> dict[str, Any]:
     """Milliseconds from when a read was due to its answer; `call` is from when it began."""
     due_s, began_s, ended_s = phase.reads.T
-    p50_ms, p99_ms, p999_ms = 1e3 * np.percentile(ended_s - due_s, (50, 99, 99.9))
+    p50_ms, p99_ms, p999_ms = (1e3 * np.percentile(ended_s - due_s, (50, 99, 99.9))).tolist()
     return {
         "reads": len(due_s),
         "unanswered": sum(count for name, count in phase.read_counts.items() if name != "nearest"),
         "p50_ms": round(p50_ms, 3),
         "p99_ms": round(p99_ms, 3),
         "p999_ms": round(p999_ms, 3),
-        "call_p99_ms": round(1e3 * np.percentile(ended_s - began_s, 99), 3),
+        "call_p99_ms": round(1e3 * float(np.percentile(ended_s - began_s, 99)), 3),
     }

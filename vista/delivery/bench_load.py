@@ -153,34 +153,36 @@ class Load:
                     worker, address, {"worker": pid_of(worker), "store": pid_of(self.redis.nodes[0].server)}
                 )
                 watch.until(lambda sample: sample.written == self.records, phase, "draining")
-            with self._reading("live") as phase:
-                self._live(watch, phase)
+            self._live(watch)
         click.echo("looking at every summary")
         self.measured |= looked_at(self.store, self.records, self.updates)
 
     def _bare(self, number: int, first: dict[int, int]) -> float:
         arguments = self.kafka.bootstrap[0], TOPIC, first, self.records + BUCKETS, self.redis.url
-        with self._reading(f"bare_{number}"), beside(copy_bare, *arguments) as process:
-            took_s: float = process.result()
+        with beside(copy_bare, *arguments) as process:
+            with self._reading(f"bare_{number}"):
+                process.tell("go")
+                took_s: float = process.result()
+            assert process.result() is None
         return took_s
 
-    def _live(self, watch: "Watch", phase: Phase) -> None:
+    def _live(self, watch: "Watch") -> None:
         arguments, end = (self.log_url, self.records, self.updates), self.records + self.updates
         with beside(produce, *arguments) as producer:
             watch.pids["producer"] = producer.pid
-            watch.until(lambda _: producer.has_result, phase, "live")
+            with self._reading("live") as phase:
+                producer.tell("go")
+                watch.until(lambda _: producer.has_result, phase, "live")
             self.measured["sent_per_s"] = round(self.updates / producer.result(), 1)
-            del watch.pids["producer"]
-        watch.until(lambda sample: sample.written == end, Phase(), "what still waits")
+            watch.until(lambda sample: sample.written == end, Phase(), "what still waits")
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[Phase]:
         """A phase, through which a reader reads."""
         with beside(read, self.redis.url) as reader:
-            assert reader.result() == "ready"
             phase = self.phases[name] = Phase()
             yield phase
-            reader.stop()
+            reader.tell("stop")
             phase.read_counts, phase.reads = reader.result()
 
     def _environment(self) -> dict[str, str]:

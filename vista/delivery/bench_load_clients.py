@@ -40,8 +40,8 @@ _RELEASE = Release(id="r-bench", space=SPACE, epoch=SERVED, foundation="f", down
 
 
 class Process:
-    """A function in a process of its own. Its first argument is its end of a pipe, over which it sends its
-    results; it is told to stop by a message, or by the end of this process."""
+    """A function in a process of its own. Its first argument is its end of a pipe: over it the function sends
+    "ready" and its results, and is told to go, or to stop; the end of this process is a message too."""
 
     def __init__(self, function: Callable[..., None], *arguments: object) -> None:
         self._pipe, theirs = _SPAWN.Pipe()
@@ -59,18 +59,19 @@ class Process:
         return self._pipe.poll()
 
     def result(self) -> Any:
-        """The next thing that it sends. Raises `EOFError` if it failed; its own error is on stderr."""
+        """The next thing that it sends. Raises `EOFError` if it failed: its own error is on stderr."""
         return self._pipe.recv()
 
-    def stop(self) -> None:
-        self._pipe.send("stop")
+    def tell(self, text: str) -> None:
+        self._pipe.send(text)
 
 
 @contextmanager
 def beside(function: Callable[..., None], *arguments: object) -> Iterator[Process]:
-    """The process, killed at the end if it still runs."""
+    """The process, ready; killed at the end if it still runs."""
     process = Process(function, *arguments)
     try:
+        assert process.result() == "ready"
         yield process
     finally:
         process._process.kill()
@@ -100,8 +101,8 @@ def updated_users(users: int, updates: int) -> NDArray[np.int64]:
 
 
 def read(pipe: Connection, store_url: str) -> None:
-    """Until told to stop, read one user at a time at a fixed rate, late or not. Sends "ready"; then the
-    reader's counts, and [reads, 3] when each was due, began and ended."""
+    """Until told to stop, read one user at a time at a fixed rate, late or not. Sends the reader's counts,
+    and [reads, 3] when each read was due, began and ended."""
     choice, times_s = random.Random(2), []
     with closing(open_store(store_url, BUCKETS)) as store:
         reader = RegionReader({"east": store}, _RELEASE, BUCKETS)
@@ -121,14 +122,17 @@ def read(pipe: Connection, store_url: str) -> None:
 def copy_bare(
     pipe: Connection, server: str, topic: str, offsets: Mapping[int, int], records: int, store_url: str
 ) -> None:
-    """Poll the topic's records from these offsets on, and SET them in a pipeline. Sends the seconds; the keys
-    are deleted."""
+    """Poll the topic's records from these offsets on, and SET them in a pipeline. Sends the seconds; then
+    None, when the keys are deleted."""
     consumer = KafkaConsumer(bootstrap_servers=server)
     places = {partition: TopicPartition(topic, partition) for partition in offsets}
     consumer.assign(list(places.values()))
     for partition, offset in offsets.items():
         consumer.seek(places[partition], offset)
     node, copied = Nodes(store_url).primary("s:bare"), 0
+    node.ping()
+    pipe.send("ready")
+    pipe.recv()
     started_s = told_s = time.monotonic()
     while copied < records:
         pipeline = node.pipeline(transaction=False)
@@ -140,11 +144,11 @@ def copy_bare(
         if time.monotonic() - told_s > PROGRESS_S:
             told_s = time.monotonic()
             click.echo(f"bare loop: {copied:,} of {records:,}, {copied / (told_s - started_s):,.0f}/s")
-    took_s = time.monotonic() - started_s
+    pipe.send(time.monotonic() - started_s)
     consumer.close(autocommit=False)
     for first in range(0, copied, 1_000):
         node.unlink(*(f"s:bare:{number}" for number in range(first, min(copied, first + 1_000))))
-    pipe.send(took_s)
+    pipe.send(None)
 
 
 def produce(pipe: Connection, log_url: str, users: int, updates: int) -> None:
@@ -152,6 +156,8 @@ def produce(pipe: Connection, log_url: str, users: int, updates: int) -> None:
     records, together = Records(), LIVE_PER_S // APPENDS_PER_S
     updated = updated_users(users, updates).tolist()
     with closing(open_log(log_url)) as log, ThreadPoolExecutor(BUCKETS) as pool:
+        pipe.send("ready")
+        pipe.recv()
         started_s = time.monotonic()
         for first in range(0, updates, together):
             time.sleep(max(0.0, started_s + first / LIVE_PER_S - time.monotonic()))

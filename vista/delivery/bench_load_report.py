@@ -35,9 +35,15 @@ class Phase:
     """Samples of the worker, and [reads, 3] when each read was due, began and ended."""
 
     started_s: float = field(default_factory=time.monotonic)
+    """When the reader was there."""
     samples: list[Sample] = field(default_factory=list)
     reads: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 3)))
     read_counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def idle_until_s(self) -> float:
+        """The last time at which the worker had written nothing, in `drain` while it was starting."""
+        return max((one.at_s for one in self.samples if not one.written), default=self.started_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +93,14 @@ def report_of(phases: Mapping[str, Phase], measured: Mapping[str, Any]) -> dict[
 
 
 def drain_rate(phase: Phase) -> float:
-    """From the last time at which nothing was written, at the latest the worker's start, to when all was."""
-    started_s = max((one.at_s for one in phase.samples if not one.written), default=phase.started_s)
-    return phase.samples[-1].written / (phase.samples[-1].at_s - started_s)
+    """From the last time at which nothing was written to when all was."""
+    return phase.samples[-1].written / (phase.samples[-1].at_s - phase.idle_until_s)
 
 
 def live_figures(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Lag, and the slopes of fitted lines, from the first sample that shows a live record."""
-    shown = [one for one in samples if one.written > samples[0].written]
-    at_s = np.array([one.at_s for one in shown])
-    lag = np.array([one.lag for one in shown], np.float64)
+    """Lag, and what fitted lines say."""
+    at_s = np.array([one.at_s for one in samples])
+    lag = np.array([one.lag for one in samples], np.float64)
     took_s = float(at_s[-1] - at_s[0])
     return {
         "seconds": round(took_s, 1),
@@ -104,8 +108,8 @@ def live_figures(samples: Sequence[Sample]) -> dict[str, Any]:
         "lag_max": float(lag.max()),
         "lag_slope_per_s": slope(at_s, lag),
         "memory_rise_bytes": {
-            name: round(slope(at_s, np.array([one.memory_bytes[name] for one in shown])) * took_s)
-            for name in shown[0].memory_bytes
+            name: round(slope(at_s, np.array([one.memory_bytes[name] for one in samples])) * took_s)
+            for name in samples[0].memory_bytes
         },
     }
 
@@ -116,8 +120,9 @@ def slope(at_s: NDArray[np.float64], values: NDArray[Any]) -> float:
 
 
 def read_figures(phase: Phase) -> dict[str, Any]:
-    """Milliseconds from when a read was due to its answer; `call` is from when it began."""
-    due_s, began_s, ended_s = phase.reads.T
+    """Milliseconds from when a read was due to its answer, of those that were answered while there was load;
+    `call` is from when it began."""
+    due_s, began_s, ended_s = phase.reads[phase.reads[:, 2] >= phase.idle_until_s].T
     p50_ms, p99_ms, p999_ms = (1e3 * np.percentile(ended_s - due_s, (50, 99, 99.9))).tolist()
     return {
         "reads": len(due_s),

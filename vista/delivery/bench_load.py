@@ -154,7 +154,6 @@ class Load:
                 )
                 watch.until(lambda sample: sample.written == self.records, phase, "draining")
             self._live(watch)
-        click.echo("looking at every summary")
         self.measured |= looked_at(self.store, self.records, self.updates)
 
     def _bare(self, number: int, first: dict[int, int]) -> float:
@@ -264,7 +263,7 @@ def looked_at(store: Store, users: int, updates: int) -> dict[str, int]:
     """How many of the users lack their newest summary, and how many have one that is not theirs."""
     newest_U = np.zeros(users, np.int64)
     np.maximum.at(newest_U, updated_users(users, updates), np.arange(1, updates + 1))
-    newest, lost, mixed = newest_U.tolist(), 0, 0
+    newest, lost, mixed, told_s = newest_U.tolist(), 0, 0, time.monotonic()
     for first in range(0, users, CHUNK):
         asked = range(first, min(users, first + CHUNK))
         for user, data in zip(asked, store.get_many(SPACE, WAITING, asked), strict=True):
@@ -274,6 +273,9 @@ def looked_at(store: Store, users: int, updates: int) -> dict[str, int]:
             header = inspect(data)
             mixed += (header.space_id, header.epoch, header.user_id) != (space_id(SPACE), WAITING, user)
             lost += header.seq != newest[user]
+        if time.monotonic() - told_s > PROGRESS_S:
+            told_s = time.monotonic()
+            click.echo(f"looking at every summary: {first:,} of {users:,}")
     return {"lost": lost, "mixed": mixed}
 
 

@@ -31,8 +31,8 @@ def test_a_region_drains_what_waits_and_follows_what_comes_while_it_is_read(
         assert reads["reads"] > 0
         assert reads["unanswered"] == 0
     drained, live = report["samples"]["drain"][-1], report["samples"]["live"][-1]
-    assert drained["written"] == records
-    assert records < live["written"] <= records + live_s * LIVE_PER_S
+    assert 0 < drained["written"] <= records
+    assert drained["written"] < live["written"] <= records + live_s * LIVE_PER_S
     assert set(live["memory_bytes"]) == {"worker", "store", "producer"}
     assert len(report["bare_per_s"]) == 2
     for suffix, first in ((".png", b"\x89PNG"), (".svg", b"<?xml")):

@@ -59,6 +59,7 @@ def test_a_region_cut_off_says_so_catches_up_and_disturbs_no_other(
                 "the lag is right again",
             )
             found.slowest_s = round(time.monotonic() - connected_s, 3)
+            assert not full_size or found.slowest_s < 1, "the gauge after the reconnection"
             passes_what_is_there(backends, "west", seconds=60)
         assert stream.sent > 0
         for name, worker in workers.items():

@@ -63,6 +63,7 @@ def test_no_batch_mixes_epochs_while_releases_flip_under_streamed_updates(
         assert (reads.mixed, reads.missing) == (0, 0)
         assert reads.epochs == {1, 2}, "batches of both epochs were read"
         assert stream.sent > 0
+        assert not full_size or found.slowest_s < 1, "the slowest rollback"
         for worker in (east, west, south):
             until(lambda: is_at_end(backends), "every region is at the log's end")
             worker.stop()

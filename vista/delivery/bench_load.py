@@ -152,7 +152,7 @@ class Load:
                 watch = Watch(
                     worker, address, {"worker": pid_of(worker), "store": pid_of(self.redis.nodes[0].server)}
                 )
-                watch.until(lambda sample: sample.written == self.records, phase, "draining")
+                watch.until(self._is_drained, phase, "draining")
             self._live(watch)
         self.measured |= looked_at(self.store, self.records, self.updates)
 
@@ -166,14 +166,24 @@ class Load:
         return took_s
 
     def _live(self, watch: "Watch") -> None:
-        arguments, end = (self.log_url, self.records, self.updates), self.records + self.updates
-        with beside(produce, *arguments) as producer:
+        with beside(produce, self.log_url, self.records, self.updates) as producer:
             watch.pids["producer"] = producer.pid
             with self._reading("live") as phase:
                 producer.tell("go")
                 watch.until(lambda _: producer.has_result, phase, "live")
             self.measured["sent_per_s"] = round(self.updates / producer.result(), 1)
-            watch.until(lambda sample: sample.written == end, Phase(), "what still waits")
+        watch.pids.pop("producer")
+        watch.until(self._is_drained, Phase(), "what still waits")
+
+    def _is_drained(self, sample: Sample) -> bool:
+        """Whether the store has all of the log; asked of it only when the worker may be done."""
+        return (
+            sample.written > 0
+            and sample.lag == 0
+            and all(
+                self.store.state(bucket).offset == self.log.bounds(bucket)[1] for bucket in range(BUCKETS)
+            )
+        )
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[Phase]:

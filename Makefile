@@ -15,7 +15,7 @@ AIRFLOW_PYTEST := AIRFLOW_HOME=$(CURDIR)/build/airflow-tests AIRFLOW__CORE__DAGS
   AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python -m pytest
 
 .PHONY: help install infra run ui up status logs down test test-airflow test-compute test-infra test-stack test-faults \
-  check fmt golden lock bench bench-gpu bench-data bench-log bench-memory bench-store bench-train clean
+  check fmt golden lock bench bench-gpu bench-data bench-load bench-log bench-memory bench-store bench-train clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed 's/:.*  ## /\t/' | expand -t 16
@@ -78,9 +78,9 @@ test-infra: install infra  ## the real servers: start, answer, fail over, leave 
 test-stack: install infra  ## the local stack: up, kill -9 of every service, down; prints seconds and memory
 	$(PYTEST) tests/stack
 
-test-faults: install infra  ## kill -9 at 20 seeded points of a run, then resume; the delivery's faults at full size: prints tables (hours)
+test-faults: install infra  ## kill -9 at 20 seeded points of a run, then resume; all that the delivery must hold, at full size, as a table (hours)
 	VISTA_KILL_POINTS=20 $(PYTEST) -s tests/faults/test_kill_refresh.py
-	VISTA_FULL_SIZE=1 $(PYTEST) -s tests/delivery
+	VISTA_FULL_SIZE=1 $(PYTEST) -s -m must_hold --timeout 7200 tests/unit tests/delivery
 
 check: install  ## format, lint, types, imports; repairs nothing (make fmt does)
 	$(COMPUTE)/bin/ruff format --check .
@@ -123,6 +123,9 @@ bench-store: install infra  ## applied to Redis beside a bare pipelined SET of t
 
 bench-log: install infra  ## the log on Kafka beside a bare loop of its client, as JSON
 	$(COMPUTE)/bin/python -m vista.delivery.bench_log
+
+bench-load: install infra  ## a region under load beside a bare loop and readers, then a live producer: 12 minutes, 13 GB of memory, 20 of disk
+	$(COMPUTE)/bin/python -m vista.delivery.bench_load
 
 bench-train: install $(FUXICTR)/installed  ## training throughput beside FuxiCTR: make bench-train DATA_DIR=.../kuairand-pure
 	$(COMPUTE)/bin/python -m vista.train.bench --data-dir '$(DATA_DIR)' --peer $(FUXICTR)/bin/python

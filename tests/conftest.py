@@ -3,10 +3,11 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import must_hold
 import pytest
 
 if TYPE_CHECKING:
@@ -15,6 +16,29 @@ if TYPE_CHECKING:
     from infra.hive import HiveServer, Metastore
     from infra.kafka import Kafka
     from infra.s3 import S3
+
+
+@pytest.fixture(scope="session")
+def full_size() -> bool:
+    """Whether to run at the specification's sizes and times, on a machine that does nothing else."""
+    return must_hold.is_full_size()
+
+
+@pytest.fixture
+def found(request: pytest.FixtureRequest) -> must_hold.Found:
+    """What this test counts, for the table of what must hold."""
+    return request.node.stash.setdefault(must_hold.FOUND, must_hold.Found())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    must_hold.note_line(item, report)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    must_hold.show(terminalreporter)
 
 
 @pytest.fixture(scope="session")

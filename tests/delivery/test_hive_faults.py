@@ -17,13 +17,14 @@ from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.dataset as ds
 import pytest
 from delivery_samples import SPACES, fresh_database, write_attempt
 from hive_sql import open_epoch, session
 from lossy_link import lossy_link
+from must_hold import Found
 
 from infra.hive import HiveServer, Metastore
 from vista.delivery.catalog import open_catalog
@@ -33,9 +34,6 @@ from vista.delivery.publish import attempt_directory, commit
 from vista.errors import BackendError, ReleaseConflictError
 from vista.summary import table
 from vista.summary.table import shards_of
-
-if TYPE_CHECKING:
-    from conftest import Found
 
 FORK = multiprocessing.get_context("fork")  # a new interpreter per process costs seconds
 SPACE, USERS, EXPORTERS = SPACES[0], 24, 8
@@ -107,8 +105,9 @@ def watch_tables(
             partial.value += sum(count != USERS for count in counts)
 
 
+@pytest.mark.must_hold(2)
 def test_of_eight_exporters_one_wins_and_nobody_reads_a_part(
-    metastore: Metastore, hiveserver: HiveServer, tmp_path: Path, full_size: bool, found: "Found"
+    metastore: Metastore, hiveserver: HiveServer, tmp_path: Path, full_size: bool, found: Found
 ) -> None:
     """Must hold 2: 8 exporters x 20 rounds, one winner each, for readers by SQL, thrift and pyarrow."""
     url, rounds = fresh_database(metastore), 20 if full_size else 4
@@ -138,9 +137,10 @@ def test_of_eight_exporters_one_wins_and_nobody_reads_a_part(
 # must hold 3
 
 
+@pytest.mark.must_hold(3)
 @pytest.mark.parametrize("call", ["add_partition", "alter_table", "alter_partition", "create_table"])
 def test_what_was_done_but_not_answered_is_done_once(
-    metastore: Metastore, tmp_path: Path, call: str, found: "Found"
+    metastore: Metastore, tmp_path: Path, call: str, found: Found
 ) -> None:
     """The first change of a kind is done, its answer is lost; the catalog finds out and goes on."""
     url = fresh_database(metastore)
@@ -252,8 +252,9 @@ def faults(count: int, moments: int) -> list[Fault]:
     ]
 
 
+@pytest.mark.must_hold(3)
 def test_whatever_is_killed_readers_see_old_or_new_and_a_rerun_converges(
-    metastore: Metastore, hiveserver: HiveServer, tmp_path: Path, full_size: bool, found: "Found"
+    metastore: Metastore, hiveserver: HiveServer, tmp_path: Path, full_size: bool, found: Found
 ) -> None:
     """Must hold 3: kill -9 of exporter, committer or metastore at 50 seeded points."""
     url, count = fresh_database(metastore), 50 if full_size else 6
@@ -281,7 +282,7 @@ def test_whatever_is_killed_readers_see_old_or_new_and_a_rerun_converges(
     assert reads.value > 0
 
 
-def check_converged(catalog: Catalog, number: int, found: "Found") -> None:
+def check_converged(catalog: Catalog, number: int, found: Found) -> None:
     """One epoch per export, one release of it, one audit line per action."""
     epochs = catalog.list_epochs(SPACE)
     assert [epoch.epoch for epoch in epochs] == [*range(1, number + 1)]

@@ -5,13 +5,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.dataset as ds
 import pytest
 from delivery_samples import SPACES, finish_stages, fresh_database, settings_of
 from hive_sql import Sql, open_epoch, session, write_rows
+from must_hold import Found
 from pyarrow.fs import S3FileSystem
 
 from infra.hive import HiveServer, Metastore
@@ -25,9 +25,6 @@ from vista.delivery.retention import sweep
 from vista.errors import BackendError
 from vista.summary.files import files_at, names_in, written
 from vista.summary.join import SummaryReader
-
-if TYPE_CHECKING:
-    from conftest import Found
 
 SPACE = SPACES[0]
 LIMIT_S = 10.0  # that a wrong setting may take until it is an error
@@ -79,7 +76,7 @@ def withdraw(catalog: Catalog, epoch: Epoch) -> None:
     catalog.withdraw(epoch.space, epoch.epoch, line)
 
 
-def check_sql(sql: Sql, database: str, epoch: Epoch, hashes: dict[int, str], found: "Found") -> None:
+def check_sql(sql: Sql, database: str, epoch: Epoch, hashes: dict[int, str], found: Found) -> None:
     """Count and hash of every row are what was written."""
     name = table(database, "usable_summaries")
     where = f"WHERE space = '{SPACE}' AND epoch = {epoch.epoch}"
@@ -91,8 +88,9 @@ def check_sql(sql: Sql, database: str, epoch: Epoch, hashes: dict[int, str], fou
     assert (found.lost, found.duplicated, rows, len(seen)) == (0, 0, len(hashes), len(hashes))
 
 
+@pytest.mark.must_hold(1)
 def test_sql_finds_every_row_as_it_was_written(
-    catalog: Catalog, database: str, sql: Sql, servers_place: Path, full_size: bool, found: "Found"
+    catalog: Catalog, database: str, sql: Sql, servers_place: Path, full_size: bool, found: Found
 ) -> None:
     """Must hold 1: 100k summaries of 33 kB published, count and per-row hash equal through HiveServer2."""
     users, buckets = (100_000, 32) if full_size else (2_000, 4)
@@ -124,8 +122,9 @@ def test_a_new_epoch_is_seen_at_once_and_a_withdrawn_one_no_more(
     assert plain_rows(published[0]) == 50, "a withdrawal touches no file"
 
 
+@pytest.mark.must_hold(1)
 def test_a_table_on_s3_is_written_verified_read_and_swept(
-    catalog: Catalog, database: str, sql: Sql, on_s3: str, found: "Found"
+    catalog: Catalog, database: str, sql: Sql, on_s3: str, found: Found
 ) -> None:
     epoch = open_epoch(catalog, 1)
     attempt = attempt_directory(f"{on_s3}/table", epoch, "one")

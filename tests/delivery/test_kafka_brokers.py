@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from kafka_topics import leader, new_topic, plain_url, read_all
+from must_hold import Found
 
 from infra.kafka import Kafka, metadata, running_kafka
 from infra.processes import wait_until
@@ -19,9 +19,6 @@ from vista.delivery.interfaces import Log
 from vista.delivery.kafka_writer import MAX_IN_FLIGHT_BYTES
 from vista.delivery.log import open_log
 from vista.errors import BackendError
-
-if TYPE_CHECKING:
-    from conftest import Found
 
 PARTITIONS = 4
 RECORD_BYTES = 8_192
@@ -35,8 +32,9 @@ def three_brokers(servers_place: Path) -> Iterator[Kafka]:
         yield kafka
 
 
+@pytest.mark.must_hold(5)
 def test_no_acknowledged_record_is_lost_with_a_leader(
-    three_brokers: Kafka, found: "Found", full_size: bool
+    three_brokers: Kafka, found: Found, full_size: bool
 ) -> None:
     """Must hold 5: three brokers, replication 3, min in-sync 2; kill -9 of a leader under load."""
     records, topic = (20_000 if full_size else 2_000), new_topic()
@@ -56,7 +54,8 @@ def test_no_acknowledged_record_is_lost_with_a_leader(
     assert (found.lost, found.duplicated, found.mixed) == (0, 0, 0)
 
 
-def test_a_silent_broker_bounds_the_producers_memory(kafka: Kafka, found: "Found", full_size: bool) -> None:
+@pytest.mark.must_hold(11)
+def test_a_silent_broker_bounds_the_producers_memory(kafka: Kafka, found: Found, full_size: bool) -> None:
     """Must hold 11: the broker is stopped (SIGSTOP) at full rate: memory <= cap + 64 MB, nothing lost."""
     stopped_s = 30.0 if full_size else 8.0
     records = [b"%8d" % number + os.urandom(32_768) for number in range(1_000)]
@@ -133,7 +132,7 @@ def any_failed(running: list["Future[None]"]) -> bool:
     return any(one.done() for one in running)
 
 
-def check(log: Log, partition: int, sent: list[bytes], found: "Found") -> None:
+def check(log: Log, partition: int, sent: list[bytes], found: Found) -> None:
     """Count what differs from what was sent, in this order."""
     held = [data for _, data in read_all(log, partition)]
     found.lost += max(len(set(sent) - set(held)), len(sent) - len(held))

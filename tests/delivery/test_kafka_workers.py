@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import pytest
 from delivery_samples import SPACES, content_digest, record
 from kafka_topics import new_topic, plain_url
+from must_hold import Found
 from region_threads import RegionThread
 
 from infra.kafka import Kafka
@@ -23,17 +24,15 @@ from vista.delivery.region_worker import LIMITS
 from vista.delivery.store import open_store
 from vista.delivery.worker import drain
 
-if TYPE_CHECKING:
-    from conftest import Found
-
 BUCKETS = 8
 WAIT_S = 240.0
 SPAWN = multiprocessing.get_context("spawn")  # a worker is a process of its own, with clients of its own
 EPOCHS = [(SPACES[0], 1)]
 
 
+@pytest.mark.must_hold(7)
 def test_workers_that_are_killed_or_become_zombies_leave_every_key_right(
-    kafka: Kafka, found: "Found", full_size: bool, tmp_path: Path
+    kafka: Kafka, found: Found, full_size: bool, tmp_path: Path
 ) -> None:
     """Must hold 7: kill -9 of a consumer, rebalances, two consumers of one region at once, a zombie."""
     users, kills = (20_000, 20) if full_size else (2_000, 2)

@@ -12,11 +12,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from delayed_link import delayed_link
 from delivery_samples import BUCKETS, SPACES, content_digest, record, tombstone, users_of
+from must_hold import Found
 
 from infra.processes import wait_until
 from infra.redis import PRIMARY_NAME, Node, Redis, running_cluster, running_redis, running_sentinel
@@ -29,9 +29,6 @@ from vista.delivery.store import open_store
 from vista.delivery.worker import Worker, drain
 from vista.errors import BackendError
 from vista.summary.record import inspect, keys_digest, space_id
-
-if TYPE_CHECKING:
-    from conftest import Found
 
 SPACE = SPACES[0]
 BATCH_BYTES = 2_000  # some 15 of these records: many batches, so that a kill falls between two of them
@@ -152,8 +149,9 @@ def following_slowly(primary: Node, replica: Node) -> Iterator[None]:
         yield
 
 
+@pytest.mark.must_hold(6)
 def test_a_primary_killed_while_its_replica_is_behind(
-    tmp_path: Path, log: Log, full_size: bool, found: "Found"
+    tmp_path: Path, log: Log, full_size: bool, found: Found
 ) -> None:
     """Must hold 6. The new primary lacks what the worker had been told is in, and says so: there is no hole
     below its offset, and after the replay nothing is lost."""
@@ -183,7 +181,8 @@ def test_a_primary_killed_while_its_replica_is_behind(
     assert found.lost == 0
 
 
-def test_a_primary_of_a_cluster_killed(tmp_path: Path, log: Log, full_size: bool, found: "Found") -> None:
+@pytest.mark.must_hold(6)
+def test_a_primary_of_a_cluster_killed(tmp_path: Path, log: Log, full_size: bool, found: Found) -> None:
     """Must hold 6, without a delay and in a Cluster: the worker goes on where a replica took over."""
     with running_cluster(tmp_path / "redis") as redis, closing(open_store(redis.url, BUCKETS)) as store:
         one = Worker("east", log, store)
@@ -243,9 +242,10 @@ def assert_like_embedded(store: Store, log: Log, path: Path) -> None:
             assert content_digest(store, users, epochs) == content_digest(reference, users, epochs)
 
 
+@pytest.mark.must_hold(13)
 @pytest.mark.parametrize("fault", [wipe, lose_everything, restore])
 def test_a_store_that_went_back_heals_and_a_retired_epoch_stays_away(
-    tmp_path: Path, log: Log, found: "Found", fault
+    tmp_path: Path, log: Log, found: Found, fault
 ) -> None:
     """Must hold 13, the store's part: a wiped store, a new server, one restored from an old copy."""
     release = Release(id="r-1", space=SPACE, epoch=1, foundation="f", downstream="d")

@@ -4,10 +4,11 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import pytest
 from delivery_samples import BUCKETS, SPACES, deliver_here, publish_epoch, record
 from deployments import Deployment, Stream, region_process, until, update
+from must_hold import Found
 
 from vista.delivery.interfaces import Catalog, Release
 from vista.delivery.reader import RegionReader
@@ -22,10 +23,11 @@ READ_EVERY_S = 0.05
 BATCH = 16
 
 
+@pytest.mark.must_hold(4)
 def test_no_batch_mixes_epochs_while_releases_flip_under_streamed_updates(
     deployment: Deployment,
     tmp_path: Path,
-    found: Any,
+    found: Found,
     full_size: bool,
 ) -> None:
     """Must hold 4: reads every 50 ms through promotions and rollbacks under streamed updates: no batch mixes
@@ -61,6 +63,7 @@ def test_no_batch_mixes_epochs_while_releases_flip_under_streamed_updates(
         assert (reads.mixed, reads.missing) == (0, 0)
         assert reads.epochs == {1, 2}, "batches of both epochs were read"
         assert stream.sent > 0
+        assert not full_size or found.slowest_s < 1, "the slowest rollback"
         for worker in (east, west, south):
             until(lambda: is_at_end(backends), "every region is at the log's end")
             worker.stop()

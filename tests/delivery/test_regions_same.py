@@ -4,10 +4,11 @@ import random
 import threading
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
+import pytest
 from delivery_samples import BUCKETS, SPACES, content_digest, publish_epoch
 from deployments import Deployment, until, update
+from must_hold import Found
 from region_threads import region_thread
 
 from vista.data.schema import bucket_of
@@ -21,10 +22,11 @@ from vista.summary.record import inspect
 SPACE = SPACES[0]
 
 
+@pytest.mark.must_hold(8)
 def test_shuffled_and_repeated_streams_beside_a_backfill_give_identical_regions(
     deployment: Deployment,
     tmp_path: Path,
-    found: Any,
+    found: Found,
     full_size: bool,
 ) -> None:
     """Must hold 8: shuffled, duplicated, backfill plus stream into 3 regions: identical digests. Each region

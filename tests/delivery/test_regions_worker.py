@@ -3,10 +3,11 @@
 import random
 import signal
 from pathlib import Path
-from typing import Any
 
+import pytest
 from delivery_samples import BUCKETS, SPACES, content_digest, deliver_here, publish_epoch
 from deployments import Deployment, RegionProcess, Stream, region_process, until
+from must_hold import Found
 
 from vista.delivery.regions import Backends, open_backends
 from vista.delivery.worker import WorkerReport, drain
@@ -60,10 +61,11 @@ def test_a_worker_that_is_told_to_stop_finishes_its_batch_and_reports(
         assert_equal_to_a_drained_region(backends)
 
 
+@pytest.mark.must_hold(7)
 def test_a_worker_killed_at_any_point_loses_nothing(
     deployment: Deployment,
     tmp_path: Path,
-    found: Any,
+    found: Found,
     full_size: bool,
 ) -> None:
     """kill -9 of a region's worker while updates stream; the next one goes on where the store is."""

@@ -1,7 +1,6 @@
 """Airflow's four real services and a real Ray head, once for all tests of this folder."""
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -55,9 +54,3 @@ def stack() -> Iterator[Stack]:
 def _knows_dags(airflow: Airflow) -> bool:
     known = {dag["dag_id"] for dag in airflow.call("GET", "/dags")["dags"]}
     return known == {"one_stage", "one_training"}
-
-
-@pytest.fixture(scope="session")
-def full_size() -> bool:
-    """The specification's times, which hold on a machine that does nothing else."""
-    return os.environ.get("VISTA_FULL_SIZE") == "1"

@@ -24,6 +24,7 @@ def sample(kind: str) -> NDArray[np.float32]:
     return values.astype(np.float32)
 
 
+@pytest.mark.must_hold(12)
 @pytest.mark.parametrize(
     ("codec", "kind", "largest_error"),
     # what the codecs were chosen by, and 5%; outliers are 4 dimensions at 10 sigma

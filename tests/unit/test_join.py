@@ -72,6 +72,7 @@ def test_open_epochs_are_left_out_and_none_is_an_error(epochs: list[Epoch]) -> N
         SummaryReader([opened])
 
 
+@pytest.mark.must_hold(13)
 def test_several_spaces_are_a_typed_error(epochs: list[Epoch], tmp_path: Path) -> None:
     other = publish_epoch(tmp_path, space=SPACES[1], users=5)
     with pytest.raises(SpaceMismatchError, match="sample-a, sample-c"):

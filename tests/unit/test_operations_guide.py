@@ -49,3 +49,17 @@ def test_the_capacity_that_is_shown_is_what_is_printed() -> None:
     (shown,) = re.findall(r"^```\n(.*?)```$", GUIDE, re.MULTILINE | re.DOTALL)
     printed = CliRunner().invoke(commands, typed.split(), catch_exceptions=False)
     assert printed.output == shown
+
+
+def test_every_promise_is_tried_by_the_tests_that_are_named() -> None:
+    """The rows of the table of `make test-faults`: the marks of the tests."""
+    told = {
+        int(number): set(re.findall(r"`(tests/[\w./]+)`", places))
+        for number, places in re.findall(r"^\| (\d+) \|[^|]*\|([^|]*)\|$", GUIDE, re.MULTILINE)
+    }
+    marked: dict[int, set[str]] = {}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for number in re.findall(r"^@pytest\.mark\.must_hold\((\d+)\)$", path.read_text(), re.MULTILINE):
+            marked.setdefault(int(number), set()).add(str(path.relative_to(ROOT)))
+    assert marked == told
+    assert sorted(told) == list(range(1, 14))

@@ -14,6 +14,7 @@ from delivery_samples import (
     users_of,
 )
 
+from infra.processes import wait_until
 from vista.config import Settings
 from vista.delivery import reader as reader_module
 from vista.delivery.interfaces import Release, Store
@@ -84,6 +85,18 @@ def test_a_region_wiped_after_it_was_found_whole_is_passed_over_at_once(stores: 
     assert [answer.data for answer in answers] == [wanted(user) for user in USERS]
 
 
+def test_a_whole_region_is_looked_at_again_beside_the_reads(
+    stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What happens to a bucket that nobody reads is found out, though no read looks at it."""
+    monkeypatch.setattr(reader_module, "CHECK_S", 0.01)
+    reader = RegionReader(stores, RELEASE, BUCKETS)
+    (asked,), other = users_of(1, 1), 2
+    assert reader.read([asked])[0].region == "east"
+    change(stores["east"], f"DELETE FROM barriers WHERE bucket = {other}")
+    assert wait_until(lambda: reader.read([asked])[0].region == "west", 60.0)
+
+
 def test_a_broken_region_is_passed_over_and_used_again_when_it_is_whole(
     stores: dict[str, Store], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +133,7 @@ def test_without_any_region_the_answer_says_why(stores: dict[str, Store]) -> Non
     assert reader.counts["unreachable"] == 1
 
 
+@pytest.mark.must_hold(13)
 def test_another_users_record_is_an_error_and_never_an_answer(stores: dict[str, Store]) -> None:
     first, second = (user for user in users_of(1, 3)[1:])
     others = f"SELECT data FROM summaries WHERE user_id = {second}"

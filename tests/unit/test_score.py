@@ -191,6 +191,7 @@ def test_an_item_that_the_model_has_not_trained_on_is_named(settings: Settings) 
     assert list(answer.scores) == ["3", "123456"], "it is scored all the same"
 
 
+@pytest.mark.must_hold(13)
 def test_after_a_rollback_the_old_models_answers_are_bit_identical(
     command_line: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,6 +211,7 @@ def test_after_a_rollback_the_old_models_answers_are_bit_identical(
     assert main(["rollback", "--reason", "even worse"]) == 2, "there is nothing before the first"
 
 
+@pytest.mark.must_hold(13)
 def test_a_model_of_another_space_is_a_typed_error(settings: Settings, tmp_path: Path) -> None:
     model, meta = load(settings.runs / "run-2" / "train" / "downstream")
     save(tmp_path / "other", model, meta.model_copy(update={"space": "other-space"}))
@@ -223,6 +225,7 @@ def test_a_model_of_another_space_is_a_typed_error(settings: Settings, tmp_path:
         score(settings, USER, ITEMS)
 
 
+@pytest.mark.must_hold(13)
 def test_a_summary_of_another_shape_is_a_typed_error(settings: Settings, tmp_path: Path) -> None:
     _, meta = load(settings.runs / "run-2" / "train" / "downstream")
     wide = Downstream(MODEL.model_copy(update={"seeds": 4}), meta.spec)

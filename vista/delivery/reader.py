@@ -4,6 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from vista.data.schema import bucket_of
@@ -15,7 +16,8 @@ from vista.summary.record import inspect, space_id
 log = logging.getLogger(__name__)
 
 CHECK_S = 1.0
-"""How long a region counts as whole, or as one to pass over, before it is looked at again."""
+"""How long a region counts as whole, or as one to pass over, before it is looked at again. A look asks for
+every bucket: one that was whole is looked at beside the reads, and none of them waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class RegionReader:
         self.counts: Counter[str] = Counter()
         self._stores, self._release, self._buckets = stores, release, buckets
         self._verdicts: dict[str, tuple[float, str]] = {}  # until when; why it is passed over, empty if whole
+        self._beside = ThreadPoolExecutor(len(stores))
+        self._looks: dict[str, Future[str]] = {}
 
     def read(self, users: Sequence[int]) -> list[Read]:
         """The users' records, in their order. Raises `SpaceMismatchError` for a record of another space,
@@ -87,12 +91,22 @@ class RegionReader:
         return found, problem
 
     def _problem(self, name: str, store: Store) -> str:
-        until_s, problem = self._verdicts.get(name, (0.0, ""))
-        if time.monotonic() >= until_s:
-            state = RegionState.of(name, store, self._buckets)
-            whole = state.complete(self._release.space, self._release.epoch)
-            problem = "" if whole else self._incomplete()
-            self._verdicts[name] = (time.monotonic() + CHECK_S, problem)
+        until_s, problem = self._verdicts.get(name, (0.0, "it was not looked at yet"))
+        if time.monotonic() < until_s:
+            return problem
+        if problem:
+            return self._look(name, store)
+        if name in self._looks and self._looks[name].done():
+            self._looks.pop(name).result()  # if it failed, the region cannot be read
+        if name not in self._looks:
+            self._looks[name] = self._beside.submit(self._look, name, store)
+        return ""
+
+    def _look(self, name: str, store: Store) -> str:
+        state = RegionState.of(name, store, self._buckets)
+        whole = state.complete(self._release.space, self._release.epoch)
+        problem = "" if whole else self._incomplete()
+        self._verdicts[name] = (time.monotonic() + CHECK_S, problem)
         return problem
 
     def _bucket_is_whole(self, store: Store, user: int) -> bool:

@@ -29,7 +29,7 @@ from vista.delivery.regions import open_regions
 from vista.delivery.sqlite_log import SqliteLog
 from vista.delivery.store import open_store
 from vista.delivery.worker import Worker, drain
-from vista.errors import EpochError, InputError, RegionNotReadyError
+from vista.errors import EpochError, InputError, RegionNotReadyError, StageError
 from vista.summary.table import shards_of
 
 SPACE = SPACES[0]
@@ -72,6 +72,18 @@ def test_an_epoch_older_than_the_release_of_its_space_stays_in_the_table(
     assert not report.delivered
     assert "older epochs stay in the table" in report.reason
     assert not Path(settings.log_url.removeprefix("sqlite:///")).exists()
+
+
+def test_ages_are_not_told_by_events_that_were_damaged(tmp_path: Path, settings: Settings) -> None:
+    epoch = publish_epoch(tmp_path)
+    run = finish_stages(settings, "run-1", epoch)
+    (events,) = run.data.glob("events/*.parquet")
+    content = bytearray(events.read_bytes())
+    place = content.index((10_000_000).to_bytes(8, "little"))
+    content[place] ^= 1  # still a Parquet file, of another time
+    events.write_bytes(content)
+    with pytest.raises(StageError, match=r"bucket-00000\.parquet cannot be read \(its checksum is"):
+        deliver_epoch(RefreshConfig(recipe="smoke", run_id="run-1"), settings)
 
 
 def test_open_withdrawn_and_unknown_epochs_are_not_delivered(tmp_path: Path, settings: Settings) -> None:
@@ -154,6 +166,19 @@ def test_damage_behind_an_equal_key_set_is_found_by_the_canaries(tmp_path: Path,
         assert RegionState.of("east", east, BUCKETS).gaps(epoch, shards) == []
         with pytest.raises(RegionNotReadyError, match="another summary of user"):
             check_ready("east", east, epoch, shards)
+
+
+@pytest.mark.parametrize("damaged", ['{"0": 12', "[3]", '{"0": "x"}', '{"0": -1}', "\0\0"])
+def test_a_damaged_progress_file_is_an_error_that_says_what_to_delete(
+    tmp_path: Path, settings: Settings, damaged: str
+) -> None:
+    epoch, progress = publish_epoch(tmp_path), tmp_path / "progress.json"
+    progress.write_text(damaged)
+    with closing(open_log(settings.log_url, BUCKETS)) as log:
+        with pytest.raises(StageError, match=r"progress\.json cannot be read .*: delete it"):
+            backfill(epoch, log, progress)
+        progress.unlink()
+        assert backfill(epoch, log, progress) == 40
 
 
 def test_a_backfill_goes_on_where_it_was_and_starts_again_on_a_new_log(

@@ -1,6 +1,7 @@
 """Workers, readiness, backfill and the stage: what reaches the regions, and what is said when it does not."""
 
 import json
+import sqlite3
 from contextlib import closing
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from delivery_samples import (
 )
 
 from vista.config import RefreshConfig, Settings
+from vista.data.schema import bucket_of
 from vista.delivery.backfill import backfill
 from vista.delivery.catalog import open_catalog
 from vista.delivery.control import barrier, retirement
@@ -242,6 +244,32 @@ def test_a_retirement_in_the_log_deletes_in_the_store(settings: Settings) -> Non
             assert store.retire(SPACE, 1) == 0, "the worker has deleted it"
             assert store.get_many(SPACE, 1, [user]) == [None]
             assert store.get_many(SPACE, 2, [user]) == [record(user, epoch=2)]
+
+
+def test_what_a_worker_was_killed_before_it_deleted_is_deleted_by_the_next_one(settings: Settings) -> None:
+    users = [user for bucket in range(BUCKETS) for user in users_of(bucket, 3)]
+
+    def held(region: str) -> int:
+        with closing(sqlite3.connect(settings.home / "stores" / f"{region}.db")) as connection:
+            (count,) = connection.execute("SELECT COUNT(*) FROM summaries").fetchone()
+        return int(count)
+
+    with closing(open_log(settings.log_url, BUCKETS)) as log, open_regions(settings, BUCKETS) as stores:
+        zombie = Worker("west", log, stores["west"])
+        zombie.assign([0])
+        for user in users:
+            log.append(bucket_of(user, BUCKETS), [record(user, epoch=1), record(user, epoch=2)])
+        for name, store in stores.items():
+            drain(name, log, store)
+            # as a worker that is killed behind the batch with the retirement
+            for bucket in range(BUCKETS):
+                offset = store.state(bucket).offset
+                assert store.apply(bucket, offset, offset, [retirement(SPACE, 1)]).accepted
+            assert held(name) == 2 * len(users)
+        drain("east", log, stores["east"])
+        assert zombie.step()
+        assert zombie.report.refused == 1
+        assert held("east") == held("west") == len(users)
 
 
 def test_a_refused_worker_goes_on_from_the_stored_offset(settings: Settings) -> None:

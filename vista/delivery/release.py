@@ -6,7 +6,6 @@ A crash between the swap and the control records heals with the next call, which
 
 import logging
 import uuid
-from collections.abc import Iterable
 
 from vista.config import Frozen, Settings
 from vista.delivery.audit import audit_line
@@ -14,6 +13,7 @@ from vista.delivery.control import release_record, retirement
 from vista.delivery.deliver import known_epoch, published_epoch
 from vista.delivery.freeze import check_not_frozen
 from vista.delivery.interfaces import Catalog, Release
+from vista.delivery.publish import copies_of
 from vista.delivery.readiness import RegionState
 from vista.delivery.regions import Backends
 from vista.delivery.worker import drain
@@ -145,9 +145,8 @@ def retire(
     }
     if not dry_run:
         backends.catalog.note(audit_line("retire", actor, reason, before=f"{space}/{epoch}"))
-        for partition in range(backends.log.partitions):
-            backends.log.append(partition, [retirement(space, epoch)])
-        _drain(backends)
+        backends.log.broadcast(range(backends.log.partitions), retirement(space, epoch))
+        drain_within_reach(backends)
     return sorted(held)
 
 
@@ -157,10 +156,15 @@ def withdraw(
     """Mark a published epoch as bad, for ever: no training joins it, no delivery and no release takes it.
 
     Returns the release that serves it all the same: roll that back. Raises `EpochError` if it is not
-    published.
+    published, or if its records were copied into others that are still used.
     """
     if not known_epoch(catalog, space, epoch).published:
         raise EpochError(f"epoch {epoch} of {space} is not published: nothing to withdraw")
+    if copies := copies_of(catalog.list_epochs(space), epoch):
+        named = ", ".join(f"epoch {one.epoch}" for one in copies)
+        raise EpochError(
+            f"records of epoch {epoch} of {space} are in {named} too: withdraw those first, in this order"
+        )
     if not dry_run:
         catalog.withdraw(space, epoch, audit_line("withdraw", actor, reason, before=f"{space}/{epoch}"))
     release = current_release(catalog)
@@ -184,26 +188,21 @@ def announce(backends: Backends, release: Release) -> dict[str, str]:
 
 
 def _announce_once(backends: Backends, release: Release) -> dict[str, str]:
-    states, unreachable = _look(backends, _drain(backends))
+    states, unreachable = _look(backends, drain_within_reach(backends))
     lacking = [
         partition
         for partition in range(backends.log.partitions)
         if not states or any(state.buckets[partition].release != release for state in states)
     ]
     if lacking:
-        _append(backends, release, lacking)
-        states, unreachable = _look(backends, unreachable | _drain(backends))
+        backends.log.broadcast(lacking, release_record(release))
+        states, unreachable = _look(backends, unreachable | drain_within_reach(backends))
     behind = {
         state.region: f"has not passed release {release.id} in every bucket"
         for state in states
         if not state.serves(release.id)
     }
     return unreachable | behind
-
-
-def _append(backends: Backends, release: Release, partitions: Iterable[int]) -> None:
-    for partition in partitions:
-        backends.log.append(partition, [release_record(release)])
 
 
 def _check_judged(current: Release | None, instead_of: str | None) -> None:
@@ -231,7 +230,8 @@ def _swap(
     audit = audit_line(action, actor, reason, before=expected or "", after=wanted.id)
     backends.catalog.swap_release(expected, wanted, audit)
     log.info("%s: %s -> %s", action, expected, wanted.id)
-    _append(backends, wanted, range(backends.log.partitions))  # regions within reach wait for no other
+    # regions within reach wait for no other
+    backends.log.broadcast(range(backends.log.partitions), release_record(wanted))
     return ReleaseReport(release=wanted, before=before, changed=True, regions=announce(backends, wanted))
 
 
@@ -266,12 +266,12 @@ def _held_somewhere(backends: Backends, wanted: Release) -> bool:
 
 def _regions_without(backends: Backends, wanted: Release) -> list[str]:
     """Regions that could not serve `wanted` once it is announced; those that cannot be reached, too."""
-    states, unreachable = _look(backends, _drain(backends))
+    states, unreachable = _look(backends, drain_within_reach(backends))
     behind = [state.region for state in states if not state.complete(wanted.space, wanted.epoch)]
     return [*unreachable, *behind]
 
 
-def _drain(backends: Backends) -> dict[str, str]:
+def drain_within_reach(backends: Backends) -> dict[str, str]:
     """Bring every region to the log's end; the regions where that failed, with the reason."""
     unreachable: dict[str, str] = {}
     for name, store in backends.stores.items():

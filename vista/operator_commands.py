@@ -222,6 +222,6 @@ def _space_epoch(space: str | None, epoch: int | None) -> tuple[str, int] | None
 
 
 COMMANDS = (
-    releases, audit, rollback, freeze, unfreeze, withdraw, retire, verify, repair, dead_letters, replay_letters,
-    delete_letters,
+    releases, audit, rollback, freeze, unfreeze, withdraw, retire, verify, repair,
+    dead_letters, replay_letters, delete_letters,
 )  # fmt: skip

@@ -220,7 +220,7 @@ def test_health_and_metrics_over_http(log: SqliteLog, store: SqliteStore) -> Non
     fill(log)
     with (
         region_thread("east", log, store) as running,
-        served(running.monitor, running.registry, 0) as port,
+        served(running.monitor.health, running.registry, 0) as port,
     ):
         until(lambda: running.monitor.health().ready and is_at_end(log, store))
         with urlopen(f"http://127.0.0.1:{port}/healthz") as answer:
@@ -235,7 +235,7 @@ def test_health_and_metrics_over_http(log: SqliteLog, store: SqliteStore) -> Non
         other = RegionThread("west", log, store, LIMITS, "")
         with (
             pytest.raises(InputError, match=f"--port {port}: .*choose another one"),
-            served(other.monitor, other.registry, port),
+            served(other.monitor.health, other.registry, port),
         ):
             pass
 

@@ -19,8 +19,8 @@ from vista.summary.record import inspect
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A dead letter of a region. `usable_in` is the bucket in which it can be applied now; None, and why, if it
-    cannot be."""
+    """A dead letter of a region. `usable_in` is the bucket in which it can be applied now; None, and why, if
+    it cannot be."""
 
     region: str
     kept: DeadLetter

@@ -13,7 +13,7 @@ from typing import cast
 
 from pydantic import ValidationError
 
-from vista.errors import BackendError, InputError
+from vista.errors import BackendError, InputError, NoLogError
 
 SCHEME = "sqlite:///"
 BUSY_TIMEOUT_S = 8.0
@@ -158,9 +158,9 @@ def fixed_buckets(database: Database, wanted: int | None) -> int:
     return cast(int, row[0])
 
 
-def no_log(url: str) -> BackendError:
+def no_log(url: str) -> NoLogError:
     """There is no log where one must be."""
-    return BackendError(
+    return NoLogError(
         f"{url} is empty: run `make run` first, or correct the URL or VISTA_HOME; a log that was lost is "
         "made anew by `python -m vista repair --reason ...`"
     )

@@ -17,7 +17,7 @@ from pymetastore.hive_metastore.ttypes import Database, FieldSchema, SerDeInfo, 
 from infra.hive import Metastore
 from infra.ports import free_block
 from infra.postgres import Postgres
-from infra.processes import wait_until
+from infra.processes import descendants, wait_until
 from infra.s3 import S3
 from infra.servers import HOST
 from vista.delivery.address import Address
@@ -154,6 +154,28 @@ def test_a_metastore_that_is_frozen_in_the_middle_of_a_call_is_an_error_in_time(
             before = len(catalog.audit())
             catalog.note(LINE)
             assert len(catalog.audit()) == before + 1
+
+
+def test_a_metastore_whose_database_is_frozen_is_an_error_in_time(
+    metastore: Metastore, postgres: Postgres
+) -> None:
+    url = fresh_database(metastore)
+    with closing(open_catalog(url)) as catalog:
+        catalog.note(LINE)
+        processes = {postgres.server.pid, *descendants(postgres.server.pid)}
+        for pid in processes:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            with refused("does not answer"):
+                catalog.note(LINE)
+            with refused("does not answer"):
+                open_catalog(url)
+        finally:
+            for pid in processes:
+                os.kill(pid, signal.SIGCONT)
+        before = len(catalog.audit())
+        catalog.note(LINE)
+        assert len(catalog.audit()) == before + 1
 
 
 def test_a_call_that_takes_long_is_waited_for_while_others_are_answered(

@@ -16,7 +16,7 @@ from vista.delivery.log import open_log
 from vista.errors import BackendError
 
 SOON_S = 10.0
-RIGHTS = "allow the user to describe, read and write the topic and to use its groups"
+RIGHTS = "the user needs Describe, DescribeConfigs, Read and Write on the topic"
 TOPIC, GROUP, CLUSTER = ResourceType.TOPIC, ResourceType.GROUP, ResourceType.CLUSTER
 
 
@@ -84,12 +84,14 @@ def test_rights_of_a_topic(kafka: Kafka, servers_place: Path) -> None:
 
 
 def test_rights_to_make_a_topic(kafka: Kafka, servers_place: Path) -> None:
-    url = secret_url(kafka, servers_place / "tls" / "authority.pem", new_topic())
+    topic = new_topic()
+    url = secret_url(kafka, servers_place / "tls" / "authority.pem", topic)
     with (
-        only(kafka, CLUSTER, "kafka-cluster", ACLOperation.DESCRIBE, ACLOperation.IDEMPOTENT_WRITE),
-        refused(),
+        only(kafka, TOPIC, topic, ACLOperation.DESCRIBE),
+        only(kafka, CLUSTER, "kafka-cluster", ACLOperation.DESCRIBE),
     ):
-        open_log(url, 2)
+        with refused():
+            open_log(url, 2)
     open_log(url, 2).close()
 
 

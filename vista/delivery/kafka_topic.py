@@ -7,7 +7,13 @@ from typing import Any
 
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource
-from kafka.errors import NoError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
+from kafka.errors import (
+    NoError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
 
 from vista.delivery.address import Address
 from vista.delivery.kafka_clients import connect, mapped
@@ -80,6 +86,8 @@ def _check(admin: KafkaAdminClient, address: Address, copies: int) -> None:
     wanted = {"replication factor": _at_least(_copies(admin)), **_settings(copies)}
     asked = ConfigResource("TOPIC", address.name, [name for name in wanted if "." in name])
     described = admin.describe_configs([asked], config_filter="all")["topic"][address.name]
+    if not described:  # the client drops the error
+        raise TopicAuthorizationFailedError(f"the settings of {address.name} cannot be read")
     found = {name: str(entry["value"]) for name, entry in described.items()}
     found["replication factor"] = str(copies)
     for name, setting in wanted.items():

@@ -22,6 +22,7 @@ from vista.summary.record import space_id
 
 log = logging.getLogger(__name__)
 
+RETIRE = "retire"
 DRAIN_S = 10.0
 """A region that needs longer to its log's end is left to its own worker."""
 
@@ -87,13 +88,15 @@ def promote(
             changed=False,
             regions={} if dry_run else announce(backends, before),
         )
+    known_lines = len(backends.catalog.audit())
     check_not_frozen(backends.catalog)
     _check_judged(before, instead_of)
     if missing := _regions_without(backends, wanted):
         raise RegionNotReadyError(
             f"epoch {epoch} of {space} is not complete in {', '.join(missing)}: deliver it first"
         )
-    return _swap(backends, before, wanted, action="promote", actor=actor, reason=reason, dry_run=dry_run)
+    how = {"action": "promote", "actor": actor, "reason": reason}
+    return _swap(backends, before, wanted, known_lines, dry_run=dry_run, **how)
 
 
 def rollback(
@@ -113,6 +116,7 @@ def rollback(
     if _content(target) == _content(current):
         regions = {} if dry_run else announce(backends, current)
         return ReleaseReport(release=current, before=current, changed=False, regions=regions)
+    known_lines = len(backends.catalog.audit())
     published_epoch(backends.catalog, target.space, target.epoch)
     wanted = target.model_copy(update={"id": _new_id(), "previous": current.id})
     if not _held_somewhere(backends, wanted) and len(_regions_without(backends, wanted)) == len(
@@ -122,7 +126,8 @@ def rollback(
             f"no region holds epoch {target.epoch} of {target.space} any more: roll back to a newer release "
             "with --to; what was lost, not retired, `python -m vista repair --space --epoch` refills"
         )
-    return _swap(backends, current, wanted, action="rollback", actor=actor, reason=reason, dry_run=dry_run)
+    how = {"action": "rollback", "actor": actor, "reason": reason}
+    return _swap(backends, current, wanted, known_lines, dry_run=dry_run, **how)
 
 
 def retire(
@@ -133,9 +138,7 @@ def retire(
     Returns those that a region holds. Raises `EpochError` if the current release, or the one that a rollback
     would take, needs one of them.
     """
-    for release in needed_releases(backends.catalog):
-        if release.space == space and release.epoch <= epoch:
-            raise EpochError(f"epoch {release.epoch} of {space} is needed by release {release.id}: keep it")
+    _check_not_needed(backends.catalog, space, epoch)
     held = {
         number
         for state in _look(backends, {})[0]
@@ -144,7 +147,9 @@ def retire(
         if held_space == space_id(space) and number <= epoch
     }
     if not dry_run:
-        backends.catalog.note(audit_line("retire", actor, reason, before=f"{space}/{epoch}"))
+        backends.catalog.note(audit_line(RETIRE, actor, reason, before=f"{space}/{epoch}"))
+        # once more: whoever swaps from now on finds the note
+        _check_not_needed(backends.catalog, space, epoch)
         backends.log.broadcast(range(backends.log.partitions), retirement(space, epoch))
         drain_within_reach(backends)
     return sorted(held)
@@ -205,6 +210,12 @@ def _announce_once(backends: Backends, release: Release) -> dict[str, str]:
     return unreachable | behind
 
 
+def _check_not_needed(catalog: Catalog, space: str, epoch: int) -> None:
+    for release in needed_releases(catalog):
+        if release.space == space and release.epoch <= epoch:
+            raise EpochError(f"epoch {release.epoch} of {space} is needed by release {release.id}: keep it")
+
+
 def _check_judged(current: Release | None, instead_of: str | None) -> None:
     serves = None if current is None else current.id
     if serves != instead_of:
@@ -218,6 +229,7 @@ def _swap(
     backends: Backends,
     before: Release | None,
     wanted: Release,
+    known_lines: int,
     *,
     action: str,
     actor: str,
@@ -230,9 +242,36 @@ def _swap(
     audit = audit_line(action, actor, reason, before=expected or "", after=wanted.id)
     backends.catalog.swap_release(expected, wanted, audit)
     log.info("%s: %s -> %s", action, expected, wanted.id)
+    if gone := _gone_since(backends.catalog, wanted, known_lines):
+        _take_back(backends, before, wanted, actor, gone)
     # regions within reach wait for no other
     backends.log.broadcast(range(backends.log.partitions), release_record(wanted))
     return ReleaseReport(release=wanted, before=before, changed=True, regions=announce(backends, wanted))
+
+
+def _gone_since(catalog: Catalog, release: Release, known_lines: int) -> str:
+    """Why a release that was swapped in cannot serve: whoever withdrew or retired its epoch meanwhile could
+    not see it yet. Whoever does so from now on can."""
+    name = f"epoch {release.epoch} of {release.space}"
+    if known_epoch(catalog, release.space, release.epoch).withdrawn:
+        return f"{name} was withdrawn meanwhile"
+    retired = [line.before for line in catalog.audit()[known_lines:] if line.action == RETIRE]
+    places = (text.rpartition("/") for text in retired)
+    if any(space == release.space and int(epoch) >= release.epoch for space, _, epoch in places):
+        return f"{name} was retired meanwhile"
+    return ""
+
+
+def _take_back(backends: Backends, before: Release | None, wanted: Release, actor: str, why: str) -> None:
+    if before is None:
+        raise EpochError(f"release {wanted.id} cannot serve: {why}; promote another epoch")
+    back = before.model_copy(update={"id": _new_id(), "previous": wanted.id})
+    line = audit_line("rollback", actor, why, before=wanted.id, after=back.id)
+    backends.catalog.swap_release(wanted.id, back, line)
+    announce(backends, back)
+    raise EpochError(
+        f"release {wanted.id} was taken back: {why}; what served before serves again, as {back.id}"
+    )
 
 
 def _target(releases: list[Release], to: str | None) -> Release:

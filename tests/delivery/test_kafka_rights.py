@@ -89,9 +89,9 @@ def test_rights_to_make_a_topic(kafka: Kafka, servers_place: Path) -> None:
     with (
         only(kafka, TOPIC, topic, ACLOperation.DESCRIBE),
         only(kafka, CLUSTER, "kafka-cluster", ACLOperation.DESCRIBE),
+        refused(),
     ):
-        with refused():
-            open_log(url, 2)
+        open_log(url, 2)
     open_log(url, 2).close()
 
 

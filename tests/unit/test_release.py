@@ -28,6 +28,7 @@ from vista.delivery.promote import promote_run
 from vista.delivery.readiness import RegionState
 from vista.delivery.regions import Backends, open_backends
 from vista.delivery.release import announce, current_release, promote, retire, rollback, withdraw
+from vista.delivery.retirements import is_retired
 from vista.delivery.sqlite_catalog import SqliteCatalog
 from vista.delivery.worker import drain
 from vista.errors import EpochError, InputError, RegionNotReadyError, ReleaseConflictError
@@ -282,6 +283,19 @@ def test_an_epoch_that_goes_while_it_is_released_is_taken_back(
     assert served(backends) == {current.id}
 
 
+def test_what_is_retired_is_not_released_by_a_region_that_has_not_heard_of_it(backends: Backends) -> None:
+    for number in (1, 2, 3):
+        promoted(backends, number)
+    first = backends.catalog.releases()[0]
+    line = AuditLine(time_us=0, actor="she", action="retire", reason="old", before=f"{SPACE}/1", after="")
+    backends.catalog.note(line)  # she is about to tell the log
+    for dry_run in (True, False):
+        with pytest.raises(EpochError, match="epoch 1 of sample-c is retired: the regions delete"):
+            rollback(backends, to=first.id, actor="me", reason="late", dry_run=dry_run)
+    assert len(backends.catalog.releases()) == 3
+    assert rollback(backends, to=None, actor="me", reason="a newer one").changed
+
+
 def test_a_retirement_looks_once_more_after_it_is_known(backends: Backends, settings: Settings) -> None:
     """Another process rolls back to the epoch between the check and the note."""
     for number in (1, 2, 3):
@@ -289,8 +303,9 @@ def test_a_retirement_looks_once_more_after_it_is_known(backends: Backends, sett
 
     class Meanwhile(SqliteCatalog):
         def note(self, audit: AuditLine) -> None:
-            with open_backends(settings) as other:
-                rollback(other, to=other.catalog.releases()[0].id, actor="she", reason="urgent")
+            if audit.action == "retire":
+                with open_backends(settings) as other:
+                    rollback(other, to=other.catalog.releases()[0].id, actor="she", reason="urgent")
             super().note(audit)
 
     with (
@@ -300,6 +315,7 @@ def test_a_retirement_looks_once_more_after_it_is_known(backends: Backends, sett
         retire(
             Backends(catalog, backends.log, backends.stores), space=SPACE, epoch=1, actor="me", reason="old"
         )
+    assert not is_retired(backends.catalog, SPACE, 1), "it was taken back"
     for name, store in backends.stores.items():
         assert RegionState.of(name, store, BUCKETS).complete(SPACE, 1)
 

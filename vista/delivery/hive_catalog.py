@@ -28,6 +28,7 @@ from vista.errors import BackendError, InputError
 
 _FIELD = "vista."
 _OPERATIONS = "operations"
+FEW = 8
 Kind = TypeVar("Kind", bound=Frozen)
 
 
@@ -201,12 +202,17 @@ class HiveCatalog:
         self._finished = operation.number
 
     def _operations(self) -> list[Operation]:
-        """All of them, read again only if there are new ones. The head first: what it follows is there."""
+        """All of them; of few new ones only these are read. The head first: what it follows is there."""
         if not self._exists():
             return []
         _, head = self._head()
-        if head.number > len(self._history):
+        new = range(len(self._history) + 1, head.number + 1)
+        if len(new) > FEW:
             self._history = [self._read(Operation, body) for body in self._journal.all(_OPERATIONS)]
+        else:
+            bodies = (self._journal.get(_OPERATIONS, number) for number in new)
+            added = [self._read(Operation, body) for body in bodies if body is not None]
+            self._history = [*self._history, *added]
         return self._history
 
     def _hide(self, space: str, epoch: int) -> None:

@@ -31,8 +31,8 @@ _SASL_HANDSHAKE = 17
 _LISTENER = "check host and port, and that the scheme fits the listener: kafka:// plain, kafkas:// TLS"
 _PASSWORD = "the user or what password_file holds is wrong"
 _RIGHTS = (
-    "the user needs Describe, DescribeConfigs, Read and Write on the topic, Create to make it, and Read on the "
-    "groups TOPIC.REGION"
+    "the user needs Describe, DescribeConfigs, Read and Write on the topic, Create to make it, and Read on "
+    "its groups TOPIC.REGION"
 )
 _AUTHORITY = "ca must name the authority that signed the broker's certificate"
 _REMEDIES: tuple[tuple[type[errors.KafkaError], str], ...] = (

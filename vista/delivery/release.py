@@ -16,13 +16,13 @@ from vista.delivery.interfaces import Catalog, Release
 from vista.delivery.publish import copies_of
 from vista.delivery.readiness import RegionState
 from vista.delivery.regions import Backends
+from vista.delivery.retirements import is_retired, note_retirement, take_back_retirement
 from vista.delivery.worker import drain
 from vista.errors import BackendError, EpochError, InputError, RegionNotReadyError, ReleaseConflictError
 from vista.summary.record import space_id
 
 log = logging.getLogger(__name__)
 
-RETIRE = "retire"
 DRAIN_S = 10.0
 """A region that needs longer to its log's end is left to its own worker."""
 
@@ -88,15 +88,15 @@ def promote(
             changed=False,
             regions={} if dry_run else announce(backends, before),
         )
-    known_lines = len(backends.catalog.audit())
     check_not_frozen(backends.catalog)
     _check_judged(before, instead_of)
     if missing := _regions_without(backends, wanted):
         raise RegionNotReadyError(
             f"epoch {epoch} of {space} is not complete in {', '.join(missing)}: deliver it first"
         )
+    _check_not_retired(backends.catalog, wanted)
     how = {"action": "promote", "actor": actor, "reason": reason}
-    return _swap(backends, before, wanted, known_lines, dry_run=dry_run, **how)
+    return _swap(backends, before, wanted, dry_run=dry_run, **how)
 
 
 def rollback(
@@ -116,7 +116,6 @@ def rollback(
     if _content(target) == _content(current):
         regions = {} if dry_run else announce(backends, current)
         return ReleaseReport(release=current, before=current, changed=False, regions=regions)
-    known_lines = len(backends.catalog.audit())
     published_epoch(backends.catalog, target.space, target.epoch)
     wanted = target.model_copy(update={"id": _new_id(), "previous": current.id})
     if not _held_somewhere(backends, wanted) and len(_regions_without(backends, wanted)) == len(
@@ -126,8 +125,9 @@ def rollback(
             f"no region holds epoch {target.epoch} of {target.space} any more: roll back to a newer release "
             "with --to; what was lost, not retired, `python -m vista repair --space --epoch` refills"
         )
+    _check_not_retired(backends.catalog, wanted)
     how = {"action": "rollback", "actor": actor, "reason": reason}
-    return _swap(backends, current, wanted, known_lines, dry_run=dry_run, **how)
+    return _swap(backends, current, wanted, dry_run=dry_run, **how)
 
 
 def retire(
@@ -147,9 +147,12 @@ def retire(
         if held_space == space_id(space) and number <= epoch
     }
     if not dry_run:
-        backends.catalog.note(audit_line(RETIRE, actor, reason, before=f"{space}/{epoch}"))
-        # once more: whoever swaps from now on finds the note
-        _check_not_needed(backends.catalog, space, epoch)
+        note_retirement(backends.catalog, space, epoch, actor, reason)
+        try:
+            _check_not_needed(backends.catalog, space, epoch)  # who swaps from now on finds the note
+        except EpochError as error:
+            take_back_retirement(backends.catalog, space, epoch, actor, str(error))
+            raise
         backends.log.broadcast(range(backends.log.partitions), retirement(space, epoch))
         drain_within_reach(backends)
     return sorted(held)
@@ -229,7 +232,6 @@ def _swap(
     backends: Backends,
     before: Release | None,
     wanted: Release,
-    known_lines: int,
     *,
     action: str,
     actor: str,
@@ -242,24 +244,28 @@ def _swap(
     audit = audit_line(action, actor, reason, before=expected or "", after=wanted.id)
     backends.catalog.swap_release(expected, wanted, audit)
     log.info("%s: %s -> %s", action, expected, wanted.id)
-    if gone := _gone_since(backends.catalog, wanted, known_lines):
+    if gone := _gone(backends.catalog, wanted):
         _take_back(backends, before, wanted, actor, gone)
     # regions within reach wait for no other
     backends.log.broadcast(range(backends.log.partitions), release_record(wanted))
     return ReleaseReport(release=wanted, before=before, changed=True, regions=announce(backends, wanted))
 
 
-def _gone_since(catalog: Catalog, release: Release, known_lines: int) -> str:
+def _gone(catalog: Catalog, release: Release) -> str:
     """Why a release that was swapped in cannot serve: whoever withdrew or retired its epoch meanwhile could
     not see it yet. Whoever does so from now on can."""
     name = f"epoch {release.epoch} of {release.space}"
     if known_epoch(catalog, release.space, release.epoch).withdrawn:
         return f"{name} was withdrawn meanwhile"
-    retired = [line.before for line in catalog.audit()[known_lines:] if line.action == RETIRE]
-    places = (text.rpartition("/") for text in retired)
-    if any(space == release.space and int(epoch) >= release.epoch for space, _, epoch in places):
-        return f"{name} was retired meanwhile"
-    return ""
+    return f"{name} was retired meanwhile" if is_retired(catalog, release.space, release.epoch) else ""
+
+
+def _check_not_retired(catalog: Catalog, release: Release) -> None:
+    if is_retired(catalog, release.space, release.epoch):
+        raise EpochError(
+            f"epoch {release.epoch} of {release.space} is retired: the regions delete what they still hold "
+            "of it; take a newer one"
+        )
 
 
 def _take_back(backends: Backends, before: Release | None, wanted: Release, actor: str, why: str) -> None:

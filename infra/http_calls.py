@@ -1,9 +1,11 @@
 """The questions that tell whether a server with a page is ready."""
 
 import http.client
+import json
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from typing import Any
 
 ANSWER_S = 5.0
 
@@ -13,9 +15,16 @@ def answers(url: str, headers: Mapping[str, str] | None = None) -> bool:
     return _status(url, headers or {}) == 200
 
 
-def reached(url: str) -> bool:
-    """Whether a GET is answered at all: a region may say that it is not ready."""
-    return _status(url, {}) is not None
+def says(url: str) -> Any:
+    """The JSON that a GET is answered with, whatever the status; None if it is not answered."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(url, timeout=ANSWER_S) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        return json.load(error)
+    except (OSError, http.client.HTTPException):
+        return None
 
 
 def _status(url: str, headers: Mapping[str, str]) -> int | None:

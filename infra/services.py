@@ -45,7 +45,7 @@ def wait_for_earlier(place: Path) -> None:
 class Service:
     """A server under its name in the stack, and how it is, since when. `lives` counts its starts.
 
-    One that `may_wait` ends while there is nothing to do for it, again and again: it is "waiting".
+    One that `may_wait` need not be ready while there is nothing to do for it: it is "waiting".
     """
 
     name: str

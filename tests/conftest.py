@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from infra.hive import HiveServer, Metastore
     from infra.kafka import Kafka
+    from infra.postgres import Postgres
     from infra.s3 import S3
 
 
@@ -82,15 +83,20 @@ def s3(servers_place: Path) -> "Iterator[S3]":
 
 
 @pytest.fixture(scope="session")
-def metastore(servers_place: Path, s3: "S3") -> "Iterator[Metastore]":
-    """A real metastore, over PostgreSQL, that also looks at the S3."""
-    from infra.hive import running_metastore
+def postgres(servers_place: Path) -> "Iterator[Postgres]":
+    """The metastore's database."""
     from infra.postgres import running_postgres
 
-    with (
-        running_postgres(servers_place / "postgres") as postgres,
-        running_metastore(servers_place / "metastore", postgres, s3) as server,
-    ):
+    with running_postgres(servers_place / "postgres") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def metastore(servers_place: Path, postgres: "Postgres", s3: "S3") -> "Iterator[Metastore]":
+    """A real metastore, over PostgreSQL, that also looks at the S3."""
+    from infra.hive import running_metastore
+
+    with running_metastore(servers_place / "metastore", postgres, s3) as server:
         yield server
 
 

@@ -12,8 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vista.config import RefreshConfig, Settings
-from vista.data.schema import bucket_of
+from vista.config import DataConfig, RefreshConfig, Settings
+from vista.data.dataset import DatasetFile
+from vista.data.files import bucket_file, checksum
+from vista.data.schema import DatasetInfo, Windows, bucket_of
 from vista.delivery.backfill import backfill
 from vista.delivery.catalog import open_catalog
 from vista.delivery.control import barrier, release_record, retirement
@@ -203,7 +205,22 @@ def finish_stages(settings: Settings, run_id: str, epoch: Epoch, *, gate: bool =
     for name, report in reports.items():
         keep_report(run, name, report)
     if not run.data.exists():
-        (run.data / "events").mkdir(parents=True)
-        events = pa.table({"event_time_us": pa.array([5, 10_000_000, 7], pa.int64())})
-        pq.write_table(events, run.data / "events" / "bucket-00000.parquet")
+        write_events(run.data, [5, 10_000_000, 7])
     return run
+
+
+def write_events(data: Path, times_us: Sequence[int]) -> None:
+    """A prepared data set of which nothing but the times of its events can be read."""
+    path = bucket_file(data, "events", 0)
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"event_time_us": pa.array(times_us, pa.int64())}), path, use_dictionary=False)
+    info = DatasetInfo(
+        name="times", digest="", clock="event_time", first_day=0, last_day=1, rows=len(times_us), users=1,
+        items=1, candidates=0, rejects=0, duplicates=0, tasks=("label",), oracle_auc=None,
+    )  # fmt: skip
+    file = DatasetFile(
+        info=info, data=DataConfig(source="generated", buckets=1), windows=Windows(first_day=0, k=1, n=1),
+        origin_us=0, actions=(), context=(), dense=(), value_edges=(),
+        checksums={path.relative_to(data).as_posix(): checksum(path)},
+    )  # fmt: skip
+    write_sealed(data / "dataset.json", file.model_dump(mode="json"))

@@ -20,6 +20,7 @@ class RegionThread:
         timings = Timings(self.registry, region)
         self.worker = RegionWorker(region, log, store, timings.apply_seconds, timings.read_seconds, limits)
         self.monitor = Monitor(self.worker, log, catalog_url)
+        self.registry.register(self.monitor)
         self.stop = threading.Event()
         self.report: WorkerReport | None = None
         self._threads = [

@@ -54,5 +54,9 @@ class BackendError(VistaError):
     """A store, log, catalog, tracking server or Ray head cannot be reached or refuses."""
 
 
+class NoLogError(BackendError):
+    """There is no log yet: nothing has been delivered, or the URL names another place."""
+
+
 class StageError(VistaError):
     """A stage of a run failed; the message says which, why and what to do."""

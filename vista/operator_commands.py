@@ -184,10 +184,44 @@ def repair(
     click.echo(done)
 
 
+def _bucket() -> click.Option:
+    return click.Option(["--bucket"], type=int, help="one of them; default: all")
+
+
+@click.command("dead-letters", params=[_region(), _bucket()])
+@click.option("--save", help="a folder for their bytes, a file each")
+def dead_letters(region: str | None, bucket: int | None, save: str | None) -> None:
+    """List records that regions could not apply, why, and whether they can be applied now."""
+    from vista.serve.letters import list_letters
+
+    click.echo(list_letters(Settings.from_environment(), region, bucket, save))
+
+
+@click.command("replay-letters", params=[_region(), _bucket(), _reason(), _dry_run()])
+def replay_letters(region: str | None, bucket: int | None, reason: str, dry_run: bool) -> None:
+    """Send the dead letters that can be applied now through the log again; the others stay."""
+    from vista.serve.letters import replay_letters
+
+    check_reason(reason, dry_run)
+    click.echo(replay_letters(Settings.from_environment(), region, bucket, reason, dry_run=dry_run))
+
+
+@click.command("delete-letters", params=[_region(), _bucket(), _reason(), _dry_run()])
+def delete_letters(region: str | None, bucket: int | None, reason: str, dry_run: bool) -> None:
+    """Delete dead letters, for ever: nobody needs their bytes any more."""
+    from vista.serve.letters import delete_letters
+
+    check_reason(reason, dry_run)
+    click.echo(delete_letters(Settings.from_environment(), region, bucket, reason, dry_run=dry_run))
+
+
 def _space_epoch(space: str | None, epoch: int | None) -> tuple[str, int] | None:
     if (space is None) != (epoch is None):
         raise InputError("--space and --epoch name an epoch together: give both, or neither")
     return None if space is None or epoch is None else (space, epoch)
 
 
-COMMANDS = (releases, audit, rollback, freeze, unfreeze, withdraw, retire, verify, repair)
+COMMANDS = (
+    releases, audit, rollback, freeze, unfreeze, withdraw, retire, verify, repair,
+    dead_letters, replay_letters, delete_letters,
+)  # fmt: skip

@@ -63,7 +63,7 @@ class Supervisor:
         elif service.state == "starting" and service.server.answers():
             service.state, service.since_s = "ready", now_s
             services.say(f"{service.name} ready again")
-        elif service.state == "starting" and so_far_s > service.server.start_s:
+        elif service.state == "starting" and so_far_s > service.server.start_s and not service.may_wait:
             service.server.stop()
 
     def _pause_s(self, service: Service, lived_s: float) -> float:

@@ -32,6 +32,15 @@ def test_what_is_appended_is_read_in_order_with_its_offsets(log: Log) -> None:
     assert log.bounds(1) == (0, 0)
 
 
+def test_a_control_record_goes_behind_what_each_partition_holds(log: Log) -> None:
+    log.append(1, [b"a"])
+    log.broadcast([3, 1, 0], barrier(SPACES[0], 7))
+    log.broadcast([], barrier(SPACES[0], 8))
+    assert [log.bounds(partition)[1] for partition in range(BUCKETS)] == [1, 2, 0, 1]
+    assert log.read(1, 0, 1_000) == [(0, b"a"), (1, barrier(SPACES[0], 7))]
+    assert log.read(3, 0, 1_000) == [(0, barrier(SPACES[0], 7))]
+
+
 def test_a_read_holds_at_most_max_bytes_but_at_least_one_record(log: Log) -> None:
     log.append(0, [b"x" * 100, b"y" * 100, b"z" * 10])
     assert [offset for offset, _ in log.read(0, 0, 200)] == [0, 1]
@@ -45,6 +54,7 @@ def test_a_partition_that_does_not_exist_is_refused(log: Log) -> None:
         lambda: log.append(BUCKETS, [b"a"]),
         lambda: log.read(-1, 0, 10),
         lambda: log.bounds(99),
+        lambda: log.broadcast([0, BUCKETS], b"a"),
     ]
     for call in calls:
         with pytest.raises(InputError, match=r"the log has 0 \.\. 3"):

@@ -131,6 +131,10 @@ def test_bytes_that_are_no_record_of_the_bucket_are_kept_as_dead_letters(store: 
         assert word in letter.reason
     assert store.dead_letters(1) == []
     assert store.get_many(SPACE, 1, [user, stranger]) == [record(user), None]
+    assert store.delete_dead_letters(0, kept[1:3]) == 2
+    assert store.delete_dead_letters(0, kept[2:4]) == 1, "one of them has been deleted before"
+    assert store.delete_dead_letters(0, []) == 0
+    assert store.dead_letters(0) == [kept[0], kept[4]]
 
 
 def test_barrier_release_and_keys_are_in_the_state(store: Store) -> None:

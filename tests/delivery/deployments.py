@@ -150,8 +150,9 @@ def region_process(deployment: Deployment, region: str, logs: Path) -> Iterator[
         process = subprocess.Popen(
             command, cwd=ROOT, env=deployment.environment, text=True, stdout=subprocess.PIPE, stderr=errors
         )
+    says = re.compile("follows|waits for a first delivery")
     try:
-        until(lambda: process.poll() is not None or "/healthz" in path.read_text(), "the worker's port")
+        until(lambda: process.poll() is not None or says.search(path.read_text()), "the worker's beginning")
         found = re.search(r"http://127\.0\.0\.1:(\d+) has /healthz", path.read_text())
         assert found, path.read_text()
         yield RegionProcess(process, int(found[1]))

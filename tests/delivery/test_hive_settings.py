@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,15 +16,19 @@ from pymetastore.hive_metastore.ttypes import Database, FieldSchema, SerDeInfo, 
 
 from infra.hive import Metastore
 from infra.ports import free_block
+from infra.postgres import Postgres
+from infra.processes import descendants, wait_until
 from infra.s3 import S3
 from infra.servers import HOST
 from vista.delivery.address import Address
 from vista.delivery.catalog import open_catalog
+from vista.delivery.hive_thrift import SILENT_S
 from vista.delivery.hive_thrift import Metastore as Client
 from vista.delivery.interfaces import AuditLine
-from vista.errors import BackendError, InputError
+from vista.errors import BackendError, EpochError, InputError
 
 LIMIT_S = 10.0  # that a wrong setting may take until it is an error
+LINE = AuditLine(time_us=1, actor="test", action="note", reason=uuid.uuid4().hex, before="", after="")
 
 
 @contextmanager
@@ -95,6 +100,23 @@ def test_a_table_of_another_schema_is_named_with_the_difference(metastore: Metas
         open_catalog(url)
 
 
+def test_reading_makes_nothing(metastore: Metastore) -> None:
+    url = fresh_database(metastore)
+    database = url.rpartition("/")[2]
+    with (
+        closing(Client(Address.parse(url, options=frozenset()))) as client,
+        closing(open_catalog(url)) as catalog,
+        closing(open_catalog(url)) as other,
+    ):
+        assert (catalog.releases(), catalog.audit(), catalog.list_epochs("s")) == ([], [], [])
+        with pytest.raises(EpochError, match="never opened"):
+            catalog.withdraw("s", 1, LINE)
+        assert database not in client.call(lambda calls: calls.get_all_databases())
+        catalog.note(LINE)
+        assert database in client.call(lambda calls: calls.get_all_databases())
+        assert other.audit() == [LINE], "who found nothing looks again"
+
+
 def test_a_warehouse_without_permission_is_named(metastore: Metastore) -> None:
     """The database is there; its place cannot be written by anybody."""
     url = fresh_database(metastore)
@@ -102,8 +124,8 @@ def test_a_warehouse_without_permission_is_named(metastore: Metastore) -> None:
     with closing(Client(Address.parse(url, options=frozenset()))) as client:
         made = Database(name=database, locationUri="file:///proc/vista")
         client.call(lambda calls: calls.create_database(made))
-    with refused("may write to its warehouse"):
-        open_catalog(url)
+    with closing(open_catalog(url)) as catalog, refused("may write to its warehouse"):
+        catalog.note(LINE)
 
 
 def test_a_frozen_metastore_is_an_error_in_time_and_goes_on_afterwards(metastore: Metastore) -> None:
@@ -119,13 +141,75 @@ def test_a_frozen_metastore_is_an_error_in_time_and_goes_on_afterwards(metastore
         assert catalog.releases() == []
 
 
+def test_a_metastore_that_is_frozen_in_the_middle_of_a_call_is_an_error_in_time(metastore: Metastore) -> None:
+    with closing(open_catalog(fresh_database(metastore))) as catalog:
+        catalog.note(LINE)
+        for ask in (lambda: catalog.note(LINE), catalog.releases, lambda: catalog.list_epochs("s")):
+            os.kill(metastore.server.pid, signal.SIGSTOP)
+            try:
+                with refused("does not answer"):
+                    ask()
+            finally:
+                os.kill(metastore.server.pid, signal.SIGCONT)
+            before = len(catalog.audit())
+            catalog.note(LINE)
+            assert len(catalog.audit()) == before + 1
+
+
+def test_a_metastore_whose_database_is_frozen_is_an_error_in_time(
+    metastore: Metastore, postgres: Postgres
+) -> None:
+    url = fresh_database(metastore)
+    with closing(open_catalog(url)) as catalog:
+        catalog.note(LINE)
+        processes = {postgres.server.pid, *descendants(postgres.server.pid)}
+        for pid in processes:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            with refused("does not answer"):
+                catalog.note(LINE)
+            with refused("does not answer"):
+                open_catalog(url)
+        finally:
+            for pid in processes:
+                os.kill(pid, signal.SIGCONT)
+        before = len(catalog.audit())
+        catalog.note(LINE)
+        assert len(catalog.audit()) == before + 1
+
+
+def test_a_call_that_takes_long_is_waited_for_while_others_are_answered(
+    metastore: Metastore, postgres: Postgres
+) -> None:
+    with closing(open_catalog(fresh_database(metastore))) as catalog:
+        catalog.note(LINE)
+        with locked_tables(postgres, seconds=3 * SILENT_S):
+            started_s = time.monotonic()
+            catalog.note(LINE)
+            assert time.monotonic() - started_s > SILENT_S
+        assert catalog.audit() == [LINE, LINE]
+
+
+@contextmanager
+def locked_tables(postgres: Postgres, seconds: float) -> Iterator[None]:
+    """The metastore waits for its database as soon as it looks for a table."""
+    lock = f'BEGIN; LOCK TABLE "TABLE_PARAMS"; SELECT pg_sleep({seconds}); COMMIT'
+    held = (
+        "SELECT 1 FROM pg_locks WHERE relation = '\"TABLE_PARAMS\"'::regclass AND mode ~ '^AccessExclusive'"
+    )
+    locking = threading.Thread(target=postgres.sql, args=(lock, "hive"))
+    locking.start()
+    assert wait_until(lambda: bool(postgres.sql(held, "hive")), LIMIT_S)
+    yield
+    locking.join()
+
+
 def test_a_catalog_rides_out_a_restart(metastore: Metastore, tmp_path: Path) -> None:
     """Its old connection is broken; what it asks next is answered all the same, and done once."""
-    line = AuditLine(time_us=1, actor="test", action="note", reason=uuid.uuid4().hex, before="", after="")
     with closing(open_catalog(fresh_database(metastore))) as catalog:
-        catalog.note(line)
+        catalog.note(LINE)
         metastore.server.kill()
         metastore.server.start()
         metastore.server.wait()
-        catalog.note(line)
-        assert catalog.audit() == [line, line]
+        catalog.note(LINE)
+        assert catalog.audit() == [LINE, LINE]

@@ -52,6 +52,8 @@ def test_a_worker_that_is_told_to_stop_finishes_its_batch_and_reports(
             region_process(deployment, "east", tmp_path) as worker,
         ):
             until(lambda: worker.metric("vista_records_total", outcome="written") > USERS, "it follows")
+            store = backends.stores["east"]
+            until(lambda: all(store.state(bucket).offset for bucket in range(BUCKETS)), "in every bucket")
             report = WorkerReport.model_validate_json(worker.stop())
         assert report.written > USERS
         assert report.refused == 0
@@ -88,6 +90,27 @@ def test_a_worker_killed_at_any_point_loses_nothing(
         found.lost = sum(held[user] != data for (_, user), data in stream.newest.items())
         assert found.lost == 0
         assert_equal_to_a_drained_region(backends)
+
+
+def test_a_worker_waits_for_a_first_delivery(deployment: Deployment, tmp_path: Path) -> None:
+    """Of a new deployment: no crash, one line in the log, a clear state; then it goes on by itself."""
+    with region_process(deployment, "west", tmp_path) as idle:
+        assert idle.health()["waiting"]
+        assert WorkerReport.model_validate_json(idle.stop()) == WorkerReport()
+    with region_process(deployment, "east", tmp_path) as worker:
+        health = worker.health()
+        assert (health["ready"], health["waiting"], health["buckets"]) == (False, True, 0)
+        assert "it waits for a first delivery: " in health["reasons"][0]
+        assert deployment.settings.log_url in health["reasons"][0]
+        prepared(deployment, tmp_path)
+        with open_backends(deployment.settings) as backends:
+            until(lambda: is_at_end(backends, "east"), "it has all of the first delivery")
+            assert_equal_to_a_drained_region(backends)
+        assert not worker.health()["waiting"]
+        assert worker.process.poll() is None
+        worker.stop()
+    (log,) = tmp_path.glob("east-*.log")
+    assert log.read_text().count("waits for a first delivery") == 1
 
 
 def test_two_workers_share_a_region_and_one_may_vanish(deployment: Deployment, tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def said() -> Capacity:
     config = {"users": USERS, "seeds": MODEL.seeds, "width": MODEL.width, "buckets": BUCKETS}
-    return capacity(CapacityConfig(**config, table_epochs=1, log_epochs=1, epochs_kept=1, replication=1))
+    once = {"table_epochs": 1, "log_epochs": 1, "updates_per_week": 0, "epochs_kept": 1, "replication": 1}
+    return capacity(CapacityConfig(**config, **once))
 
 
 def file_bytes(home: Path, pattern: str) -> int:
@@ -74,7 +75,7 @@ def test_the_table_takes_what_is_said(home: Path, said: Capacity) -> None:
     )  # fmt: skip
     assert said.record_bytes * USERS == pytest.approx(records, rel=CODEC_TOLERANCE)
     # A file also has its schema, and its least and largest record: real ones are too long for that.
-    without_records = found - records - USERS * (said.table.user_bytes - said.record_bytes)
+    without_records = found - records - USERS * (said.table.record_bytes - said.record_bytes)
     assert 0 < without_records < BUCKETS * 16_384
 
 
@@ -106,7 +107,7 @@ def test_the_papers_petabyte() -> None:
 
 
 def test_totals_grow_with_what_multiplies_them() -> None:
-    base = CapacityConfig(users=10**6, buckets=1_024)
+    base = CapacityConfig(users=10**6, buckets=1_024, updates_per_week=0)
     one = capacity(base)
     twice = {
         "users": ("table", "log", "store"),
@@ -123,6 +124,18 @@ def test_totals_grow_with_what_multiplies_them() -> None:
             assert ratio == pytest.approx(2 if place in places else 1, rel=1e-3), (name, place)
     regions = capacity(base.model_copy(update={"regions": 6}))
     assert regions.total_bytes - one.total_bytes == 3 * one.store.total_bytes
+
+
+def test_the_log_holds_every_streamed_update_of_a_week_under_every_live_epoch() -> None:
+    base = CapacityConfig(users=10**6, buckets=1_024, updates_per_week=0)
+    none, ten = capacity(base), capacity(base.model_copy(update={"updates_per_week": 10}))
+    assert (none.log.records, ten.log.records) == (base.log_epochs, base.log_epochs + 2 * 10)
+    assert ten.log.total_bytes / none.log.total_bytes == pytest.approx(28 / 8, rel=1e-6)
+    assert (ten.table, ten.store) == (none.table, none.store), (
+        "only the newest record of a user is kept there"
+    )
+    assert ten.log.machines is not None
+    assert ten.log.total_bytes / ten.log.machines <= FILL * 8_192 * 2**30
 
 
 def test_a_bucket_that_fits_no_node_is_refused() -> None:

@@ -1,6 +1,7 @@
 """Workers, readiness, backfill and the stage: what reaches the regions, and what is said when it does not."""
 
 import json
+import sqlite3
 from contextlib import closing
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from delivery_samples import (
 )
 
 from vista.config import RefreshConfig, Settings
+from vista.data.schema import bucket_of
 from vista.delivery.backfill import backfill
 from vista.delivery.catalog import open_catalog
 from vista.delivery.control import barrier, retirement
@@ -29,7 +31,7 @@ from vista.delivery.regions import open_regions
 from vista.delivery.sqlite_log import SqliteLog
 from vista.delivery.store import open_store
 from vista.delivery.worker import Worker, drain
-from vista.errors import EpochError, InputError, RegionNotReadyError
+from vista.errors import EpochError, InputError, RegionNotReadyError, StageError
 from vista.summary.table import shards_of
 
 SPACE = SPACES[0]
@@ -72,6 +74,18 @@ def test_an_epoch_older_than_the_release_of_its_space_stays_in_the_table(
     assert not report.delivered
     assert "older epochs stay in the table" in report.reason
     assert not Path(settings.log_url.removeprefix("sqlite:///")).exists()
+
+
+def test_ages_are_not_told_by_events_that_were_damaged(tmp_path: Path, settings: Settings) -> None:
+    epoch = publish_epoch(tmp_path)
+    run = finish_stages(settings, "run-1", epoch)
+    (events,) = run.data.glob("events/*.parquet")
+    content = bytearray(events.read_bytes())
+    place = content.index((10_000_000).to_bytes(8, "little"))
+    content[place] ^= 1  # still a Parquet file, of another time
+    events.write_bytes(content)
+    with pytest.raises(StageError, match=r"bucket-00000\.parquet cannot be read \(its checksum is"):
+        deliver_epoch(RefreshConfig(recipe="smoke", run_id="run-1"), settings)
 
 
 def test_open_withdrawn_and_unknown_epochs_are_not_delivered(tmp_path: Path, settings: Settings) -> None:
@@ -156,6 +170,19 @@ def test_damage_behind_an_equal_key_set_is_found_by_the_canaries(tmp_path: Path,
             check_ready("east", east, epoch, shards)
 
 
+@pytest.mark.parametrize("damaged", ['{"0": 12', "[3]", '{"0": "x"}', '{"0": -1}', "\0\0"])
+def test_a_damaged_progress_file_is_an_error_that_says_what_to_delete(
+    tmp_path: Path, settings: Settings, damaged: str
+) -> None:
+    epoch, progress = publish_epoch(tmp_path), tmp_path / "progress.json"
+    progress.write_text(damaged)
+    with closing(open_log(settings.log_url, BUCKETS)) as log:
+        with pytest.raises(StageError, match=r"progress\.json cannot be read .*: delete it"):
+            backfill(epoch, log, progress)
+        progress.unlink()
+        assert backfill(epoch, log, progress) == 40
+
+
 def test_a_backfill_goes_on_where_it_was_and_starts_again_on_a_new_log(
     tmp_path: Path, settings: Settings
 ) -> None:
@@ -217,6 +244,32 @@ def test_a_retirement_in_the_log_deletes_in_the_store(settings: Settings) -> Non
             assert store.retire(SPACE, 1) == 0, "the worker has deleted it"
             assert store.get_many(SPACE, 1, [user]) == [None]
             assert store.get_many(SPACE, 2, [user]) == [record(user, epoch=2)]
+
+
+def test_what_a_worker_was_killed_before_it_deleted_is_deleted_by_the_next_one(settings: Settings) -> None:
+    users = [user for bucket in range(BUCKETS) for user in users_of(bucket, 3)]
+
+    def held(region: str) -> int:
+        with closing(sqlite3.connect(settings.home / "stores" / f"{region}.db")) as connection:
+            (count,) = connection.execute("SELECT COUNT(*) FROM summaries").fetchone()
+        return int(count)
+
+    with closing(open_log(settings.log_url, BUCKETS)) as log, open_regions(settings, BUCKETS) as stores:
+        zombie = Worker("west", log, stores["west"])
+        zombie.assign([0])
+        for user in users:
+            log.append(bucket_of(user, BUCKETS), [record(user, epoch=1), record(user, epoch=2)])
+        for name, store in stores.items():
+            drain(name, log, store)
+            # as a worker that is killed behind the batch with the retirement
+            for bucket in range(BUCKETS):
+                offset = store.state(bucket).offset
+                assert store.apply(bucket, offset, offset, [retirement(SPACE, 1)]).accepted
+            assert held(name) == 2 * len(users)
+        drain("east", log, stores["east"])
+        assert zombie.step()
+        assert zombie.report.refused == 1
+        assert held("east") == held("west") == len(users)
 
 
 def test_a_refused_worker_goes_on_from_the_stored_offset(settings: Settings) -> None:

@@ -1,14 +1,18 @@
 """The embedded back ends' failures: each one `BackendError` that names the URL and a remedy."""
 
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from delivery_samples import BUCKETS, SPACES, record, users_of
 
-from vista.delivery import sqlite
+from vista.delivery import sqlite, sqlite_log
 from vista.delivery.audit import audit_line
 from vista.delivery.catalog import open_catalog
 from vista.delivery.control import retirement
@@ -45,6 +49,129 @@ def test_the_log_deletes_what_is_retired(tmp_path: Path) -> None:
     log.append(3, [record(user, epoch=1), record(user, epoch=3), record(user, epoch=2)])
     log.append(3, [retirement(SPACES[0], 2)])
     assert log.read(3, 0, 10**6) == [(1, record(user, epoch=3)), (3, retirement(SPACES[0], 2))]
+
+
+def test_a_file_that_was_deleted_or_replaced_is_not_written_to_any_more(tmp_path: Path) -> None:
+    """An operator empties a store by deleting its files, whoever has them open."""
+    url, (user, other) = f"sqlite:///{tmp_path}/store.db", users_of(0, 2)
+    worker, reader = open_store(url, BUCKETS), open_store(url, BUCKETS)
+    worker.apply(0, 0, 5, [record(user)])
+    assert reader.get_many(SPACES[0], 1, [user]) == [record(user)]
+    for path in tmp_path.glob("store.db*"):
+        path.unlink()
+    assert reader.get_many(SPACES[0], 1, [user]) == [None]
+    assert (worker.apply(0, 5, 6, []).accepted, worker.state(0).offset) == (False, 0)
+    assert worker.apply(0, 0, 1, [record(other)]).accepted
+    assert reader.get_many(SPACES[0], 1, [user, other]) == [None, record(other)]
+    assert open_store(url, BUCKETS).state(0).offset == 1
+
+
+def test_a_file_that_was_deleted_without_its_journal_is_refused(tmp_path: Path) -> None:
+    url, (user,) = f"sqlite:///{tmp_path}/store.db", users_of(0, 1)
+    store = open_store(url, BUCKETS)
+    store.apply(0, 0, 5, [record(user)])
+    (tmp_path / "store.db").unlink()
+    for one in (store, open_store(url, BUCKETS)):
+        with pytest.raises(
+            BackendError, match=r"store\.db was deleted, but its -wal was left: delete .*-shm too"
+        ):
+            one.state(0)
+    for path in tmp_path.glob("store.db*"):
+        path.unlink()
+    assert store.state(0).offset == 0
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "other.db")) as connection:
+        connection.execute("CREATE TABLE recipes (name TEXT)")
+    for use in (
+        lambda url: open_catalog(url).releases(),
+        lambda url: open_log(url),
+        lambda url: open_log(url, BUCKETS),
+        lambda url: open_store(url, BUCKETS).state(0),
+    ):
+        with pytest.raises(
+            BackendError, match=r"other\.db is a file of another kind or layout: move it away"
+        ):
+            use(f"sqlite:///{tmp_path}/other.db")
+
+
+def test_a_database_that_another_process_keeps_locked_is_an_error_in_time(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/store.db", BUCKETS)
+    assert store.state(0).offset == 0
+    hold = "c = sqlite3.connect(sys.argv[1]); c.execute('BEGIN IMMEDIATE'); print(1, flush=True); input()"
+    command = [sys.executable, "-c", f"import sqlite3, sys; {hold}", str(tmp_path / "store.db")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "1\n"
+        started_s = time.monotonic()
+        with pytest.raises(BackendError, match="another process has kept it locked"):
+            store.apply(0, 0, 1, [])
+        assert time.monotonic() - started_s < 10.0
+        assert store.state(0).offset == 0, "it can be read"
+        holder.communicate("")
+    assert store.apply(0, 0, 1, []).accepted
+
+
+def test_a_user_without_permission_is_told_of_the_folder(servers_place: Path) -> None:
+    place = servers_place / "others"
+    place.mkdir()
+    store = open_store(f"sqlite:///{place}/store.db", BUCKETS)
+    store.apply(0, 0, 1, [])
+    store.close()
+    code = f"""
+import os
+from vista.delivery.audit import audit_line
+from vista.delivery.catalog import open_catalog
+from vista.delivery.log import open_log
+from vista.delivery.store import open_store
+from vista.errors import BackendError
+os.chmod({str(place)!r}, 0o555)
+if os.getuid() == 0:
+    os.setuid(65534)
+url = "sqlite:///{place}/"
+for use in (
+    lambda: open_log(url + "log.db", 4), lambda: open_store(url + "store.db", 4).apply(0, 1, 2, []),
+    lambda: open_catalog(url + "catalog.db").note(audit_line("freeze", "me", "why")),
+):
+    try:
+        use()
+    except BackendError as error:
+        print(error)
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root,
+        env={"PYTHONPATH": str(root)},
+    )  # fmt: skip
+    said = done.stdout.splitlines()
+    assert len(said) == 3
+    assert all("writable for this user" in line and str(place) in line for line in said)
+
+
+def test_a_clock_that_is_set_back_leaves_no_bucket_without_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log(f"sqlite:///{tmp_path}/log.db", BUCKETS)
+    now_s = [time.time()]
+    monkeypatch.setattr(sqlite_log, "time", SimpleNamespace(time=lambda: now_s[0], monotonic=time.monotonic))
+    monkeypatch.setattr(sqlite_log, "HEARTBEAT_S", 0.0)
+    held: dict[str, set[int]] = {"killed": set(), "lives": set()}
+    killed, lives = (
+        log.subscribe("east", held[name].update, held[name].difference_update) for name in ("killed", "lives")
+    )
+    for _ in range(2):
+        for one in (killed, lives):
+            one.poll()
+    assert len(held["killed"]) == len(held["lives"]) == BUCKETS / 2
+    now_s[0] -= 3_600
+    lives.poll()
+    assert held["lives"] == set(range(BUCKETS)), "the killed one's sign of life is an hour ahead"
+    for _ in range(2):
+        for one in (killed, lives):
+            one.poll()
+    assert held["killed"] | held["lives"] == set(range(BUCKETS))
+    assert not held["killed"] & held["lives"], "it was not killed after all"
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

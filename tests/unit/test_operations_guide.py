@@ -38,6 +38,13 @@ def test_every_file_that_is_named_exists() -> None:
         assert (ROOT / path).exists(), path
 
 
+def test_every_test_that_is_named_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", GUIDE))
+    files = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(named) > 40
+    assert named <= set(re.findall(r"^def (test_\w+)\(", "\n".join(files), re.MULTILINE))
+
+
 def test_every_metric_is_explained_and_exists() -> None:
     code = (ROOT / "vista" / "delivery" / "region_health.py").read_text(encoding="utf-8")
     told = {name.removesuffix("_total") for name in re.findall(r"^\| `(vista_\w+)` \|", GUIDE, re.MULTILINE)}

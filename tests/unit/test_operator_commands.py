@@ -3,13 +3,24 @@
 from pathlib import Path
 
 import pytest
-from delivery_samples import BUCKETS, SPACES, deliver_here, publish_epoch, settings_of
+from delivery_samples import (
+    BUCKETS,
+    SPACES,
+    deliver_here,
+    publish_epoch,
+    record,
+    settings_of,
+    users_of,
+)
 
 from vista.__main__ import main
 from vista.config import Settings
+from vista.delivery.control import release_record
+from vista.delivery.interfaces import Release
 from vista.delivery.regions import open_backends
 from vista.delivery.release import promote
 from vista.delivery.sqlite_store import SqliteStore
+from vista.delivery.worker import drain
 from vista.operator_commands import COMMANDS
 
 SPACE = SPACES[0]
@@ -44,7 +55,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> 
 @pytest.mark.parametrize("command", [command.name for command in COMMANDS])
 def test_help_says_what_is_required(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = " ".join(said(capsys, command, "--help").split())
-    if command in ("releases", "audit"):
+    if command in ("releases", "audit", "dead-letters"):
         assert "--reason" not in shown
     elif command == "verify":
         assert "--dry-run" not in shown, "it changes nothing"
@@ -56,7 +67,7 @@ def test_help_says_what_is_required(command: str, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["rollback"], ["freeze"], ["unfreeze"], ["repair"],
+        ["rollback"], ["freeze"], ["unfreeze"], ["repair"], ["replay-letters"], ["delete-letters"],
         ["withdraw", "--space", SPACE, "--epoch", "1"], ["retire", "--space", SPACE, "--epoch", "1"],
     ],
 )  # fmt: skip
@@ -123,6 +134,56 @@ def test_verify_and_repair(settings: Settings, capsys: pytest.CaptureFixture[str
     assert "verify" in kept
     assert "-> nothing is wrong" in kept
     assert ": lost rows" in kept
+
+
+def test_dead_letters(settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there are no dead letters" in said(capsys, "dead-letters")
+    (user,), (stranger,), (other,) = (users_of(bucket, 1) for bucket in (0, 1, 2))
+    strayed, late = record(stranger, 500, epoch=2), record(other, 500, epoch=2)
+    damaged = release_record(Release(id="r-x", space=SPACE, epoch=1, foundation="f", downstream="d"))[:-1]
+    with open_backends(settings) as backends:
+        backends.log.append(0, [b"garbage", strayed, record(user, 500, epoch=2)])
+        for name, store in backends.stores.items():
+            drain(name, backends.log, store)
+        west = backends.stores["west"]
+        offset = west.state(3).offset
+        assert west.apply(3, offset, offset, [damaged, late]).dead_letters == 2
+
+        def held(region: str) -> list[bytes]:
+            store = backends.stores[region]
+            return [letter.data for bucket in range(BUCKETS) for letter in store.dead_letters(bucket)]
+
+        listed = said(capsys, "dead-letters")
+        assert listed.count("region west, bucket ") == 4
+        assert listed.count("region east, bucket 0") == 2
+        assert "belongs to bucket 1, not 0; usable in bucket 1" in listed
+        saved = ("--region", "west", "--bucket", "3", "--save", str(tmp_path / "out"))
+        assert said(capsys, "dead-letters", *saved).count("region west, bucket 3") == 2
+        assert {path.read_bytes() for path in (tmp_path / "out").iterdir()} == {damaged, late}
+        assert "bucket 4 does not exist" in said(capsys, "dead-letters", "--bucket", "4", code=2)
+        north = said(capsys, "delete-letters", "--region", "north", "--dry-run", code=2)
+        assert "region 'north' does not exist" in north
+
+        assert "3 dead letters would be replayed, 3 stay" in said(capsys, "replay-letters", "--dry-run")
+        assert held("east") == [b"garbage", strayed]
+        ends = [backends.log.bounds(bucket)[1] for bucket in range(BUCKETS)]
+        replayed = said(capsys, "replay-letters", "--reason", "they strayed")
+        assert "3 dead letters are replayed, 3 stay" in replayed
+        added = [backends.log.bounds(bucket)[1] - end for bucket, end in enumerate(ends)]
+        assert added == [0, 1, 1, 0], "once for both regions"
+        assert (held("east"), held("west")) == ([b"garbage"], [b"garbage", damaged])
+        for store in backends.stores.values():
+            assert store.get_many(SPACE, 2, [stranger, other]) == [strayed, late]
+        assert "0 dead letters are replayed, 3 stay" in said(capsys, "replay-letters", "--reason", "again")
+
+        assert "3 would be deleted" in said(capsys, "delete-letters", "--dry-run")
+        deleted = said(capsys, "delete-letters", "--region", "east", "--reason", "a bit flipped")
+        assert "1 are deleted" in deleted
+        assert (held("east"), len(held("west"))) == ([], 2)
+    lines = said(capsys, "audit")
+    assert "they strayed\n    dead letters: 1 of east, 2 of west -> nothing" in lines
+    assert "a bit flipped\n    dead letters: 1 of east -> nothing" in lines
+    assert ": again" not in lines, "nothing was done"
 
 
 def test_the_stages_options_do_not_mix_with_a_regions(

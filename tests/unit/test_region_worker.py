@@ -17,7 +17,7 @@ from region_threads import RegionThread, region_thread
 from vista.config import Settings
 from vista.delivery import sqlite
 from vista.delivery.backfill import backfill
-from vista.delivery.control import release_record
+from vista.delivery.control import release_record, retirement
 from vista.delivery.interfaces import Release
 from vista.delivery.lag import MAX_SAMPLES, Ends, Lag
 from vista.delivery.log import open_log
@@ -72,6 +72,25 @@ def test_it_follows_the_log_counts_and_leaves_when_told(log: SqliteLog, store: S
     assert (running.report.written, running.report.dead_letters) == (2 * 10 * BUCKETS, 1)
     with log._database.read() as connection:
         assert connection.execute("SELECT COUNT(*) FROM members").fetchone() == (0,), "it has left"
+
+
+def test_it_deletes_what_its_forerunner_was_killed_before_deleting_also_while_room_is_short(
+    log: SqliteLog, store: SqliteStore
+) -> None:
+    for bucket in range(BUCKETS):
+        retired = [*(record(user) for user in users_of(bucket, 10)), retirement(SPACE, 1)]
+        assert store.apply(bucket, 0, 11, retired).accepted
+        log.append(bucket, retired)
+
+    def held() -> int:
+        with store._database.read() as connection:
+            (count,) = connection.execute("SELECT COUNT(*) FROM summaries").fetchone()
+        return int(count)
+
+    assert held() == 10 * BUCKETS
+    with region_thread("east", log, store, Limits(min_free_bytes=2**62)) as running:
+        until(lambda: running.worker.held_back)
+        until(lambda: held() == 0)
 
 
 def test_a_hole_stops_its_bucket_alone_until_the_store_is_past_it(
@@ -201,7 +220,7 @@ def test_health_and_metrics_over_http(log: SqliteLog, store: SqliteStore) -> Non
     fill(log)
     with (
         region_thread("east", log, store) as running,
-        served(running.monitor, running.registry, 0) as port,
+        served(running.monitor.health, running.registry, 0) as port,
     ):
         until(lambda: running.monitor.health().ready and is_at_end(log, store))
         with urlopen(f"http://127.0.0.1:{port}/healthz") as answer:
@@ -216,7 +235,7 @@ def test_health_and_metrics_over_http(log: SqliteLog, store: SqliteStore) -> Non
         other = RegionThread("west", log, store, LIMITS, "")
         with (
             pytest.raises(InputError, match=f"--port {port}: .*choose another one"),
-            served(other.monitor, other.registry, port),
+            served(other.monitor.health, other.registry, port),
         ):
             pass
 

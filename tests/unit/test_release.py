@@ -2,6 +2,8 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from vista.delivery.promote import promote_run
 from vista.delivery.readiness import RegionState
 from vista.delivery.regions import Backends, open_backends
 from vista.delivery.release import announce, current_release, promote, retire, rollback, withdraw
+from vista.delivery.retirements import is_retired
+from vista.delivery.sqlite_catalog import SqliteCatalog
 from vista.delivery.worker import drain
 from vista.errors import EpochError, InputError, RegionNotReadyError, ReleaseConflictError
 
@@ -234,6 +238,86 @@ def test_what_a_rollback_would_need_is_not_retired(backends: Backends) -> None:
         assert store.get_many(SPACE, 1, range(40)) == [None] * 40
     assert backends.catalog.audit()[-1].before == "sample-c/1"
     retire(backends, space="sample-unknown", epoch=5, actor="me", reason="another space")
+
+
+@pytest.mark.parametrize("action", ["promote", "rollback"])
+@pytest.mark.parametrize("meanwhile", ["withdraw", "retire"])
+def test_an_epoch_that_goes_while_it_is_released_is_taken_back(
+    backends: Backends, settings: Settings, action: str, meanwhile: str
+) -> None:
+    """Another process withdraws or retires it right before the swap, when it is not needed yet."""
+    for number in (1, 2, 3):
+        promoted(backends, number)
+    serving = backends.catalog.releases()[-1]
+    space, epoch = (SPACE, 1) if action == "rollback" else ("sample-other", 1)
+    if action == "promote":
+        deliver_here(settings.home, publish_epoch(settings.home, space=space), settings)
+
+    class Meanwhile(SqliteCatalog):
+        def swap_release(self, expected: str | None, new: Release, audit: AuditLine) -> None:
+            if new.space == space and new.epoch == epoch:
+                with open_backends(settings) as other:
+                    if meanwhile == "withdraw":
+                        assert (
+                            withdraw(other.catalog, space=space, epoch=epoch, actor="she", reason="bad")
+                            is None
+                        )
+                    else:
+                        retire(other, space=space, epoch=epoch, actor="she", reason="old")
+            super().swap_release(expected, new, audit)
+
+    with closing(Meanwhile(settings.catalog_url)) as catalog:
+        racing = Backends(catalog, backends.log, backends.stores)
+        acts = {
+            "rollback": partial(rollback, racing, to=catalog.releases()[0].id),
+            "promote": partial(
+                promote, racing, space=space, epoch=epoch, foundation="f", downstream="d",
+                instead_of=serving.id,
+            ),
+        }  # fmt: skip
+        taken_back = f"was taken back: epoch 1 of {space} was {meanwhile}.* meanwhile"
+        with pytest.raises(EpochError, match=taken_back):
+            acts[action](actor="me", reason="race")
+    current = backends.catalog.releases()[-1]
+    assert current.model_copy(update={"id": serving.id, "previous": serving.previous}) == serving
+    assert served(backends) == {current.id}
+
+
+def test_what_is_retired_is_not_released_by_a_region_that_has_not_heard_of_it(backends: Backends) -> None:
+    for number in (1, 2, 3):
+        promoted(backends, number)
+    first = backends.catalog.releases()[0]
+    line = AuditLine(time_us=0, actor="she", action="retire", reason="old", before=f"{SPACE}/1", after="")
+    backends.catalog.note(line)  # she is about to tell the log
+    for dry_run in (True, False):
+        with pytest.raises(EpochError, match="epoch 1 of sample-c is retired: the regions delete"):
+            rollback(backends, to=first.id, actor="me", reason="late", dry_run=dry_run)
+    assert len(backends.catalog.releases()) == 3
+    assert rollback(backends, to=None, actor="me", reason="a newer one").changed
+
+
+def test_a_retirement_looks_once_more_after_it_is_known(backends: Backends, settings: Settings) -> None:
+    """Another process rolls back to the epoch between the check and the note."""
+    for number in (1, 2, 3):
+        promoted(backends, number)
+
+    class Meanwhile(SqliteCatalog):
+        def note(self, audit: AuditLine) -> None:
+            if audit.action == "retire":
+                with open_backends(settings) as other:
+                    rollback(other, to=other.catalog.releases()[0].id, actor="she", reason="urgent")
+            super().note(audit)
+
+    with (
+        closing(Meanwhile(settings.catalog_url)) as catalog,
+        pytest.raises(EpochError, match="epoch 1 of sample-c is needed by release"),
+    ):
+        retire(
+            Backends(catalog, backends.log, backends.stores), space=SPACE, epoch=1, actor="me", reason="old"
+        )
+    assert not is_retired(backends.catalog, SPACE, 1), "it was taken back"
+    for name, store in backends.stores.items():
+        assert RegionState.of(name, store, BUCKETS).complete(SPACE, 1)
 
 
 def test_a_broken_region_stops_no_rollback_and_catches_up_later(

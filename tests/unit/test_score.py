@@ -2,10 +2,12 @@
 
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from delivery_samples import BUCKETS, deliver_here, finish_stages, keep_report, settings_of
@@ -14,18 +16,19 @@ from vista.__main__ import main
 from vista.config import DataConfig, GeneratedConfig, ModelConfig, Settings, WindowConfig
 from vista.data.dataset import Dataset
 from vista.data.features import serving_batch
+from vista.data.files import checksum
 from vista.data.prepare import prepare_dataset
 from vista.delivery.catalog import open_catalog
-from vista.delivery.deliver import newest_event_us
 from vista.delivery.interfaces import Epoch
 from vista.delivery.publish import attempt_directory, commit
 from vista.delivery.regions import open_backends, open_regions
 from vista.delivery.release import promote
-from vista.errors import EpochError, InputError, SpaceMismatchError
+from vista.errors import EpochError, InputError, SpaceMismatchError, StageError
 from vista.model.checkpoint import CheckpointMeta, load, save
 from vista.model.downstream import Downstream
 from vista.model.inputs import tensors
 from vista.model.ranker import Ranker
+from vista.runs import write_sealed
 from vista.serve.score import Answer, score
 from vista.summary.codec import decode_summary
 from vista.summary.export import ExportedEpoch, export_bucket
@@ -110,6 +113,16 @@ def command_line(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Setting
     return settings
 
 
+@pytest.fixture
+def data(settings: Settings, tmp_path: Path) -> Iterator[Path]:
+    """The data set of the release, put back as it was afterwards."""
+    data, kept = settings.runs / "run-2" / "data", tmp_path / "kept"
+    shutil.copytree(data, kept)
+    yield data
+    shutil.rmtree(data)
+    shutil.copytree(kept, data)
+
+
 def by_hand(settings: Settings, number: int, *, fallback: bool = False) -> np.ndarray:
     """The same scores, computed from the record and the model without the store's reader."""
     data = settings.runs / f"run-{number}" / "data"
@@ -121,8 +134,9 @@ def by_hand(settings: Settings, number: int, *, fallback: bool = False) -> np.nd
     if not fallback:
         assert record is not None
         summary_SD = torch.from_numpy(decode_summary(record)[1])
-    cut_us = newest_event_us(data) + 1
-    batch = serving_batch(Dataset.open(data), int(USER), [int(item) for item in ITEMS], cut_us, 2)
+    dataset = Dataset.open(data)
+    cut_us = dataset.newest_event_us + 1
+    batch = serving_batch(dataset, int(USER), [int(item) for item in ITEMS], cut_us, 2)
     assert batch.seq_offsets.tolist() == [0, 2]
     with torch.inference_mode():
         logits_CT = model(tensors(batch, "cpu"), summary_SD[None]).logits_CT
@@ -151,9 +165,25 @@ def test_an_answer_comes_from_the_nearest_region_and_says_of_what_it_is_made(set
     data = settings.runs / "run-2" / "data"
     assert (answer.release, answer.space, answer.epoch) == (release.id, SPACE, 2)
     assert (answer.region, answer.degraded) == ("east", None)
-    assert answer.summary_age_s == (newest_event_us(data) - as_of_us) / 1e6 > 0
+    assert answer.summary_age_s == (Dataset.open(data).newest_event_us - as_of_us) / 1e6 > 0
     assert list(answer.scores) == ITEMS
     assert set(answer.scores["3"]) == {"label"}
+
+
+def test_text_ids_are_those_of_the_data_set_and_not_of_a_damaged_file(settings: Settings, data: Path) -> None:
+    numbers, texts = score(settings, USER, ITEMS), data / "ids-user.parquet"
+    pl.DataFrame({"text": [f"u{number}" for number in range(60)]}).write_parquet(texts)
+    file = Dataset.open(data).file
+    checksums = {**file.checksums, texts.name: checksum(texts)}
+    write_sealed(
+        data / "dataset.json", file.model_copy(update={"checksums": checksums}).model_dump(mode="json")
+    )
+    found = score(settings, f"u{USER}", ITEMS)
+    assert (found.scores, found.region) == (numbers.scores, "east")
+    assert (score(settings, "stranger", ITEMS).degraded or "").startswith("user 'stranger' is in no event")
+    pl.DataFrame({"text": [f"u{number}" for number in reversed(range(60))]}).write_parquet(texts)
+    with pytest.raises(StageError, match=r"ids-user\.parquet cannot be read \(its checksum is"):
+        score(settings, f"u{USER}", ITEMS)
 
 
 def test_regions_fail_over_and_at_last_the_fallback_answers(settings: Settings) -> None:
@@ -362,7 +392,6 @@ def test_operators_of_an_empty_deployment_are_told_what_to_do(
     assert main(["rollback", "--reason", "x"]) == 1
     assert main(["verify"]) == 1
     assert main(["deliver", "--region", "north"]) == 2
-    assert main(["deliver", "--region", "east"]) == 1
     assert main(["audit"]) == 0
     assert main(["freeze", "--reason", "x"]) == 2
     assert main(["repair", "--reason", "x"]) == 2

@@ -1,6 +1,7 @@
 """Records that are copied from an earlier epoch: which, and that they are what the model would have made."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -17,16 +18,20 @@ from vista.config import DataConfig, ModelConfig, RefreshConfig, WindowConfig
 from vista.data.dataset import Dataset
 from vista.data.prepare import prepare_dataset
 from vista.data.schema import DAY_US, Batch, HistoryBatch
-from vista.delivery.interfaces import Epoch
-from vista.delivery.publish import export_id
+from vista.delivery.catalog import open_catalog
+from vista.delivery.interfaces import AuditLine, Catalog, Epoch
+from vista.delivery.publish import attempt_directory, commit, export_id
+from vista.delivery.release import withdraw
+from vista.delivery.sqlite_catalog import SqliteCatalog
 from vista.errors import EpochError
+from vista.model.checkpoint import CheckpointMeta
 from vista.model.inputs import tensors
 from vista.model.ranker import Ranker
 from vista.summary.export import COMPANY, ExportedEpoch, export_bucket, in_company
 from vista.summary.record import Codec, decode, encode, inspect
 from vista.summary.table import ShardRows, Work, read_bucket, verify_attempt, write_shard
 from vista.summary.unchanged import inputs_digests, users_where
-from vista.train.export_summaries import export_summaries, nearest
+from vista.train.export_summaries import export_summaries, nearest, open_export
 from vista.train.jobs import usable_epochs
 
 MODEL = ModelConfig(width=8, heads=2, layers=2, seeds=3, mlp=(16,), embedding_init=0.5)
@@ -367,6 +372,102 @@ def test_the_nearest_epoch_of_the_checkpoint_is_copied_from() -> None:
     ]  # fmt: skip
     assert nearest(known, opened, attempts, "d") == ["/1", "/attempt-7", "/attempt-8"]
     assert nearest(known, opened[2:], attempts[2:], "d") == ["/2"]
+
+
+def test_a_manifest_names_every_epoch_whose_records_may_be_in_the_shard(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    export(dataset, 3, tmp_path / "3")
+    export(dataset, 4, tmp_path / "4", earlier=tmp_path / "3")
+    export(dataset, 5, tmp_path / "5", earlier=tmp_path / "4")
+    found = [verify_attempt(tmp_path / name, BUCKETS).copied_from for name in ("3", "4", "5")]
+    assert found == [(), (3,), (3, 4)]
+
+
+def test_what_copied_from_an_epoch_that_is_withdrawn_meanwhile_is_not_published(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    bad = line("withdraw", "s/1")
+    with closing(open_catalog(f"sqlite:///{tmp_path}/catalog.db")) as catalog:
+        first, second = (opened(catalog, dataset, day) for day in (3, 4))
+        places = [attempt_directory(tmp_path, one, "a") for one in (first, second)]
+        export(dataset, 3, Path(places[0]), epoch=1)
+        first = commit(catalog, first, places[0])
+        export(dataset, 4, Path(places[1]), epoch=2, earlier=Path(places[0]))
+        catalog.withdraw("s", 1, bad)
+        with pytest.raises(EpochError, match="holds records of epoch 1, which has been withdrawn since"):
+            commit(catalog, second, places[1])
+        assert not Path(places[1]).exists(), "a rerun would have kept its shards"
+        export(dataset, 4, Path(places[1]), epoch=2)
+        assert commit(catalog, second, places[1]).copied_from == ()
+
+
+def test_a_withdrawal_between_check_and_publication_withdraws_the_copy(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/catalog.db"
+
+    class Slow(SqliteCatalog):
+        """Another process withdraws the source right before this one publishes."""
+
+        def publish(self, epoch: Epoch) -> Epoch:
+            with closing(open_catalog(url)) as other:
+                other.withdraw("s", 1, line("withdraw", "s/1"))
+            return super().publish(epoch)
+
+    with closing(open_catalog(url)) as catalog, closing(Slow(url)) as slow:
+        first, second = (opened(catalog, dataset, day) for day in (3, 4))
+        places = [attempt_directory(tmp_path, one, "a") for one in (first, second)]
+        export(dataset, 3, Path(places[0]), epoch=1)
+        commit(catalog, first, places[0])
+        export(dataset, 4, Path(places[1]), epoch=2, earlier=Path(places[0]))
+        with pytest.raises(EpochError, match="epoch 2 of s is withdrawn: it holds records of epoch 1"):
+            commit(slow, second, places[1])
+        assert [one.withdrawn for one in catalog.list_epochs("s")] == [True, True]
+        assert [one.before for one in catalog.audit()] == ["s/1", "s/2"]
+
+
+def test_a_source_is_withdrawn_after_its_copies(dataset: Dataset, tmp_path: Path) -> None:
+    with closing(open_catalog(f"sqlite:///{tmp_path}/catalog.db")) as catalog:
+        known = [opened(catalog, dataset, day) for day in (3, 4, 5)]
+        places = [attempt_directory(tmp_path, one, "a") for one in known]
+        before: Path | None = None
+        for number, (day, one, place) in enumerate(zip((3, 4, 5), known, places, strict=True), start=1):
+            export(dataset, day, Path(place), epoch=number, earlier=before)
+            commit(catalog, one, place)
+            before = Path(place)
+        how = {"space": "s", "actor": "me", "reason": "bad"}
+        for number, named in ((1, "epoch 3, epoch 2"), (2, "epoch 3")):
+            for dry_run in (True, False):
+                with pytest.raises(EpochError, match=f"are in {named} too: withdraw those first"):
+                    withdraw(catalog, epoch=number, dry_run=dry_run, **how)
+        for number in (3, 2, 1):
+            withdraw(catalog, epoch=number, **how)
+        assert all(one.withdrawn for one in catalog.list_epochs("s"))
+
+
+def test_to_export_again_what_was_withdrawn_opens_another_epoch(dataset: Dataset, tmp_path: Path) -> None:
+    with closing(open_catalog(f"sqlite:///{tmp_path}/catalog.db")) as catalog:
+        for number in (1, 2, 3):
+            again = [opened(catalog, dataset, 3) for _ in range(2)]
+            assert [one.epoch for one in again] == [number, number], "idempotent until it is withdrawn"
+            place = attempt_directory(tmp_path, again[0], "a")
+            export(dataset, 3, Path(place), epoch=number)
+            commit(catalog, again[0], place)
+            catalog.withdraw("s", number, line("withdraw", f"s/{number}"))
+
+
+def opened(catalog: Catalog, dataset: Dataset, day: int) -> Epoch:
+    meta = CheckpointMeta(
+        kind="vista", config=MODEL, spec=dataset.spec(dataset.day_start_us(3)), space="s",
+        trained_until_us=0, max_uih=1_000, digest="d",
+    )  # fmt: skip
+    as_of_us = dataset.day_start_us(day)
+    return open_export(catalog, meta, Path("c"), as_of_us, codec="int8", buckets=BUCKETS)
+
+
+def line(action: str, before: str) -> AuditLine:
+    return AuditLine(time_us=0, actor="me", action=action, reason="bad", before=before, after="")
 
 
 def test_what_an_interrupted_export_has_published_is_copied_from_where_it_lies() -> None:

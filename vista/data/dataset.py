@@ -77,6 +77,12 @@ class Dataset:
         """First microsecond of a day in the source's zone."""
         return self.days.start_us(day)
 
+    @cached_property
+    def newest_event_us(self) -> int:
+        """The clock of a run: the time of its newest event, so that ages mean something on old data."""
+        columns = (self._read("events", bucket, ["event_time_us"]) for bucket in range(self.buckets))
+        return max(int(column.to_numpy().max()) for column in columns if len(column))
+
     def split(self) -> Windows:
         """How a first refresh uses the days."""
         return self.file.windows

@@ -23,6 +23,9 @@ SAMPLE_USERS = 128
 TABLE_ROW_BYTES = 4 * 8 + 4
 """Of a row of the table beside the record: four numbers, and the record's length."""
 
+UPDATED_EPOCHS = 2
+"""A streamed update goes out under every live epoch: the current one, and during a rollout the next."""
+
 LOG_RECORD_BYTES = 48
 """Of a record of the log beside its value: key, lengths and deltas, its share of a batch's header and of the
 index."""
@@ -58,6 +61,11 @@ class CapacityConfig(Frozen):
     replication: int = Field(3, ge=1, description="copies of the table's files and of the log's partitions")
     epochs_kept: int = Field(3, ge=1, description="in the stores: previous, current, next")
     log_epochs: int = Field(8, ge=1, description="in the log: of a week, which it keeps, and the newest")
+    updates_per_week: int = Field(
+        7,
+        ge=0,
+        description="streamed updates of a user in a week; the log keeps each, under every live epoch",
+    )
     table_epochs: int = Field(30, ge=1, description="in the table, for the days that training looks back")
     buckets: int | None = Field(None, ge=1, le=65_536, description="empty: as many as the stores need")
     node_memory_gib: int = Field(256, ge=1, description="memory of one node of a store")
@@ -67,13 +75,13 @@ class CapacityConfig(Frozen):
 class Holding(Frozen):
     """The table, the log, or one region's store: what holds summaries.
 
-    `user_bytes` are of one user in one epoch and one copy. A piece is one bucket's: an epoch's file of the
-    table, a partition of the log, a bucket's keys in a store, in one copy. `machines` are brokers, or nodes
-    with their replicas; None for files.
+    `record_bytes` are of one record, of which each copy has `records` per user: one an epoch, in the log also
+    the updates. A piece is one bucket's: an epoch's file of the table, a partition of the log, a bucket's
+    keys in a store, in one copy. `machines` are brokers, or nodes with their replicas; None for files.
     """
 
-    user_bytes: float
-    epochs: int
+    record_bytes: float
+    records: int
     copies: int
     total_bytes: int
     pieces: int
@@ -99,7 +107,7 @@ class Capacity(Frozen):
             f"{self.record_bytes:,.0f} bytes a record",
             "",
             *_aligned(
-                ("", "per user", "epochs", "copies", "total", ""),
+                ("", "a record", "per user", "copies", "total", ""),
                 _row("table", self.table, f"{self.table.pieces:,} files of {{}} an epoch"),
                 _row(
                     "log", self.log, f"{self.log.pieces:,} partitions of {{}}, {self.log.machines:,} brokers"
@@ -129,7 +137,8 @@ def capacity(config: CapacityConfig) -> Capacity:
     record_bytes = float(np.mean(sizes))
     buckets = config.buckets or _buckets(config, sizes)
     table = _holding(config, record_bytes + TABLE_ROW_BYTES, buckets, config.table_epochs, config.replication)
-    log = _holding(config, record_bytes + LOG_RECORD_BYTES, buckets, config.log_epochs, config.replication)
+    logged = config.log_epochs + UPDATED_EPOCHS * config.updates_per_week
+    log = _holding(config, record_bytes + LOG_RECORD_BYTES, buckets, logged, config.replication)
     stored_bytes = float(np.mean([store_bytes(size, config.users, buckets) for size in sizes]))
     store = _holding(config, stored_bytes, buckets, config.epochs_kept, config.store_copies)
     return Capacity(
@@ -191,11 +200,11 @@ def size_text(size: float) -> str:
     return f"{size:.1f} {unit}" if size < 100 and unit != "B" else f"{size:,.0f} {unit}"
 
 
-def _holding(config: CapacityConfig, user_bytes: float, buckets: int, epochs: int, copies: int) -> Holding:
-    held_bytes = config.users * user_bytes * epochs
+def _holding(config: CapacityConfig, record_bytes: float, buckets: int, records: int, copies: int) -> Holding:
+    held_bytes = config.users * record_bytes * records
     return Holding(
-        user_bytes=user_bytes,
-        epochs=epochs,
+        record_bytes=record_bytes,
+        records=records,
         copies=copies,
         total_bytes=round(held_bytes * copies),
         pieces=buckets,
@@ -250,8 +259,8 @@ def _aligned(*rows: tuple[str, ...]) -> list[str]:
 def _row(name: str, held: Holding, needs: str) -> tuple[str, str, str, str, str, str]:
     return (
         name,
-        size_text(held.user_bytes),
-        f"{held.epochs:,}",
+        size_text(held.record_bytes),
+        f"{held.records:,}",
         f"{held.copies:,}",
         size_text(held.total_bytes),
         needs.format(size_text(held.piece_bytes)),

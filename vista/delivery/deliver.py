@@ -3,10 +3,9 @@
 import logging
 from collections.abc import Mapping
 from contextlib import closing
-from pathlib import Path
 
 from vista.config import Frozen, RefreshConfig, Settings
-from vista.data.files import read_prepared
+from vista.data.dataset import Dataset
 from vista.delivery.backfill import backfill
 from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import Catalog, Epoch, Store
@@ -57,7 +56,7 @@ def deliver_epoch(config: RefreshConfig, settings: Settings) -> DeliverReport:
         progress = run.path / "deliver" / f"{epoch.space}-{epoch.epoch}.json"
         appended = backfill(epoch, target, progress)
         drain_regions(settings, epoch.buckets)
-        clock_us = newest_event_us(run.data)
+        clock_us = Dataset.open(run.data).newest_event_us
         with open_regions(settings, epoch.buckets) as stores:
             regions: dict[str, RegionReport] = {}
             for name, store in stores.items():
@@ -120,13 +119,6 @@ def check_ready(name: str, store: Store, epoch: Epoch, shards: tuple[Shard, ...]
 def _repair(region: str, epoch: Epoch) -> str:
     named = f"--region {region} --space {epoch.space} --epoch {epoch.epoch}"
     return f"`python -m vista repair {named} --reason ...` refills it from the table"
-
-
-def newest_event_us(data: Path) -> int:
-    """The clock of a run: the time of its newest event, so that ages mean something on old data."""
-    files = sorted((data / "events").glob("*.parquet"))
-    columns = [read_prepared(file, ["event_time_us"])["event_time_us"] for file in files]
-    return max(int(column.to_numpy().max()) for column in columns if len(column))
 
 
 def _older_than_release(catalog: Catalog, epoch: Epoch) -> str:

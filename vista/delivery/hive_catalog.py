@@ -20,7 +20,7 @@ from pymetastore.hive_metastore.ttypes import AlreadyExistsException, NoSuchObje
 from vista.config import Frozen
 from vista.delivery.address import Address
 from vista.delivery.hive_journal import HEAD, Journal, partitions_of
-from vista.delivery.hive_schema import SUMMARIES, prepare, table
+from vista.delivery.hive_schema import SUMMARIES, is_prepared, prepare, table
 from vista.delivery.hive_thrift import Metastore, context
 from vista.delivery.interfaces import AuditLine, Epoch, Release
 from vista.delivery.rules import check_current, check_opened, check_published, check_same
@@ -28,6 +28,7 @@ from vista.errors import BackendError, InputError
 
 _FIELD = "vista."
 _OPERATIONS = "operations"
+FEW = 8
 Kind = TypeVar("Kind", bound=Frozen)
 
 
@@ -42,23 +43,20 @@ class Operation(Frozen):
 
 
 class HiveCatalog:
-    """See `vista.delivery.interfaces.Catalog`."""
+    """See `vista.delivery.interfaces.Catalog`. The first write makes database, tables and view; until then it
+    is empty."""
 
     def __init__(self, url: str) -> None:
-        """Makes database, tables and view if they are absent.
-
-        Raises `InputError` for a URL that is not hive://HOST:PORT/DATABASE, `BackendError`.
-        """
+        """Raises `InputError` for a URL that is not hive://HOST:PORT/DATABASE, `BackendError`."""
         address = Address.parse(url, options=frozenset())
         if len(address.hosts) != 1 or address.user or not address.name.isidentifier():
             raise InputError(f"catalog URL {url!r}: write hive://HOST:PORT/DATABASE, and nothing more")
         self._database = address.name.lower()  # as the metastore keeps it
         self._metastore = Metastore(address)
-        first = Operation(number=0, token=_token())
-        prepare(self._metastore, self._database, {HEAD: first.model_dump_json()})
-        self._journal = Journal(self._metastore, self._database)
+        self._found: Journal | None = None
         self._finished = 0
         self._history: list[Operation] = []
+        self._exists()
 
     def open_epoch(
         self,
@@ -71,6 +69,7 @@ class HiveCatalog:
         codec: str,
         buckets: int,
     ) -> Epoch:
+        self._make()
         while True:
             known = self.list_epochs(space)
             same = [one for one in known if one.export_id == export_id]
@@ -90,8 +89,10 @@ class HiveCatalog:
                 return opened
 
     def publish(self, epoch: Epoch) -> Epoch:
-        self._head()
-        opened = self._journal.get(_topic(epoch.space), epoch.epoch)
+        opened = None
+        if self._exists():
+            self._head()
+            opened = self._journal.get(_topic(epoch.space), epoch.epoch)
         kept = None if opened is None else self._read(Epoch, opened)
         check_same(check_opened(kept, epoch.space, epoch.epoch), epoch)
         published = self._add(epoch.model_copy(update={"published": True, "withdrawn": False}))
@@ -99,6 +100,8 @@ class HiveCatalog:
         return published
 
     def list_epochs(self, space: str) -> list[Epoch]:
+        if not self._exists():
+            return []
         self._head()
         # in this order: what is published was opened before, so no number is missing between others
         found = partitions_of(self._metastore, self._database, SUMMARIES, space)
@@ -132,6 +135,23 @@ class HiveCatalog:
     def close(self) -> None:
         self._metastore.close()
 
+    @property
+    def _journal(self) -> Journal:
+        assert self._found is not None, "asked of before it is known to be there"
+        return self._found
+
+    def _exists(self) -> bool:
+        """Whether somebody has made the tables by now."""
+        if self._found is None and is_prepared(self._metastore, self._database):
+            self._found = Journal(self._metastore, self._database)
+        return self._found is not None
+
+    def _make(self) -> None:
+        if not self._exists():
+            first = Operation(number=0, token=_token())
+            prepare(self._metastore, self._database, {HEAD: first.model_dump_json()})
+            self._found = Journal(self._metastore, self._database)
+
     def _operate(
         self,
         audit: AuditLine,
@@ -139,6 +159,7 @@ class HiveCatalog:
         withdraws: tuple[str, int] | None = None,
     ) -> None:
         """Make an operation the head, and carry it out. `next_release` may refuse the current one."""
+        self._make()
         token = _token()
         while True:
             text, head = self._head()
@@ -181,10 +202,17 @@ class HiveCatalog:
         self._finished = operation.number
 
     def _operations(self) -> list[Operation]:
-        """All of them, read again only if there are new ones. The head first: what it follows is there."""
+        """All of them; of few new ones only these are read. The head first: what it follows is there."""
+        if not self._exists():
+            return []
         _, head = self._head()
-        if head.number > len(self._history):
+        new = range(len(self._history) + 1, head.number + 1)
+        if len(new) > FEW:
             self._history = [self._read(Operation, body) for body in self._journal.all(_OPERATIONS)]
+        else:
+            bodies = (self._journal.get(_OPERATIONS, number) for number in new)
+            added = [self._read(Operation, body) for body in bodies if body is not None]
+            self._history = [*self._history, *added]
         return self._history
 
     def _hide(self, space: str, epoch: int) -> None:

@@ -1,4 +1,4 @@
-"""The tables of a catalog in Hive, made when they are not there, checked when they are.
+"""The tables of a catalog in Hive, made by the first write, checked by everybody.
 
 summaries         external, Parquet, partitioned by (space, epoch): a partition is a published epoch, its
                   location the winning attempt, its parameters all of `Epoch`. Any engine may read it.
@@ -32,18 +32,26 @@ _EXTERNAL, _VIEW = "EXTERNAL_TABLE", "VIRTUAL_VIEW"
 Columns = tuple[tuple[str, str], ...]
 
 
-def prepare(metastore: Metastore, database: str, journal_parameters: dict[str, str]) -> None:
-    """Make what is absent. Raises `BackendError` for a table of another schema, naming the difference."""
-    made = Database(name=database, description="summaries of user histories", parameters={})
-    _make(metastore, made)
-    journal = _external(database, JOURNAL, JOURNAL_COLUMNS, JOURNAL_PARTITIONED_BY, journal_parameters)
-    summaries = _external(database, SUMMARIES, COLUMNS, PARTITIONED_BY, {})
-    for wanted in (journal, summaries, _view(database)):
+def is_prepared(metastore: Metastore, database: str) -> bool:
+    """Whether all is there. Raises `BackendError` for a table of another schema, naming the difference."""
+    whole = True
+    for wanted in _tables(database, {}):
         found = table(metastore, database, wanted.tableName)
         if found is None:
+            whole = False
+        else:
+            _check(metastore.url, found, wanted)
+    return whole
+
+
+def prepare(metastore: Metastore, database: str, journal_parameters: dict[str, str]) -> None:
+    """Make what is absent. Raises `BackendError` as `is_prepared` does."""
+    _make(metastore, Database(name=database, description="summaries of user histories", parameters={}))
+    for wanted in _tables(database, journal_parameters):
+        if table(metastore, database, wanted.tableName) is None:
             _make(metastore, wanted)
-            found = table(metastore, database, wanted.tableName)
-        _check(metastore.url, found, wanted)
+    if not is_prepared(metastore, database):
+        raise BackendError(f"{metastore.url}: a table was dropped while it was made: run the command again")
 
 
 def table(metastore: Metastore, database: str, name: str) -> Table | None:
@@ -65,11 +73,9 @@ def _make(metastore: Metastore, what: Database | Table) -> None:
         pass  # before, by somebody else meanwhile, or by the first try of this call
 
 
-def _check(url: str, found: Table | None, wanted: Table) -> None:
+def _check(url: str, found: Table, wanted: Table) -> None:
     name = wanted.tableName
     remedy = "drop or rename it, or name another database in the URL"
-    if found is None:
-        raise BackendError(f"{url}: table {name} was dropped while it was made: run the command again")
     if found.tableType != wanted.tableType:
         raise BackendError(f"{url}: {name} is a {found.tableType}, not a {wanted.tableType}: {remedy}")
     for what, has, wants in (
@@ -111,6 +117,14 @@ def _external(
             serdeInfo=SerDeInfo(serializationLib=f"{_PARQUET}.serde.ParquetHiveSerDe", parameters={}),
             parameters={},
         ),
+    )
+
+
+def _tables(database: str, journal_parameters: dict[str, str]) -> tuple[Table, ...]:
+    return (
+        _external(database, JOURNAL, JOURNAL_COLUMNS, JOURNAL_PARTITIONED_BY, journal_parameters),
+        _external(database, SUMMARIES, COLUMNS, PARTITIONED_BY, {}),
+        _view(database),
     )
 
 

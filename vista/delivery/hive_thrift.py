@@ -7,6 +7,7 @@ swaps what must be there), and why whoever is refused reads back whether the fir
 
 import logging
 import os
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -26,7 +27,10 @@ from vista.errors import BackendError
 CONNECT_S, FIRST_ANSWER_S = 2.0, 7.0
 """Together under the 10 s within which a wrong host or port must be named."""
 
+SILENT_S, PROBE_ANSWER_S = 2.5, 4.5
+"""After so long without an answer others are asked for: together, with the connection, under 10 s too."""
 ANSWER_S = 30.0
+"""Of a metastore that answers others meanwhile: one call may look at many files."""
 RESTART_S = 8.0
 """How long a metastore that has answered before may be away: it restarts in 4 to 7 s."""
 
@@ -85,10 +89,10 @@ class Metastore:
         client = connection[0] if connection else self._connect(key, patience_s)
         try:
             return request(client)
-        except _BROKEN:
+        except _BROKEN as error:
             with self._lock:
                 self._connections.pop(key)[1].close()
-            if connection is None:
+            if connection is None or isinstance(error, SilentError):
                 raise
         return self._request(request, RESTART_S)
 
@@ -107,21 +111,53 @@ class Metastore:
         return client
 
 
-def _opened(host: str, port: int) -> tuple[Client, TBufferedTransport]:
+class SilentError(TTransportException):  # type: ignore[misc]  # thrift has no types
+    """The metastore answers nobody: frozen, not restarted, so that it is not waited for."""
+
+
+class _Socket(TSocket):  # type: ignore[misc]
+    """Waits for an answer as long as the metastore answers others: one that is frozen in the middle of a call
+    keeps its connections."""
+
+    patient = False
+
+    def read(self, size: int) -> bytes:
+        started_s = time.monotonic()
+        poll = select.poll()
+        poll.register(self.handle, select.POLLIN)
+        while self.patient and not poll.poll(SILENT_S * 1_000):
+            waited_s = time.monotonic() - started_s
+            if waited_s > ANSWER_S or not _answers(self.host, self.port):
+                raise SilentError(message=f"no answer for {time.monotonic() - started_s:.0f} s")
+        data: bytes = super().read(size)
+        return data
+
+
+def _opened(host: str, port: int, answer_s: float = FIRST_ANSWER_S) -> tuple[Client, TBufferedTransport]:
     """A connection over which a metastore has answered."""
-    socket = TSocket(host, port)
+    socket = _Socket(host, port)
     socket.setTimeout(CONNECT_S * 1_000)
     transport = TBufferedTransport(socket)
     client = Client(TBinaryProtocolAccelerated(transport, strictRead=True))
     try:
         transport.open()
-        socket.setTimeout(FIRST_ANSWER_S * 1_000)
+        socket.setTimeout(answer_s * 1_000)
         client.get_databases("default")
     except BaseException:
         transport.close()
         raise
     socket.setTimeout(ANSWER_S * 1_000)
+    socket.patient = True
     return client, transport
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        _, transport = _opened(host, port, PROBE_ANSWER_S)
+    except (*_BROKEN, TException):
+        return False
+    transport.close()
+    return True
 
 
 def context(**values: str) -> EnvironmentContext:

@@ -6,11 +6,19 @@ belongs to. Back ends may be shared by threads and by processes; after a fork th
 failure of a back end is a `BackendError` that names its URL and a remedy.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
+
+from pydantic import BeforeValidator
 
 from vista.config import Frozen
+
+
+def _numbers(value: object) -> object:
+    """A catalog may keep texts only."""
+    return re.findall(r"\d+", value) if isinstance(value, str) else value
 
 
 class Epoch(Frozen):
@@ -29,6 +37,7 @@ class Epoch(Frozen):
     digest: str = ""
     published: bool = False
     withdrawn: bool = False
+    copied_from: Annotated[tuple[int, ...], BeforeValidator(_numbers)] = ()  # epochs with records in this one
 
 
 class Release(Frozen):
@@ -93,15 +102,26 @@ class BucketState:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Bytes from the log that could not be applied, as they came."""
+    """Bytes from the log that could not be applied, as they came. `id` is the store's own."""
 
+    id: str
     bucket: int
     next_offset: int  # of the batch that brought them
     reason: str
     data: bytes
 
 
-class Store(Protocol):
+class DeadLetters(Protocol):
+    """What a region could not apply."""
+
+    def dead_letters(self, bucket: int) -> list[DeadLetter]:
+        """What `apply` could not apply, oldest first; kept until an operator deletes it."""
+
+    def delete_dead_letters(self, bucket: int, letters: Sequence[DeadLetter]) -> int:
+        """Delete these; returns how many of them were still there."""
+
+
+class Store(DeadLetters, Protocol):
     """The key-value store of one region: a materialised view of the log."""
 
     def apply(self, bucket: int, expected_offset: int, next_offset: int, records: Sequence[bytes]) -> Applied:
@@ -122,9 +142,6 @@ class Store(Protocol):
         """Delete, in slices, an epoch and the space's earlier ones from every bucket that the log has told.
         Returns the number of records deleted."""
 
-    def dead_letters(self, bucket: int) -> list[DeadLetter]:
-        """What `apply` could not apply, oldest first; kept until an operator deletes it."""
-
     def close(self) -> None: ...
 
 
@@ -135,6 +152,10 @@ class Log(Protocol):
 
     def append(self, partition: int, records: Sequence[bytes]) -> int:
         """Append durably, in order. Returns the offset after the last one."""
+
+    def broadcast(self, partitions: Iterable[int], record: bytes) -> None:
+        """Append a control record durably to each of these partitions, without waiting for one after the
+        other where the log can. After an error some may have it."""
 
     def read(self, partition: int, offset: int, max_bytes: int) -> list[tuple[int, bytes]]:
         """Records from `offset` on, with their offsets, at most `max_bytes` but at least one if there is

@@ -30,10 +30,14 @@ _SASL_HANDSHAKE = 17
 
 _LISTENER = "check host and port, and that the scheme fits the listener: kafka:// plain, kafkas:// TLS"
 _PASSWORD = "the user or what password_file holds is wrong"
+_RIGHTS = (
+    "the user needs Describe, DescribeConfigs, Read and Write on the topic, Create to make it, and Read on "
+    "its groups TOPIC.REGION"
+)
 _AUTHORITY = "ca must name the authority that signed the broker's certificate"
 _REMEDIES: tuple[tuple[type[errors.KafkaError], str], ...] = (
     (errors.SaslAuthenticationFailedError, _PASSWORD),
-    (errors.AuthorizationError, "allow the user to describe, read and write the topic and to use its groups"),
+    (errors.AuthorizationError, _RIGHTS),
     (errors.UnknownTopicOrPartitionError, "the topic was deleted: deliver again"),
     (errors.LogTruncationError, "the brokers lost acknowledged records: deliver the live epochs again"),
     (errors.MessageSizeTooLargeError, "a record is longer than the topic's max.message.bytes: raise that"),

@@ -53,6 +53,14 @@ class KafkaLog:
             reader.moved(partition)
         return after
 
+    def broadcast(self, partitions: Iterable[int], record: bytes) -> None:
+        wanted = [self._checked(partition) for partition in partitions]
+        with mapped(self._address.url):
+            self._writer().send((partition, record) for partition in wanted)
+        if reader := self._readers.get(os.getpid()):
+            for partition in wanted:
+                reader.moved(partition)
+
     def read(self, partition: int, offset: int, max_bytes: int) -> list[tuple[int, bytes]]:
         with mapped(self._address.url):
             self._asked[self._checked(partition)] = offset

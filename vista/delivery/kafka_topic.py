@@ -7,11 +7,17 @@ from typing import Any
 
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource
-from kafka.errors import NoError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
+from kafka.errors import (
+    NoError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
 
 from vista.delivery.address import Address
 from vista.delivery.kafka_clients import connect, mapped
-from vista.errors import BackendError
+from vista.errors import BackendError, NoLogError
 
 COPIES = 3
 RETENTION_S = 7 * 86_400
@@ -31,14 +37,15 @@ class _Setting:
 def open_topic(address: Address, access: dict[str, Any], partitions: int | None) -> int:
     """The number of partitions; a topic that is not there is made with `partitions`.
 
-    Raises `BackendError` for a topic with another number or, if `partitions` is given, unfit settings.
+    Raises `NoLogError` if neither is, `BackendError` for a topic with another number or, if `partitions` is
+    given, unfit settings.
     """
     request_ms = int(REQUEST_S * 1_000)
     admin = connect(KafkaAdminClient, address, request_timeout_ms=request_ms, **access)
     with closing(admin), mapped(address.url):
         found = _described(admin, address.name)
         if found is None and partitions is None:
-            raise BackendError(
+            raise NoLogError(
                 f"{address.url} is empty: there is no topic {address.name}; deliver an epoch first, or "
                 "correct the URL"
             )
@@ -79,6 +86,8 @@ def _check(admin: KafkaAdminClient, address: Address, copies: int) -> None:
     wanted = {"replication factor": _at_least(_copies(admin)), **_settings(copies)}
     asked = ConfigResource("TOPIC", address.name, [name for name in wanted if "." in name])
     described = admin.describe_configs([asked], config_filter="all")["topic"][address.name]
+    if not described:  # the client drops the error
+        raise TopicAuthorizationFailedError(f"the settings of {address.name} cannot be read")
     found = {name: str(entry["value"]) for name, entry in described.items()}
     found["replication factor"] = str(copies)
     for name, setting in wanted.items():

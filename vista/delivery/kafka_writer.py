@@ -7,7 +7,7 @@ What it had sent may still be written: records have a total order, a repeat is h
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -58,15 +58,18 @@ class Writer:
             raise InputError(
                 f"a record has {longest} bytes, the log takes {MAX_MESSAGE_BYTES - OVERHEAD_BYTES}"
             )
+        return self.send((partition, data) for data in records)[-1] + 1
+
+    def send(self, placed: Iterable[tuple[int, bytes]]) -> list[int]:
+        """The offsets of records, each with its partition, once all are durable. Raises Kafka's errors."""
         flight = self._current()
         try:
-            sent = [flight.send(partition, data) for data in records]
+            sent = [flight.send(partition, data) for partition, data in placed]
             deadline_s = time.monotonic() + DELIVERY_S + GRACE_S
-            offsets = [int(one.get(max(0.0, deadline_s - time.monotonic())).offset) for one in sent]
+            return [int(one.get(max(0.0, deadline_s - time.monotonic())).offset) for one in sent]
         except KafkaError:
             self._throw_away(flight)
             raise
-        return offsets[-1] + 1
 
     def close(self) -> None:
         if self._flight is not None:

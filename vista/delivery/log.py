@@ -8,7 +8,8 @@ from vista.errors import InputError
 def open_log(url: str, partitions: int | None = None) -> Log:
     """Open a log; `partitions` makes a new one, None opens one that exists.
 
-    Raises `InputError` for an unknown scheme, `BackendError` if the log has another number of partitions.
+    Raises `InputError` for an unknown scheme, `NoLogError` if there is none, `BackendError` if it has another
+    number of partitions.
     """
     if url.startswith("sqlite:"):
         return SqliteLog(url, partitions)

@@ -14,6 +14,8 @@ of the users' digests. A record of up to 32,762 bytes takes 32,840 in memory, a 
 """
 
 import hashlib
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -36,6 +38,8 @@ PATIENCE_S = 5.0
 """A Sentinel or a Cluster replaces a primary in 2 to 4 s."""
 READ_PATIENCE_S = 0.5
 """Whoever reads can ask another region."""
+COUNT_S = 10.0
+"""So long the buckets are taken to lie on the nodes where they lay: counting them asks for each."""
 
 _BUCKETS = "w:buckets"
 _EPOCH_FIELDS = ("barrier", "users", "low", "high")
@@ -48,6 +52,7 @@ class RedisStore:
         """Raises `InputError` for a URL that names no Redis."""
         self._nodes = Nodes(url)
         self._wanted_buckets = buckets
+        self._counted_s, self._counts = 0.0, Counter[Redis]()
 
     @cached_property
     def _buckets(self) -> int:
@@ -95,9 +100,18 @@ class RedisStore:
 
     def dead_letters(self, bucket: int) -> list[DeadLetter]:
         return [
-            DeadLetter(bucket, int(letter[b"next_offset"]), letter[b"reason"].decode(), letter[b"data"])
-            for _, letter in self._nodes.ask(PATIENCE_S, self._dead_letters, bucket)
+            DeadLetter(
+                name.decode(),
+                bucket,
+                int(letter[b"next_offset"]),
+                letter[b"reason"].decode(),
+                letter[b"data"],
+            )
+            for name, letter in self._nodes.ask(PATIENCE_S, self._dead_letters, bucket)
         ]
+
+    def delete_dead_letters(self, bucket: int, letters: Sequence[DeadLetter]) -> int:
+        return self._nodes.ask(PATIENCE_S, self._delete_dead_letters, bucket, letters) if letters else 0
 
     def close(self) -> None:
         self._nodes.close()
@@ -145,8 +159,8 @@ class RedisStore:
         return _Held.of(self._nodes.primary(_bucket(bucket)).hgetall(_bucket(bucket)))
 
     def _state(self, bucket: int) -> BucketState:
-        nodes = [self._nodes.primary(_bucket(number)) for number in range(self._buckets)]
-        pipeline = nodes[bucket].pipeline(transaction=False)
+        node = self._nodes.primary(_bucket(bucket))
+        pipeline = node.pipeline(transaction=False)
         fields, memory = pipeline.hgetall(_bucket(bucket)).info("memory").execute()
         held = _Held.of(fields)
         tags = list(filterfalse(held.is_retired, held.tags))
@@ -158,8 +172,15 @@ class RedisStore:
             release=held.release,
             floors=held.floors,
             epochs={_key(tag): held.epoch(tag, oldest[tag]) for tag in tags},
-            free_bytes=self._free_bytes(memory) * len(nodes) // nodes.count(nodes[bucket]),
+            free_bytes=self._free_bytes(memory) * self._buckets // self._buckets_on(node),
         )
+
+    def _buckets_on(self, node: Redis) -> int:
+        now_s = time.monotonic()
+        if now_s - self._counted_s > COUNT_S or node not in self._counts:
+            self._counts = Counter(self._nodes.primary(_bucket(number)) for number in range(self._buckets))
+            self._counted_s = now_s
+        return max(1, self._counts[node])  # 0: they have been moved in this moment
 
     def _delete_slice(self, bucket: int, tag: str) -> int | None:
         """How many records were deleted; None if none was left."""
@@ -173,6 +194,11 @@ class RedisStore:
         # In this order: a record that no index knows would stay for ever.
         pipeline.unlink(*(_record(tag, bucket, user) for user in users)).zrem(index, *members)
         deleted: int = pipeline.execute()[0]
+        return deleted
+
+    def _delete_dead_letters(self, bucket: int, letters: Sequence[DeadLetter]) -> int:
+        node = self._nodes.primary(_bucket(bucket))
+        deleted: int = node.xdel(_dead(bucket), *(letter.id for letter in letters))
         return deleted
 
     def _dead_letters(self, bucket: int) -> list[tuple[bytes, dict[bytes, bytes]]]:

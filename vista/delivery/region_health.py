@@ -40,16 +40,17 @@ class RegionHealth(Frozen):
 
     region: str
     ready: bool
+    waiting: bool = False  # for a first delivery: there is no log yet, and nothing to do
     reasons: tuple[str, ...]
-    buckets: int
-    buckets_needing_backfill: int
-    buckets_failing: int
-    lag_records: int | None
-    lag_s: float | None
-    release: str | None
-    coverage: float | None
-    oldest_summary_age_s: float | None
-    free_bytes: int | None
+    buckets: int = 0
+    buckets_needing_backfill: int = 0
+    buckets_failing: int = 0
+    lag_records: int | None = None
+    lag_s: float | None = None
+    release: str | None = None
+    coverage: float | None = None
+    oldest_summary_age_s: float | None = None
+    free_bytes: int | None = None
 
 
 class Timings:
@@ -203,19 +204,18 @@ class _Silent(WSGIRequestHandler):
 
 
 @contextmanager
-def served(monitor: Monitor, registry: CollectorRegistry, port: int) -> Iterator[int]:
+def served(health: Callable[[], RegionHealth], registry: CollectorRegistry, port: int) -> Iterator[int]:
     """Answer /healthz and /metrics on the loopback; yields the port. Raises `InputError` if it is taken."""
-    registry.register(monitor)
     metrics: Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]] = make_wsgi_app(registry)
 
     def application(environment: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environment["PATH_INFO"] == "/metrics":
             return metrics(environment, start_response)
         if environment["PATH_INFO"] == "/healthz":
-            health = monitor.health()
-            status = "200 OK" if health.ready else "503 Service Unavailable"
+            found = health()
+            status = "200 OK" if found.ready else "503 Service Unavailable"
             start_response(status, [("Content-Type", "application/json")])
-            return [health.model_dump_json(indent=2).encode() + b"\n"]
+            return [found.model_dump_json(indent=2).encode() + b"\n"]
         start_response("404 Not Found", [("Content-Type", "text/plain")])
         return [b"there are /healthz and /metrics\n"]
 

@@ -136,6 +136,7 @@ class RegionWorker:
                 break
         if not self.held_back:
             self._retry(stop)
+        self._retire()
         self._look_around(stop)
         return moved
 
@@ -153,6 +154,15 @@ class RegionWorker:
             self._guarded(bucket, self._pull)
             if self._fails(bucket):
                 break
+
+    def _retire(self) -> None:
+        """Also while it is held back: deleting makes room."""
+        if any(not fault.needs_backfill for fault in self.faults.values()):
+            return
+        try:
+            self._worker.retire()
+        except BackendError as error:  # tried again in the next round
+            log.warning("region %s: not all that is retired is deleted yet: %s", self.region, error)
 
     def _look_around(self, stop: threading.Event) -> None:
         until_s = time.monotonic() + LOOKING_S
@@ -190,7 +200,7 @@ class RegionWorker:
         state = self.store.state(bucket)
         self.states = self.states | {bucket: state}
         if self._worker.offset(bucket) != state.offset:
-            self._worker.resume(bucket, state.offset)
+            self._worker.resume(bucket, state)
         return False
 
     def _read(self, bucket: int) -> None:

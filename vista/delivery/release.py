@@ -6,7 +6,6 @@ A crash between the swap and the control records heals with the next call, which
 
 import logging
 import uuid
-from collections.abc import Iterable
 
 from vista.config import Frozen, Settings
 from vista.delivery.audit import audit_line
@@ -14,8 +13,10 @@ from vista.delivery.control import release_record, retirement
 from vista.delivery.deliver import known_epoch, published_epoch
 from vista.delivery.freeze import check_not_frozen
 from vista.delivery.interfaces import Catalog, Release
+from vista.delivery.publish import copies_of
 from vista.delivery.readiness import RegionState
 from vista.delivery.regions import Backends
+from vista.delivery.retirements import is_retired, note_retirement, take_back_retirement
 from vista.delivery.worker import drain
 from vista.errors import BackendError, EpochError, InputError, RegionNotReadyError, ReleaseConflictError
 from vista.summary.record import space_id
@@ -93,7 +94,9 @@ def promote(
         raise RegionNotReadyError(
             f"epoch {epoch} of {space} is not complete in {', '.join(missing)}: deliver it first"
         )
-    return _swap(backends, before, wanted, action="promote", actor=actor, reason=reason, dry_run=dry_run)
+    _check_not_retired(backends.catalog, wanted)
+    how = {"action": "promote", "actor": actor, "reason": reason}
+    return _swap(backends, before, wanted, dry_run=dry_run, **how)
 
 
 def rollback(
@@ -122,7 +125,9 @@ def rollback(
             f"no region holds epoch {target.epoch} of {target.space} any more: roll back to a newer release "
             "with --to; what was lost, not retired, `python -m vista repair --space --epoch` refills"
         )
-    return _swap(backends, current, wanted, action="rollback", actor=actor, reason=reason, dry_run=dry_run)
+    _check_not_retired(backends.catalog, wanted)
+    how = {"action": "rollback", "actor": actor, "reason": reason}
+    return _swap(backends, current, wanted, dry_run=dry_run, **how)
 
 
 def retire(
@@ -133,9 +138,7 @@ def retire(
     Returns those that a region holds. Raises `EpochError` if the current release, or the one that a rollback
     would take, needs one of them.
     """
-    for release in needed_releases(backends.catalog):
-        if release.space == space and release.epoch <= epoch:
-            raise EpochError(f"epoch {release.epoch} of {space} is needed by release {release.id}: keep it")
+    _check_not_needed(backends.catalog, space, epoch)
     held = {
         number
         for state in _look(backends, {})[0]
@@ -144,10 +147,14 @@ def retire(
         if held_space == space_id(space) and number <= epoch
     }
     if not dry_run:
-        backends.catalog.note(audit_line("retire", actor, reason, before=f"{space}/{epoch}"))
-        for partition in range(backends.log.partitions):
-            backends.log.append(partition, [retirement(space, epoch)])
-        _drain(backends)
+        note_retirement(backends.catalog, space, epoch, actor, reason)
+        try:
+            _check_not_needed(backends.catalog, space, epoch)  # who swaps from now on finds the note
+        except EpochError as error:
+            take_back_retirement(backends.catalog, space, epoch, actor, str(error))
+            raise
+        backends.log.broadcast(range(backends.log.partitions), retirement(space, epoch))
+        drain_within_reach(backends)
     return sorted(held)
 
 
@@ -157,10 +164,15 @@ def withdraw(
     """Mark a published epoch as bad, for ever: no training joins it, no delivery and no release takes it.
 
     Returns the release that serves it all the same: roll that back. Raises `EpochError` if it is not
-    published.
+    published, or if its records were copied into others that are still used.
     """
     if not known_epoch(catalog, space, epoch).published:
         raise EpochError(f"epoch {epoch} of {space} is not published: nothing to withdraw")
+    if copies := copies_of(catalog.list_epochs(space), epoch):
+        named = ", ".join(f"epoch {one.epoch}" for one in copies)
+        raise EpochError(
+            f"records of epoch {epoch} of {space} are in {named} too: withdraw those first, in this order"
+        )
     if not dry_run:
         catalog.withdraw(space, epoch, audit_line("withdraw", actor, reason, before=f"{space}/{epoch}"))
     release = current_release(catalog)
@@ -184,15 +196,15 @@ def announce(backends: Backends, release: Release) -> dict[str, str]:
 
 
 def _announce_once(backends: Backends, release: Release) -> dict[str, str]:
-    states, unreachable = _look(backends, _drain(backends))
+    states, unreachable = _look(backends, drain_within_reach(backends))
     lacking = [
         partition
         for partition in range(backends.log.partitions)
         if not states or any(state.buckets[partition].release != release for state in states)
     ]
     if lacking:
-        _append(backends, release, lacking)
-        states, unreachable = _look(backends, unreachable | _drain(backends))
+        backends.log.broadcast(lacking, release_record(release))
+        states, unreachable = _look(backends, unreachable | drain_within_reach(backends))
     behind = {
         state.region: f"has not passed release {release.id} in every bucket"
         for state in states
@@ -201,9 +213,10 @@ def _announce_once(backends: Backends, release: Release) -> dict[str, str]:
     return unreachable | behind
 
 
-def _append(backends: Backends, release: Release, partitions: Iterable[int]) -> None:
-    for partition in partitions:
-        backends.log.append(partition, [release_record(release)])
+def _check_not_needed(catalog: Catalog, space: str, epoch: int) -> None:
+    for release in needed_releases(catalog):
+        if release.space == space and release.epoch <= epoch:
+            raise EpochError(f"epoch {release.epoch} of {space} is needed by release {release.id}: keep it")
 
 
 def _check_judged(current: Release | None, instead_of: str | None) -> None:
@@ -231,8 +244,40 @@ def _swap(
     audit = audit_line(action, actor, reason, before=expected or "", after=wanted.id)
     backends.catalog.swap_release(expected, wanted, audit)
     log.info("%s: %s -> %s", action, expected, wanted.id)
-    _append(backends, wanted, range(backends.log.partitions))  # regions within reach wait for no other
+    if gone := _gone(backends.catalog, wanted):
+        _take_back(backends, before, wanted, actor, gone)
+    # regions within reach wait for no other
+    backends.log.broadcast(range(backends.log.partitions), release_record(wanted))
     return ReleaseReport(release=wanted, before=before, changed=True, regions=announce(backends, wanted))
+
+
+def _gone(catalog: Catalog, release: Release) -> str:
+    """Why a release that was swapped in cannot serve: whoever withdrew or retired its epoch meanwhile could
+    not see it yet. Whoever does so from now on can."""
+    name = f"epoch {release.epoch} of {release.space}"
+    if known_epoch(catalog, release.space, release.epoch).withdrawn:
+        return f"{name} was withdrawn meanwhile"
+    return f"{name} was retired meanwhile" if is_retired(catalog, release.space, release.epoch) else ""
+
+
+def _check_not_retired(catalog: Catalog, release: Release) -> None:
+    if is_retired(catalog, release.space, release.epoch):
+        raise EpochError(
+            f"epoch {release.epoch} of {release.space} is retired: the regions delete what they still hold "
+            "of it; take a newer one"
+        )
+
+
+def _take_back(backends: Backends, before: Release | None, wanted: Release, actor: str, why: str) -> None:
+    if before is None:
+        raise EpochError(f"release {wanted.id} cannot serve: {why}; promote another epoch")
+    back = before.model_copy(update={"id": _new_id(), "previous": wanted.id})
+    line = audit_line("rollback", actor, why, before=wanted.id, after=back.id)
+    backends.catalog.swap_release(wanted.id, back, line)
+    announce(backends, back)
+    raise EpochError(
+        f"release {wanted.id} was taken back: {why}; what served before serves again, as {back.id}"
+    )
 
 
 def _target(releases: list[Release], to: str | None) -> Release:
@@ -266,12 +311,12 @@ def _held_somewhere(backends: Backends, wanted: Release) -> bool:
 
 def _regions_without(backends: Backends, wanted: Release) -> list[str]:
     """Regions that could not serve `wanted` once it is announced; those that cannot be reached, too."""
-    states, unreachable = _look(backends, _drain(backends))
+    states, unreachable = _look(backends, drain_within_reach(backends))
     behind = [state.region for state in states if not state.complete(wanted.space, wanted.epoch)]
     return [*unreachable, *behind]
 
 
-def _drain(backends: Backends) -> dict[str, str]:
+def drain_within_reach(backends: Backends) -> dict[str, str]:
     """Bring every region to the log's end; the regions where that failed, with the reason."""
     unreachable: dict[str, str] = {}
     for name, store in backends.stores.items():

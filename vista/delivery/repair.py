@@ -26,7 +26,7 @@ MENDED_BY = {
     "out_of_reach": "refilled from the table",
     "incomplete": "replayed from the log, then refilled from the table",
     "damaged": "left as it is: empty its store, then repair it again",
-    "dead_letters": "left as they are, for somebody to look at",
+    "dead_letters": "left as they are: `python -m vista dead-letters` shows them",
 }
 
 

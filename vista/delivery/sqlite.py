@@ -8,12 +8,13 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from pydantic import ValidationError
 
-from vista.errors import BackendError, InputError
+from vista.errors import BackendError, InputError, NoLogError
 
 SCHEME = "sqlite:///"
 BUSY_TIMEOUT_S = 8.0
@@ -45,7 +46,7 @@ class Database:
         self.path = Path(url.removeprefix(SCHEME))
         self._schema = schema
         self._lock = threading.Lock()
-        self._connections: dict[tuple[int, int], sqlite3.Connection] = {}
+        self._connections: dict[tuple[int, int], _Connected] = {}
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -64,7 +65,7 @@ class Database:
         with self._lock:
             mine = [key for key in self._connections if key[0] == os.getpid()]
             for key in mine:
-                self._connections.pop(key).close()
+                self._connections.pop(key).connection.close()
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
@@ -81,13 +82,27 @@ class Database:
     def _connection(self) -> sqlite3.Connection:
         key = (os.getpid(), threading.get_ident())
         with self._lock:
-            if key not in self._connections:
-                self._connections[key] = self._connect()
-            return self._connections[key]
+            kept = self._connections.get(key)
+            if kept is not None and kept.file != _file(
+                self.path
+            ):  # deleted or replaced: it would be the old one
+                self._connections.pop(key).connection.close()
+                kept = None
+            if kept is None:
+                kept = self._connections[key] = self._connect()
+            return kept.connection
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self) -> "_Connected":
+        # in this order: who finds the file missing now can be sure that the other is none of a new file
+        left = self.path.with_name(f"{self.path.name}-wal").exists()
         if not self.path.exists():
+            if left:
+                raise BackendError(
+                    f"{self.url} was deleted, but its -wal was left: delete {self.path.name}-wal and "
+                    f"{self.path.name}-shm too, or old rows would come back"
+                )
             self._create()
+        file = _file(self.path)
         connection = self._open(self.path)
         connection.execute("PRAGMA synchronous=FULL")
         if connection.execute("PRAGMA user_version").fetchone()[0] != LAYOUT:
@@ -95,7 +110,7 @@ class Database:
             raise BackendError(
                 f"{self.url} is a file of another kind or layout: move it away or correct the URL"
             )
-        return connection
+        return _Connected(connection, file)
 
     def _create(self) -> None:
         """Put a whole file in place, or leave the one that another process has put there meanwhile.
@@ -136,6 +151,21 @@ class Database:
             ) from error
 
 
+@dataclass(frozen=True, slots=True)
+class _Connected:
+    connection: sqlite3.Connection
+    file: tuple[int, int] | None
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    """Which file a path leads to now."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def fixed_buckets(database: Database, wanted: int | None) -> int:
     """A deployment's bucket count: kept by the first opening, checked by every later one.
 
@@ -158,9 +188,9 @@ def fixed_buckets(database: Database, wanted: int | None) -> int:
     return cast(int, row[0])
 
 
-def no_log(url: str) -> BackendError:
+def no_log(url: str) -> NoLogError:
     """There is no log where one must be."""
-    return BackendError(
+    return NoLogError(
         f"{url} is empty: run `make run` first, or correct the URL or VISTA_HOME; a log that was lost is "
         "made anew by `python -m vista repair --reason ...`"
     )

@@ -68,6 +68,12 @@ class SqliteLog:
             )
         return after
 
+    def broadcast(self, partitions: Iterable[int], record: bytes) -> None:
+        for (
+            partition
+        ) in partitions:  # a step of its own each: a retirement deletes records, and nobody waits long
+            self.append(partition, [record])
+
     def read(self, partition: int, offset: int, max_bytes: int) -> list[tuple[int, bytes]]:
         found: list[tuple[int, bytes]] = []
         size = 0
@@ -123,16 +129,17 @@ class SqliteSubscription:
 
     def poll(self) -> None:
         """Say that this worker lives, and take what the live members' count leaves it."""
-        now_s = time.time()
-        if now_s - self._polled_s < HEARTBEAT_S:
+        if time.monotonic() - self._polled_s < HEARTBEAT_S:
             return
-        self._polled_s = now_s
+        self._polled_s, now_s = time.monotonic(), time.time()
         with self._database.write() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO members (region, member, seen_s) VALUES (?, ?, ?)",
                 (self._region, self._member, now_s),
             )
-            connection.execute("DELETE FROM members WHERE seen_s < ?", (now_s - SESSION_TIMEOUT_S,))
+            connection.execute(  # of the future: the clock was set back, its member comes again if it lives
+                "DELETE FROM members WHERE seen_s NOT BETWEEN ? AND ?", (now_s - SESSION_TIMEOUT_S, now_s)
+            )
             rows = connection.execute(
                 "SELECT member FROM members WHERE region = ? ORDER BY member", (self._region,)
             ).fetchall()

@@ -118,10 +118,21 @@ class SqliteStore:
     def dead_letters(self, bucket: int) -> list[DeadLetter]:
         with self._database.read() as connection:
             rows = connection.execute(
-                "SELECT bucket, next_offset, reason, data FROM dead_letters WHERE bucket = ? ORDER BY number",
+                "SELECT CAST(number AS TEXT), bucket, next_offset, reason, data FROM dead_letters "
+                "WHERE bucket = ? ORDER BY number",
                 (bucket,),
             ).fetchall()
         return [DeadLetter(*row) for row in rows]
+
+    def delete_dead_letters(self, bucket: int, letters: Sequence[DeadLetter]) -> int:
+        with self._database.write() as connection:
+            return sum(
+                connection.execute(  # in a store that was made anew a number may be another letter's
+                    "DELETE FROM dead_letters WHERE number = ? AND bucket = ? AND data = ?",
+                    (int(letter.id), bucket, letter.data),
+                ).rowcount
+                for letter in letters
+            )
 
     def close(self) -> None:
         self._database.close()

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from vista.config import Frozen
-from vista.delivery.interfaces import Applied, Log, Store
+from vista.delivery.interfaces import Applied, BucketState, Log, Store
 from vista.errors import RegionNotReadyError
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,8 @@ class WorkerReport(Frozen):
 
 
 class Worker:
-    """Moves batches of the buckets that it is given, and counts. It raises what a back end raises."""
+    """Moves batches of the buckets that it is given, and counts; `retire` then deletes what they retired. It
+    raises what a back end raises."""
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class Worker:
         self._on_applied = on_applied
         self._offsets: dict[int, int] = {}
         self._ends: dict[int, int] = {}  # of the log, as last asked: asked again only when reached
+        self._retirements: dict[str, int] = {}  # space -> epoch up to which `retire` deletes
         self._counts: Counter[str] = Counter()
 
     @property
@@ -54,12 +56,15 @@ class Worker:
     def assign(self, buckets: Iterable[int]) -> None:
         """Work on these buckets too, from their stored offsets."""
         for bucket in buckets:
-            self.resume(bucket, self.store.state(bucket).offset)
+            self.resume(bucket, self.store.state(bucket))
 
-    def resume(self, bucket: int, stored_offset: int) -> None:
-        """Work on this bucket, from where the store says that it is."""
-        self._offsets[bucket] = stored_offset
+    def resume(self, bucket: int, stored: BucketState) -> None:
+        """Work on this bucket, from where the store says that it is. Who did before may have been killed
+        behind a retirement."""
+        self._offsets[bucket] = stored.offset
         self._ends.pop(bucket, None)
+        for space, floor in stored.floors.items():
+            self._note_retirement(space, floor - 1)
 
     def revoke(self, buckets: Iterable[int]) -> None:
         """Leave these buckets to another worker."""
@@ -77,7 +82,14 @@ class Worker:
         Raises `RegionNotReadyError` if the log does not hold what the store needs next.
         """
         moved = [self.pull(bucket) for bucket in list(self._offsets)]
+        self.retire()
         return any(moved)
+
+    def retire(self) -> None:
+        """Delete what has been retired since, once for all buckets: the store looks through each."""
+        for space, epoch in list(self._retirements.items()):
+            self.store.retire(space, epoch)
+            del self._retirements[space]
 
     def pull(self, bucket: int) -> bool:
         """Move one batch of an assigned bucket. Returns whether there was one; raises as `step`."""
@@ -94,11 +106,17 @@ class Worker:
         started_s = time.monotonic()
         applied = self.store.apply(bucket, offset, next_offset, [data for _, data in records])
         self._on_applied(time.monotonic() - started_s)
-        self._offsets[bucket] = applied.offset
         self._count(bucket, applied)
-        for space, epoch in applied.retirements:
-            self.store.retire(space, epoch)
+        if applied.accepted:
+            self._offsets[bucket] = applied.offset
+            for space, epoch in applied.retirements:
+                self._note_retirement(space, epoch)
+        else:
+            self.resume(bucket, self.store.state(bucket))
         return True
+
+    def _note_retirement(self, space: str, epoch: int) -> None:
+        self._retirements[space] = max(epoch, self._retirements.get(space, epoch))
 
     def _checked_end(self, bucket: int, offset: int, *, at_least: int) -> int:
         first, end = self.source.bounds(bucket)
@@ -144,4 +162,5 @@ def drain(region: str, source: Log, store: Store, deadline_s: float | None = Non
                     f"{deadline_s:g} s: its worker goes on"
                 )
         worker.revoke([bucket])
+    worker.retire()
     return worker.report

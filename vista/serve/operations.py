@@ -81,7 +81,7 @@ def promote_by_hand(settings: Settings, run_id: str, reason: str, *, dry_run: bo
             promote_models,
             backends,
             run,
-            actor=_actor(),
+            actor=actor_name(),
             reason=f"{reason} ({verdict})",
             instead_of=None if current is None else current.id,
         )
@@ -99,7 +99,7 @@ def roll_back(settings: Settings, to: str | None, reason: str, *, dry_run: bool)
     does not follow (the others do).
     """
     with open_backends(settings) as backends:
-        roll = partial(rollback, backends, to=to, actor=_actor(), reason=reason)
+        roll = partial(rollback, backends, to=to, actor=actor_name(), reason=reason)
         done = roll(dry_run=True)
         _check_model(done.release)
         if not dry_run:
@@ -113,7 +113,7 @@ def freeze(settings: Settings, reason: str, *, on: bool, dry_run: bool) -> str:
     """Stop every promotion, or allow it again. A rollback is always possible."""
     with closing(open_catalog(settings.catalog_url)) as catalog:
         release = _released(catalog, settings)
-        set_frozen(catalog, on, actor=_actor(), reason=reason, dry_run=dry_run)
+        set_frozen(catalog, on, actor=actor_name(), reason=reason, dry_run=dry_run)
     state = "frozen" if on else "not frozen any more"
     return f"promotion {'would be' if dry_run else 'is'} {state}; {release.id} serves ({_what(release)})"
 
@@ -122,7 +122,9 @@ def withdraw_epoch(settings: Settings, epoch: SpaceEpoch, reason: str, *, dry_ru
     """Mark an epoch as bad, for ever."""
     space, number = epoch
     with closing(open_catalog(settings.catalog_url)) as catalog:
-        serving = withdraw(catalog, space=space, epoch=number, actor=_actor(), reason=reason, dry_run=dry_run)
+        serving = withdraw(
+            catalog, space=space, epoch=number, actor=actor_name(), reason=reason, dry_run=dry_run
+        )
     said = f"epoch {number} of {space} {'would be' if dry_run else 'is'} withdrawn, for ever"
     if serving is None:
         return said
@@ -133,7 +135,7 @@ def retire_epoch(settings: Settings, epoch: SpaceEpoch, reason: str, *, dry_run:
     """Delete an epoch and the space's earlier ones from every region, for ever; the table keeps them."""
     space, number = epoch
     with open_backends(settings) as backends:
-        held = retire(backends, space=space, epoch=number, actor=_actor(), reason=reason, dry_run=dry_run)
+        held = retire(backends, space=space, epoch=number, actor=actor_name(), reason=reason, dry_run=dry_run)
     names = ", ".join(map(str, held)) or "none is held"
     return f"epochs of {space} up to {number} {'would be' if dry_run else 'are'} retired: {names}"
 
@@ -146,7 +148,7 @@ def verify(
     Raises `RegionNotReadyError` with everything that is wrong.
     """
     with open_backends(settings) as opened:
-        backends = _narrowed(opened, region)
+        backends = narrowed(opened, region)
         release = _released(backends.catalog, settings)
         epochs = [_epoch(backends.catalog, epoch)] if epoch else _kept_epochs(backends.catalog)
         verdicts = verify_all(backends, epochs, all_bytes=all_bytes)
@@ -158,7 +160,7 @@ def verify(
         ]
         if reason:
             after = "; ".join(faults[:5]) if faults else "nothing is wrong"
-            backends.catalog.note(audit_line("verify", _actor(), reason, before=release.id, after=after))
+            backends.catalog.note(audit_line("verify", actor_name(), reason, before=release.id, after=after))
     lines = [f"release {release.id} ({_what(release)})", *(verdict.line for verdict in verdicts)]
     if faults:
         raise RegionNotReadyError("\n".join([*lines, *faults]))
@@ -188,16 +190,16 @@ def repair_regions(
             closing(open_log(settings.log_url, None if dry_run else buckets)) as source,
             open_regions(settings, buckets) as stores,
         ):
-            backends = _narrowed(Backends(catalog, source, stores), region)
+            backends = narrowed(Backends(catalog, source, stores), region)
             if dry_run:
                 verdicts = verify_all(backends, epochs, all_bytes=all_bytes)
                 done = plan([finding for verdict in verdicts for finding in verdict.findings])
             else:
-                done = repair(backends, epochs, all_bytes=all_bytes, actor=_actor(), reason=reason)
+                done = repair(backends, epochs, all_bytes=all_bytes, actor=actor_name(), reason=reason)
     return "\n".join(done or ["nothing is wrong"])
 
 
-def _narrowed(backends: Backends, region: str | None) -> Backends:
+def narrowed(backends: Backends, region: str | None) -> Backends:
     """These back ends with one region only, if one is named."""
     if region is None:
         return backends
@@ -256,7 +258,8 @@ def _when(time_us: int) -> str:
     return f"{datetime.fromtimestamp(time_us // 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _actor() -> str:
+def actor_name() -> str:
+    """Whom the audit names."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name

@@ -10,17 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import torch
 from numpy.typing import NDArray
 
 from vista.config import Frozen, Settings
 from vista.data.dataset import Dataset
 from vista.data.features import serving_batch
-from vista.data.mapping import StringIds
 from vista.data.schema import UNSEEN_ROW
 from vista.delivery.catalog import open_catalog
-from vista.delivery.deliver import known_epoch, newest_event_us
+from vista.delivery.deliver import known_epoch
 from vista.delivery.interfaces import Release
 from vista.delivery.reader import Read, RegionReader
 from vista.delivery.regions import open_regions
@@ -78,11 +76,11 @@ def score(settings: Settings, user: str, candidates: Sequence[str]) -> Answer:
     model = load_downstream(release)
     run = _run_of(release, settings)
     dataset = Dataset.open(run.data)
-    (user_id,), items = _ids(run.data, "user", [user]), _ids(run.data, "item", candidates)
+    (user_id,), items = _ids(dataset, "user", [user]), _ids(dataset, "item", candidates)
     with open_regions(settings, epoch.buckets) as stores:
         (read,) = RegionReader(stores, release, epoch.buckets).read([user_id])
     found = _decoded(read)
-    clock_us = newest_event_us(run.data)
+    clock_us = dataset.newest_event_us
     scores_CT = _probabilities(model, found, dataset, user_id, items, clock_us + 1)
     return Answer(
         user=user,
@@ -168,13 +166,14 @@ def _run_of(release: Release, settings: Settings) -> RunDirectory:
     return RunDirectory(settings.runs / run_id)
 
 
-def _ids(data: Path, name: str, texts: Sequence[str]) -> list[int]:
+def _ids(dataset: Dataset, name: str, texts: Sequence[str]) -> list[int]:
     """Numeric ids of the texts of the command line; text ids of the user's own files are looked up."""
     if not 0 < len(texts) <= MAX_CANDIDATES:
         raise InputError(f"{len(texts)} {name} ids: give 1 .. {MAX_CANDIDATES:,}, separated by commas")
-    path = data / f"ids-{name}.parquet"
-    if path.exists():
-        return [int(row) for row in StringIds(path).rows(pl.Series(list(texts), dtype=pl.String))]
+    known = dataset.texts(name)
+    if known is not None:
+        rows = {text: row for row, text in enumerate(known)}
+        return [rows.get(text, len(rows)) for text in texts]  # the number of a text that is not known yet
     return [_number(name, text) for text in texts]
 
 

@@ -87,6 +87,7 @@ def export_bucket(
         rows.states if epoch.states else None,
         inputs_digests=_joined(rows.inputs_digest_B),
         work=Work.total(rows.work),
+        copied_from=before.taken_from,
     )
 
 

@@ -15,11 +15,22 @@ from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import (
+    AwsStandardS3RetryStrategy,
+    FileSelector,
+    FileSystem,
+    FileType,
+    LocalFileSystem,
+    S3FileSystem,
+)
 
 from vista.errors import BackendError, InputError
 
 READ_AHEAD_BYTES = 2**24
+
+FIRST_ANSWER_S, FIRST_TRIES = 2.5, 2
+"""Of a bucket when it is first used: a wrong setting is an error in time. What comes later is waited for as
+pyarrow does: 6 s if nobody listens, 100 s if somebody says nothing."""
 
 
 class Digesting(io.RawIOBase):
@@ -52,7 +63,24 @@ def _remote_files_at(location: str) -> tuple[FileSystem, str]:
         files, path = FileSystem.from_uri(location)
     except pa.ArrowInvalid as error:
         raise InputError(f"location {location!r}: {error}") from error
+    if isinstance(files, S3FileSystem):
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        _check_bucket(path.partition("/")[0], files.region, endpoint)
     return files, path
+
+
+@lru_cache(maxsize=64)
+def _check_bucket(bucket: str, region: str, endpoint: str | None) -> None:
+    """Raises `OSError` for one that is not there or cannot be reached."""
+    impatient = S3FileSystem(
+        region=region,
+        endpoint_override=endpoint,
+        connect_timeout=FIRST_ANSWER_S,
+        request_timeout=FIRST_ANSWER_S,
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=FIRST_TRIES),
+    )
+    if impatient.get_file_info(bucket).type == FileType.NotFound:
+        raise FileNotFoundError(f"there is no bucket {bucket}")
 
 
 @contextmanager

@@ -77,6 +77,7 @@ class Shard(Frozen):
     min_user_id: int | None
     max_user_id: int | None
     work: Work = NO_WORK
+    copied_from: tuple[int, ...] = ()  # epochs of the space whose records may be among these
 
 
 class AttemptSummary(Frozen):
@@ -86,6 +87,11 @@ class AttemptSummary(Frozen):
     digest: str
     value_bytes: int
     shards: tuple[Shard, ...]
+
+    @property
+    def copied_from(self) -> tuple[int, ...]:
+        """Epochs whose records may be among these, by number."""
+        return tuple(sorted({epoch for shard in self.shards for epoch in shard.copied_from}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +116,7 @@ def write_shard(
     *,
     inputs_digests: NDArray[np.int64] | None = None,
     work: Work = NO_WORK,
+    copied_from: Sequence[int] = (),
 ) -> Shard:
     """Write one bucket, whole or not at all; the same rows in any order give the same bytes. `inputs_digests`
     and `states` become one more column each.
@@ -142,6 +149,7 @@ def write_shard(
         min_user_id=int(users[0]) if len(users) else None,
         max_user_id=int(users[-1]) if len(users) else None,
         work=work,
+        copied_from=tuple(copied_from),
     )
     with written(directory, _manifest(bucket)) as file:
         file.write(shard.model_dump_json(indent=2).encode())

@@ -45,7 +45,10 @@ class EarlierRecords:
         """An epoch that is not given, or whose files were deleted, holds nothing."""
         self._location, self._space_id = location, space_id
         self._rows: Iterator[tuple[int, int, bytes]] = iter(())
-        if location is not None and whole_shard(location, bucket) is not None:
+        self._epochs: set[int] = set()
+        shard = None if location is None else whole_shard(location, bucket)
+        self._before = () if shard is None else shard.copied_from
+        if location is not None and shard is not None:
             self._rows = _rows(location, bucket)
         self._next = next(self._rows, None)
 
@@ -59,7 +62,16 @@ class EarlierRecords:
         if self._next is None or self._next[:2] != (user, inputs_digest):
             return None
         data = self._next[2]
-        return None if self._header(user, data).tombstone else data
+        header = self._header(user, data)
+        if header.tombstone:
+            return None
+        self._epochs |= {header.epoch, *self._before}
+        return data
+
+    @property
+    def taken_from(self) -> list[int]:
+        """The epoch of the records that were taken, and those that it may have them from."""
+        return sorted(self._epochs)
 
     def _header(self, user: int, data: bytes) -> Header:
         try:

@@ -64,7 +64,11 @@ def export_summaries(config: RefreshConfig, settings: Settings) -> ExportReport:
     meta = checkpoint_meta(checkpoint)
     with closing(open_catalog(settings.catalog_url)) as catalog:
         times = as_of_times(stage.dataset, meta.trained_until_us)
-        opened = [_open(catalog, stage, meta, checkpoint, as_of_us) for as_of_us in times]
+        codec, buckets = stage.recipe.delivery.codec, stage.dataset.buckets
+        opened = [
+            open_export(catalog, meta, checkpoint, as_of_us, codec=codec, buckets=buckets)
+            for as_of_us in times
+        ]
         attempts = [_attempt(settings, config, epoch) for epoch in opened]
         earlier = nearest(catalog.list_epochs(meta.space), opened, attempts, meta.digest)
         exported = _exported(stage, meta, opened, earlier)
@@ -137,19 +141,24 @@ def _loaded(checkpoint: Path, dataset: Path) -> tuple[Ranker, CheckpointMeta, Da
     return model, meta, Dataset.open(dataset)
 
 
-def _open(
-    catalog: Catalog, stage: StageContext, meta: CheckpointMeta, checkpoint: Path, as_of_us: int
+def open_export(
+    catalog: Catalog, meta: CheckpointMeta, checkpoint: Path, as_of_us: int, *, codec: str, buckets: int
 ) -> Epoch:
-    codec = stage.recipe.delivery.codec
-    return catalog.open_epoch(
-        space=meta.space,
-        export_id=export_id(meta.space, meta.digest, as_of_us, codec),
-        as_of_us=as_of_us,
-        trained_until_us=meta.trained_until_us,
-        checkpoint=str(checkpoint),
-        codec=codec,
-        buckets=stage.dataset.buckets,
-    )
+    """The epoch of an export; a new one instead of one that was withdrawn."""
+    made_of = meta.digest
+    while True:
+        opened = catalog.open_epoch(
+            space=meta.space,
+            export_id=export_id(meta.space, made_of, as_of_us, codec),
+            as_of_us=as_of_us,
+            trained_until_us=meta.trained_until_us,
+            checkpoint=str(checkpoint),
+            codec=codec,
+            buckets=buckets,
+        )
+        if not opened.withdrawn:
+            return opened
+        made_of = f"{meta.digest} instead of epoch {opened.epoch}"
 
 
 def _attempt(settings: Settings, config: RefreshConfig, epoch: Epoch) -> str:

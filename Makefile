@@ -55,7 +55,7 @@ logs:  ## what the stack's services say: make logs [SERVICE=name]
 down:  ## stop the stack; its data stay
 	@$(COMPUTE)/bin/python -m infra.stack down $(RUN_VARIABLES)
 
-infra: install  ## install the real servers of the tests: PostgreSQL, Redis (Debian), Kafka, Hive (Maven)
+infra: install  ## install the real servers of the tests: PostgreSQL, Redis, a browser (Debian), Kafka, Hive (Maven)
 	@$(COMPUTE)/bin/python -m infra.install_servers
 
 test: test-airflow test-compute  ## every test that needs no GPU, with the real servers (at most 25 minutes on 2 cores)

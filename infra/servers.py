@@ -29,6 +29,7 @@ LOG_LINES = 15
 CALL_S = 120.0  # initdb takes 3 s on two idle cores
 
 PACKAGES = {
+    "chromium": "chromium",
     "java": "openjdk-17-jdk-headless",
     "javac": "openjdk-17-jdk-headless",
     "mvn": "maven",

@@ -44,8 +44,8 @@ def stages_in_order(names: Sequence[str]) -> list[RayJobOperator]:
 def form() -> dict[str, Param]:
     """Airflow's form of a run: the fields of `RefreshConfig` with their limits.
 
-    Nested schemas do not render, so an optional field becomes one schema with the types "null" and its own. So
-    does a text that may be empty: the form cannot be sent while one without "null" is.
+    Nested schemas do not render, so an optional field becomes one schema with the types "null" and its own.
+    So does a text that may be empty: the form cannot be sent while one without "null" is.
     """
     properties = RefreshConfig.model_json_schema()["properties"]
     return {name: _param(name, schema) for name, schema in properties.items()}

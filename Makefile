@@ -15,7 +15,7 @@ AIRFLOW_PYTEST := AIRFLOW_HOME=$(CURDIR)/build/airflow-tests AIRFLOW__CORE__DAGS
   AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python -m pytest
 
 .PHONY: help install infra run ui up status logs down test test-airflow test-compute test-infra test-stack test-faults \
-  check fmt golden lock bench bench-gpu bench-data bench-load bench-log bench-memory bench-store bench-train clean
+  pictures check fmt golden lock bench bench-gpu bench-data bench-load bench-log bench-memory bench-store bench-train clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed 's/:.*  ## /\t/' | expand -t 16
@@ -55,7 +55,7 @@ logs:  ## what the stack's services say: make logs [SERVICE=name]
 down:  ## stop the stack; its data stay
 	@$(COMPUTE)/bin/python -m infra.stack down $(RUN_VARIABLES)
 
-infra: install  ## install the real servers of the tests: PostgreSQL, Redis (Debian), Kafka, Hive (Maven)
+infra: install  ## install the real servers of the tests: PostgreSQL, Redis, a browser (Debian), Kafka, Hive (Maven)
 	@$(COMPUTE)/bin/python -m infra.install_servers
 
 test: test-airflow test-compute  ## every test that needs no GPU, with the real servers (at most 25 minutes on 2 cores)
@@ -75,8 +75,11 @@ test-compute: install infra
 test-infra: install infra  ## the real servers: start, answer, fail over, leave nothing behind
 	$(PYTEST) tests/infra
 
-test-stack: install infra  ## the local stack: up, kill -9 of every service, down; prints seconds and memory
+test-stack: install infra  ## the local stack: up, in a browser, kill -9 of every service, down; prints seconds and memory
 	$(PYTEST) tests/stack
+
+pictures: install infra  ## take the guide's pictures anew, from a local stack in a browser
+	VISTA_PICTURES=docs/guide/pictures $(PYTEST) tests/stack/test_browser.py
 
 test-faults: install infra  ## kill -9 at 20 seeded points of a run, then resume; all that the delivery must hold, at full size, as a table (hours)
 	VISTA_KILL_POINTS=20 $(PYTEST) -s tests/faults/test_kill_refresh.py

@@ -15,12 +15,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from infra.kept_secrets import kept_secret
 from infra.postgres import Database
 from infra.servers import (
     HOST,
     Server,
     call,
-    kept_password,
     kept_ports,
     private_folder,
     running,
@@ -53,7 +53,7 @@ class Airflow:
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """What `path` below /api/v2 answers, as JSON. Raises `BackendError`."""
         if not self._token:
-            login = {"username": USER, "password": _password(self.place)}
+            login = {"username": USER, "password": kept_secret(self.place, USER)}
             self._token = _ask("POST", f"{self.url}/auth/token", login, "")["access_token"]
         return _ask(method, f"{self.url}/api/v2{path}", body, self._token)
 
@@ -102,8 +102,8 @@ def running_airflow(
 def _settings(place: Path, dags: Path, page: int) -> dict[str, str]:
     """Airflow's options as variables; secrets are in them, and nowhere else but in private files."""
     passwords = place / "accounts.json"
-    write_private(passwords, json.dumps({USER: _password(place)}))
-    key = base64.urlsafe_b64encode(kept_password(place / "fernet.key").encode()[:32]).decode()
+    write_private(passwords, json.dumps({USER: kept_secret(place, USER)}))
+    key = base64.urlsafe_b64encode(kept_secret(place, "fernet key").encode()[:32]).decode()
     options = {
         "CORE__DAGS_FOLDER": dags,
         "CORE__LOAD_EXAMPLES": False,
@@ -113,8 +113,8 @@ def _settings(place: Path, dags: Path, page: int) -> dict[str, str]:
         "CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
         "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": passwords,
         "API__BASE_URL": f"http://{HOST}:{page}",
-        "API__SECRET_KEY": kept_password(place / "api.key"),
-        "API_AUTH__JWT_SECRET": kept_password(place / "jwt.key") * 3,  # it wants 64 characters
+        "API__SECRET_KEY": kept_secret(place, "api key"),
+        "API_AUTH__JWT_SECRET": kept_secret(place, "jwt key") * 3,  # it wants 64 characters
         "USAGE_DATA_COLLECTION__ENABLED": False,
     }
     return {
@@ -144,10 +144,6 @@ def _make_sqlite(place: Path, settings: Mapping[str, str]) -> None:
     where = {**settings, **_in(f"sqlite:///{part}")}
     call([str(PROGRAM), "db", "migrate"], f"making {_sqlite(place)}", environment=where)
     part.replace(_sqlite(place))
-
-
-def _password(place: Path) -> str:
-    return kept_password(place / f"{USER}.password")
 
 
 def _beats(url: str, part: str, since_s: float) -> bool:

@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from infra.java import class_path, installed, java
+from infra.kept_secrets import kept_secret, password_file
 from infra.postgres import Postgres
 from infra.s3 import S3
 from infra.servers import (
     CONF,
     Server,
     filled,
-    kept_password,
     kept_ports,
     private_folder,
     running,
@@ -68,7 +68,7 @@ def running_metastore(place: Path, postgres: Postgres, s3: S3 | None = None) -> 
         _make_tables(postgres, metastore / "sql" / "hive-schema-4.0.0.postgres.sql")
     text = filled(
         "hive/metastore-site.xml", port=port, place=place, database=database.name,
-        database_port=database.port, database_password=database.password.read_text(),
+        database_port=database.port, database_password=database.password,
     )  # fmt: skip
     write_private(place / "metastore-site.xml", text)
     access = _file_systems(place, s3)
@@ -86,7 +86,8 @@ def running_hiveserver(place: Path, metastore: Metastore) -> Iterator[HiveServer
     hive = installed("hive")
     place = private_folder(place)
     (port,) = kept_ports(place, 1)
-    password = kept_password(place / "vista.password")
+    password = kept_secret(place, "vista")
+    vista_password = password_file(place, "vista")
     access = _file_systems(place, metastore.s3)
     values = {"port": port, "metastore_port": metastore.port, "place": place}
     for name in ("hive-site.xml", "mapred-site.xml", "tez-site.xml"):
@@ -100,7 +101,7 @@ def running_hiveserver(place: Path, metastore: Metastore) -> Iterator[HiveServer
     answers = partial(opens_session, port, password)
     server = Server("hiveserver2", place, command, answers, START_S, environment)
     with running([server]):
-        yield HiveServer(server, port, place / "vista.password")
+        yield HiveServer(server, port, vista_password)
 
 
 def _file_systems(place: Path, s3: S3 | None) -> Mapping[str, str]:

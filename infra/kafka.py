@@ -10,13 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from infra.java import class_path, installed, java
+from infra.kept_secrets import kept_secret, password_file
 from infra.processes import wait_until
 from infra.servers import (
     HOST,
     Server,
     call,
     filled,
-    kept_password,
     kept_ports,
     private_folder,
     running,
@@ -81,7 +81,7 @@ def running_kafka(
                 f"{place}: the brokers were not in sync within {START_S:.0f} s: see their logs"
             )
         addresses = [f"{HOST}:{ports[2 if certificates else 0]}" for ports in by_node.values()]
-        yield Kafka(nodes, addresses, place / "vista.password" if certificates else None)
+        yield Kafka(nodes, addresses, password_file(place, "vista") if certificates else None)
 
 
 def archive_classes(kafka: Path) -> None:
@@ -125,7 +125,7 @@ def _settings(
         listeners.append(f"CLIENT://{HOST}:{client_port}")
         keystore = own / "keystore.pem"
         write_private(keystore, certificates.key.read_text() + certificates.certificate.read_text())
-        password = kept_password(place / "vista.password")
+        password = kept_secret(place, "vista")
         for_clients = filled(
             "kafka/client_listener.properties", password=password, keystore=keystore, mechanisms=mechanisms
         )

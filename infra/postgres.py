@@ -5,15 +5,15 @@ import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from infra.kept_secrets import kept_secret, kept_secrets, password_file
 from infra.servers import (
     HOST,
     Server,
     call,
     filled,
-    kept_password,
     kept_ports,
     private_folder,
     program,
@@ -28,11 +28,12 @@ SUPERUSER = "postgres"
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """A database and the role of the same name that owns it; the file holds the role's password."""
+    """A database and the role of the same name that owns it; the file tells clients the password."""
 
     name: str
     port: int
-    password: Path
+    password: str = field(repr=False)
+    pgpass: Path
 
     @property
     def url(self) -> str:
@@ -42,7 +43,7 @@ class Database:
     @property
     def environment(self) -> dict[str, str]:
         """Where the client finds the role's password."""
-        return {"PGPASSFILE": str(self.password.with_suffix(".pgpass"))}
+        return {"PGPASSFILE": str(self.pgpass)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +67,14 @@ class Postgres:
 
     def database(self, name: str) -> Database:
         """The database of that name, made with its role if it is not there."""
-        password = self.place / f"{name}.password"
+        password, pgpass = kept_secret(self.place, name), self.place / f"{name}.pgpass"
         if not self.sql(f"SELECT 1 FROM pg_roles WHERE rolname = '{name}'"):
-            self.sql(f"CREATE ROLE \"{name}\" LOGIN PASSWORD '{kept_password(password)}'")
+            self.sql(f"CREATE ROLE \"{name}\" LOGIN PASSWORD '{password}'")
             _list_passwords(self.place, self.port)
         if not self.sql(f"SELECT 1 FROM pg_database WHERE datname = '{name}'"):
             self.sql(f'CREATE DATABASE "{name}" OWNER "{name}"')
-        found = Database(name, self.port, password)
-        line = f"{HOST}:{self.port}:{name}:{name}:{password.read_text()}\n"
-        write_private(Path(found.environment["PGPASSFILE"]), line)
-        return found
+        write_private(pgpass, f"{HOST}:{self.port}:{name}:{name}:{password}\n")
+        return Database(name, self.port, password, pgpass)
 
 
 @contextmanager
@@ -86,8 +85,7 @@ def running_postgres(place: Path) -> Iterator[Postgres]:
     """
     place = private_folder(place)
     (port,) = kept_ports(place, 1)
-    superuser, data = place / f"{SUPERUSER}.password", place / "data"
-    kept_password(superuser)
+    superuser, data = password_file(place, SUPERUSER), place / "data"
     _list_passwords(place, port)
     write_private(place / "postgresql.conf", filled("postgres/postgresql.conf", port=port))
     if _is_root():
@@ -106,8 +104,7 @@ def running_postgres(place: Path) -> Iterator[Postgres]:
 
 
 def _list_passwords(place: Path, port: int) -> None:
-    kept = {path.stem: path.read_text() for path in place.glob("*.password")}
-    lines = [f"{HOST}:{port}:*:{role}:{password}\n" for role, password in kept.items()]
+    lines = [f"{HOST}:{port}:*:{role}:{password}\n" for role, password in kept_secrets(place).items()]
     write_private(place / "pgpass", "".join(lines))
 
 

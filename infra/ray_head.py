@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import IO
 
 from infra.http_calls import answers
+from infra.kept_secrets import kept_secret
 from infra.ports import free_block
 from infra.processes import guarded, stop, wait_until
-from infra.servers import Server, kept_password, kept_ports, private_folder, running
+from infra.servers import Server, kept_ports, private_folder, running
 from vista.errors import BackendError
 
 START_S = 180.0  # 8 s on two idle cores, a minute on a busy machine
@@ -107,7 +108,7 @@ def start_ray_head(
 def running_ray(place: Path, environment: Mapping[str, str]) -> Iterator[Ray]:
     """A head with a CPU per core of this machine; ports and token are kept. Its jobs see `environment`."""
     place = private_folder(place)
-    address = HeadAddress(kept_ports(place, WORKER_PORTS + 10)[0], kept_password(place / "token"))
+    address = HeadAddress(kept_ports(place, WORKER_PORTS + 10)[0], kept_secret(place, "token"))
     scratch = _scratch()
     command = _command(address, scratch, os.cpu_count() or 1)
     own = {**environment, **_environment(address)}

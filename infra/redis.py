@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
 
+from infra.kept_secrets import kept_secret, password_file
 from infra.processes import wait_until
 from infra.servers import (
     HOST,
     Server,
     call,
     filled,
-    kept_password,
     kept_ports,
     private_folder,
     program,
@@ -94,7 +94,7 @@ def running_redis(place: Path, certificates: Certificates | None = None) -> Iter
     (port,) = kept_ports(place, 1)
     node = _node(place, "redis", port, "", certificates)
     with running([node.server]):
-        yield Redis([node], place / "vista.password")
+        yield Redis([node], password_file(place, "vista"))
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def running_sentinel(place: Path, certificates: Certificates | None = None) -> I
         _wait(lambda: _follows(replica), f"the replica in {place} did not follow its primary")
         with running([sentinel.server for sentinel in sentinels]):
             _wait(lambda: all(map(_sees_all, sentinels)), f"the Sentinels in {place} did not meet")
-            yield Redis([primary, replica], place / "vista.password", sentinels)
+            yield Redis([primary, replica], password_file(place, "vista"), sentinels)
 
 
 @contextmanager
@@ -128,12 +128,12 @@ def running_cluster(place: Path, certificates: Certificates | None = None) -> It
             addresses = [f"{HOST}:{node.port}" for node in nodes]
             nodes[0].ask("--cluster", "create", *addresses, "--cluster-replicas", "1", "--cluster-yes")
         _wait(lambda: _whole(nodes), f"the Cluster in {place} did not form")
-        yield Redis(nodes, place / "vista.password")
+        yield Redis(nodes, password_file(place, "vista"))
 
 
 def _node(place: Path, name: str, port: int, extra: str, certificates: Certificates | None) -> Node:
     own = private_folder(place / name)
-    admin, vista = (kept_password(place / f"{user}.password") for user in ("admin", "vista"))
+    admin, vista = (kept_secret(place, user) for user in ("admin", "vista"))
     hashes = {"admin_sha256": _sha256(admin), "vista_sha256": _sha256(vista)}
     write_private(own / "users.acl", filled("redis/users.acl", **hashes))
     base = filled("redis/redis.conf", port=port, place=own, users=own / "users.acl", password=admin)
@@ -149,10 +149,10 @@ def _sentinel(
     place: Path, name: str, port: int, primary_port: int, certificates: Certificates | None
 ) -> Node:
     own = private_folder(place / name)
-    vista = kept_password(place / "vista.password")
+    vista = kept_secret(place, "vista")
     text = filled(
         "redis/sentinel.conf", port=port, place=own, own_password=vista, primary_name=PRIMARY_NAME,
-        primary_port=primary_port, password=kept_password(place / "admin.password"),
+        primary_port=primary_port, password=kept_secret(place, "admin"),
     )  # fmt: skip
     write_private(own / "sentinel.conf", text + _tls(port, certificates))
     command = [program("redis-server"), str(own / "sentinel.conf"), "--sentinel"]
@@ -210,7 +210,10 @@ def _sha256(text: str) -> str:
 
 def main() -> int:
     """The exit code of the command."""
-    with tempfile.TemporaryDirectory(prefix="vista-redis-") as place, running_redis(Path(place)) as redis:
+    with (
+        tempfile.TemporaryDirectory(prefix="vista-redis-") as place,
+        running_redis(Path(place) / "redis") as redis,
+    ):
         return subprocess.run([*sys.argv[1:], redis.url], check=False).returncode
 
 

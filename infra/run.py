@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from infra.backends import start_backends
 from infra.environment import ROOT, home_of, jobs_environment
+from infra.kept_secrets import keep_together
 from infra.processes import guarded, stop, wait_until
 from infra.ray_head import CPUS, connection, new_address, start_ray_head, wait_for
 from infra.services import MARK, Services, wait_for_earlier
@@ -226,6 +227,7 @@ def _start_servers(given: Launch, stack: contextlib.ExitStack) -> Mapping[str, s
     place = given.home / "servers"
     wait_for_earlier(place)
     os.environ[MARK] = str(place)
+    keep_together(place)
     print(f"starting the back ends in {place}", flush=True)
     return start_backends(stack.enter_context(Services()), place).environment
 

@@ -1,13 +1,12 @@
 """What every real server of the tests and of the local stack shares.
 
 A server has a folder of its own, kept ports, a log, and no life of its own: it runs below a guard, which ends
-it when it is stopped and when whoever started it dies. It listens on loopback only. Passwords are made here,
-live in files that only their owner can read, and are never in arguments or logs.
+it when it is stopped and when whoever started it dies. It listens on loopback only. Passwords are in files
+that only their owner can read (`infra.kept_secrets`), and never in arguments or logs.
 """
 
 import json
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -29,6 +28,7 @@ LOG_LINES = 15
 CALL_S = 120.0  # initdb takes 3 s on two idle cores
 
 PACKAGES = {
+    "chromium": "chromium",
     "java": "openjdk-17-jdk-headless",
     "javac": "openjdk-17-jdk-headless",
     "mvn": "maven",
@@ -161,13 +161,6 @@ def kept_ports(place: Path, count: int) -> list[int]:
         if not is_free(port):
             raise BackendError(f"port {port} of {place} is in use: stop what uses it, or delete {kept}")
     return ports
-
-
-def kept_password(path: Path) -> str:
-    """The password in the file, which is made if it is not there."""
-    if not path.exists():
-        write_private(path, secrets.token_urlsafe(24))
-    return path.read_text()
 
 
 def write_private(path: Path, text: str) -> None:

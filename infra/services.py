@@ -45,7 +45,9 @@ def wait_for_earlier(place: Path) -> None:
 class Service:
     """A server under its name in the stack, and how it is, since when. `lives` counts its starts.
 
-    One that `may_wait` need not be ready while there is nothing to do for it: it is "waiting".
+    `answered_s` is when the newest question that it answered was asked; `excused_s` until when its silence is
+    not its own fault. One that `may_wait` need not be ready while there is nothing to do for it: it
+    is "waiting".
     """
 
     name: str
@@ -55,6 +57,12 @@ class Service:
     since_s: float
     may_wait: bool = False
     lives: int = 1
+    answered_s: float = 0.0
+    excused_s: float = 0.0
+
+    @property
+    def silent_since_s(self) -> float:
+        return max(self.since_s, self.answered_s, self.excused_s)
 
     @property
     def shown(self) -> ServiceState:

@@ -8,6 +8,7 @@ from shlex import quote
 from infra.airflow import USER, running_airflow
 from infra.backends import REGIONS, start_backends
 from infra.environment import ROOT, jobs_environment
+from infra.kept_secrets import SECRETS, keep_together
 from infra.mlflow import running_mlflow
 from infra.postgres import Database
 from infra.prometheus import running_prometheus
@@ -27,6 +28,7 @@ DEPLOYMENT = (
 
 def start(services: Services, place: Path, *, embedded: bool) -> tuple[str, ...]:
     """Start everything; what a user wants to know of it, a line each. Raises `BackendError`."""
+    keep_together(place)
     if embedded:
         return _start_orchestration(services, place, {}, None, None)
     backends = start_backends(services, place)
@@ -55,9 +57,9 @@ def _start_orchestration(
     for name, server in airflow.services.items():
         services.ready(f"airflow-{name}", server, airflow.url if name == "api-server" else "-")
     return (
-        f"Airflow  {airflow.url}  user {USER}, password in {place / 'airflow' / USER}.password",
+        f"Airflow  {airflow.url}  user {USER}, password in {place / SECRETS}: airflow/{USER}",
         f"MLflow   {mlflow.url}",
-        f"Ray      {ray.address.url}  token in {place / 'ray' / 'token'}",
+        f"Ray      {ray.address.url}  token in {place / SECRETS}: ray/token",
     )
 
 

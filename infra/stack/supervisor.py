@@ -1,12 +1,15 @@
-"""The process above a local stack: starts it in order, starts again what ends, stops all at the end.
+"""The process above a local stack: starts it in order, starts again what ends or hangs, keeps the logs short,
+stops all at the end.
 
 `python -m infra.stack.supervisor PLACE real|embedded` is what `make up` starts. Servers run below guards, so
 that nothing stays when this process is killed.
 """
 
 import os
+import shutil
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -23,8 +26,15 @@ LASTING_S = 60.0
 """What was ready for so long is started again at once; what ends sooner, after longer and longer pauses."""
 
 
+PROBE_S = 5.0
+"""Between two questions to a service that is ready."""
+LATE_S, HANGS_S = 15.0, 120.0
+"""Silence after which what depends on a service is excused, and after which the service is ended."""
+LOG_BYTES = 16 * 2**20
+
+
 class Supervisor:
-    """Writes down how the services are, and starts again those that end."""
+    """Writes down how the services are, and starts again those that end or do not answer any more."""
 
     def __init__(self, place: Place, *, embedded: bool) -> None:
         self.state = State(phase="starting", embedded=embedded)
@@ -41,9 +51,18 @@ class Supervisor:
 
     def watch(self, services: Services) -> None:
         """For ever, until this process is told to stop."""
+        for service in services.started:
+            # A question to a server that hangs may take minutes: nobody else waits for it
+            threading.Thread(target=_ask, args=(service,), daemon=True).start()
         while True:
+            excused = False
             for service in services.started:
+                if excused:  # by one that is not well: what it depends on was started before it
+                    service.excused_s = time.monotonic()
                 self._look(service, services)
+                excused |= not _well(service)
+                keep_short(service.server.log)
+            keep_short(self._place.log)
             self.tell(services)
             time.sleep(LOOK_S)
 
@@ -60,16 +79,43 @@ class Supervisor:
             if service.shown != "waiting":
                 services.say(f"{service.name} ended; it starts again in {self._pauses_s[service.name]:.0f} s")
             service.state, service.since_s = "ended", now_s
-        elif service.state == "starting" and service.server.answers():
+        elif service.state == "starting" and service.answered_s > service.since_s:
             service.state, service.since_s = "ready", now_s
             services.say(f"{service.name} ready again")
         elif service.state == "starting" and so_far_s > service.server.start_s and not service.may_wait:
+            service.server.stop()
+        elif service.state == "ready" and now_s - service.silent_since_s > HANGS_S:
+            services.say(f"{service.name} has not answered for {HANGS_S:.0f} s: it is ended")
             service.server.stop()
 
     def _pause_s(self, service: Service, lived_s: float) -> float:
         if service.state == "ready" and lived_s > LASTING_S:
             return 0.0
         return min(max(FIRST_PAUSE_S, 2 * self._pauses_s.get(service.name, 0.0)), LAST_PAUSE_S)
+
+
+def _ask(service: Service) -> None:
+    """For ever: ask a service whether it is ready, all the time while it starts."""
+    asked_s = 0.0
+    while True:
+        now_s = time.monotonic()
+        if service.state == "starting" or (service.state == "ready" and now_s - asked_s > PROBE_S):
+            asked_s = now_s
+            if service.server.answers():
+                service.answered_s = asked_s
+        time.sleep(LOOK_S)
+
+
+def _well(service: Service) -> bool:
+    ready = service.state == "ready" and time.monotonic() - service.silent_since_s < LATE_S
+    return ready or service.shown == "waiting"
+
+
+def keep_short(log: Path) -> None:
+    """Move what a log holds to LOG.1 when it is large. Its writers append: they go on at the new end."""
+    if log.exists() and log.stat().st_size > LOG_BYTES:
+        shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+        os.truncate(log, 0)
 
 
 def _strays(services: Services) -> set[int]:

@@ -103,7 +103,7 @@ def test_input_error_fails_at_once(ray: RealHead) -> None:
 
 def test_other_failures_are_retried_under_a_new_name(ray: RealHead) -> None:
     ray.stages.do("full", 'echo "error: the log is full" >&2; exit 1')
-    result, screen = run({"run_id": "full"})
+    result, screen = run({"run_id": "full", "data_dir": None})  # as the form sends a text that was emptied
     assert result["failure"]["reason"] == "stage prepare failed: the log is full"
     assert len(jobs_of(ray, "full")) == 2
     assert screen.count("trying again") == 1

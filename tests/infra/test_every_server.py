@@ -4,16 +4,22 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from every_server import STARTED
 from sockets import LOOPBACK, listening
 
+from infra.kept_secrets import SECRETS
 from infra.ports import is_free
 from infra.processes import adopt_orphans, alive, descendants, wait_until
 
 ROOT = Path(__file__).parents[2]
+
+
+def _holds(path: Path, passwords: Sequence[str]) -> bool:
+    return path.is_file() and any(password.encode() in path.read_bytes() for password in passwords)
 
 
 @pytest.mark.parametrize("name", STARTED)
@@ -27,10 +33,11 @@ def test_it_answers_on_loopback_keeps_its_secrets_and_leaves_nothing(name: str, 
         assert {address for address, _ in sockets} <= LOOPBACK
         shown = [Path(f"/proc/{pid}/cmdline").read_text() for pid in pids]
     shown += [server.log.read_text() for server in servers]
-    passwords = [path.read_text() for path in place.rglob("*.password")]
+    kept = [*place.rglob(SECRETS)]
+    passwords = [secret for path in kept for secret in json.loads(path.read_text()).values()]
     assert not [password for password in passwords if any(password in text for text in shown)]
-    readable = [path for path in place.rglob("*.password") if path.stat().st_mode & 0o077]
-    assert not readable
+    holding = {*kept, *(path for path in place.rglob("*") if _holds(path, passwords))}
+    assert not [path for path in holding if path.stat().st_mode & 0o077]
     assert descendants(os.getpid()) == before
     assert all(is_free(port) for _, port in sockets)
 

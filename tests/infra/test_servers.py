@@ -1,5 +1,6 @@
 """What goes wrong when a server is started says what to do; what a folder keeps is kept."""
 
+import json
 import os
 import socket
 import subprocess
@@ -10,10 +11,11 @@ import pytest
 
 from infra.install_servers import install, verify
 from infra.kafka import running_kafka
+from infra.kept_secrets import SECRETS, keep_together, kept_secret, kept_secrets, password_file
 from infra.postgres import running_postgres
 from infra.processes import descendants
 from infra.redis import running_redis
-from infra.servers import Server, call, filled, kept_password, kept_ports, program, running, write_private
+from infra.servers import Server, call, filled, kept_ports, program, running, write_private
 from vista.errors import BackendError, InputError
 
 ROOT = Path(__file__).parents[2]
@@ -93,12 +95,26 @@ def test_ports_are_kept_and_one_in_use_is_named(tmp_path: Path) -> None:
             kept_ports(tmp_path, 3)
 
 
-def test_passwords_are_kept_and_readable_by_their_owner_only(tmp_path: Path) -> None:
-    path = tmp_path / "vista.password"
-    password = kept_password(path)
-    assert kept_password(path) == password == path.read_text()
-    assert kept_password(tmp_path / "admin.password") != password
-    assert path.stat().st_mode & 0o777 == 0o600
+def test_secrets_are_kept_and_readable_by_their_owner_only(tmp_path: Path) -> None:
+    place = tmp_path / "server"
+    place.mkdir()
+    password = kept_secret(place, "vista")
+    assert kept_secret(place, "admin") != password == kept_secret(place, "vista")
+    copy = password_file(place, "vista")
+    assert copy.read_text() == password
+    assert {path.stat().st_mode & 0o777 for path in (copy, place / SECRETS)} == {0o600}
+
+
+def test_the_secrets_of_a_stack_are_in_one_file(tmp_path: Path) -> None:
+    for name in ("redis-east", "redis-west"):
+        (tmp_path / name).mkdir()
+    file = keep_together(tmp_path)
+    east, west = (kept_secret(tmp_path / name, "vista") for name in ("redis-east", "redis-west"))
+    assert keep_together(tmp_path) == file
+    assert json.loads(file.read_text()) == {"redis-east/vista": east, "redis-west/vista": west}
+    assert kept_secrets(tmp_path / "redis-west") == {"vista": west}
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path != file]
 
 
 def test_a_private_file_is_private_though_an_open_one_was_there(tmp_path: Path) -> None:

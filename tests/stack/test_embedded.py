@@ -1,5 +1,6 @@
 """`make up EMBEDDED=1`: Airflow, Ray and MLflow; what is killed comes back, at the end nothing is left."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 from local_stack import ROOT, Stack, heals, killed_and_healed
 
-from infra.processes import alive, memory_bytes, wait_until
+from infra.kept_secrets import SECRETS
+from infra.processes import alive, descendants, memory_bytes, wait_until
+from infra.stack.supervisor import LOG_BYTES
 
 NAMES = [
     "mlflow", "ray", "airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer",
@@ -54,14 +57,40 @@ def test_logs_follow_a_service(stack: Stack) -> None:
         following.terminate()
 
 
-def test_secrets_are_in_private_files_only(stack: Stack) -> None:
-    kept = [stack.path / "ray" / "token", *stack.path.rglob("*.password"), *stack.path.rglob("*.key")]
-    assert len(kept) == 5, kept
-    assert not [path for path in kept if path.stat().st_mode & 0o077]
+def test_secrets_are_in_one_private_file_and_in_none_that_others_read(stack: Stack) -> None:
+    secrets = json.loads((stack.path / SECRETS).read_text())
+    keys = {f"airflow/{name} key" for name in ("fernet", "api", "jwt")}
+    assert secrets.keys() == {"airflow/admin", "ray/token", *keys}
+    assert (stack.path / SECRETS).stat().st_mode & 0o777 == 0o600
     shown = [Path(f"/proc/{pid}/cmdline").read_text() for pid in stack.processes() if alive(pid)]
-    shown += [path.read_text(errors="replace") for path in stack.path.rglob("*.log")]
+    shown += [path.read_text(errors="replace") for path in stack.path.rglob("*.log*") if path.is_file()]
     shown.append((stack.path / "environment").read_text())
-    assert not [path for path in kept if any(path.read_text() in text for text in shown)]
+    assert not [name for name, secret in secrets.items() if any(secret in text for text in shown)]
+
+
+def test_a_long_log_is_cut_and_its_service_goes_on_writing(stack: Stack) -> None:
+    log = stack.services()["mlflow"].log
+    with log.open("ab") as file:
+        file.write(b"filling the log\n" * (LOG_BYTES // 15))
+    old = log.with_name("mlflow.log.1")
+    assert wait_until(lambda: old.exists() and log.stat().st_size < LOG_BYTES, 60)
+    assert old.stat().st_size > LOG_BYTES
+    killed_and_healed(stack, "mlflow")  # it says something when it starts
+    assert 0 < log.stat().st_size < LOG_BYTES
+    assert b"filling" not in log.read_bytes()
+
+
+def test_what_hangs_is_started_again_and_what_depends_on_it_is_left_alone(stack: Stack) -> None:
+    before = stack.services()
+    seen = before["airflow-api-server"]
+    assert seen.guard is not None
+    started_s = time.monotonic()
+    for pid in descendants(seen.guard):
+        os.kill(pid, signal.SIGSTOP)
+    assert heals(stack, seen.name, seen.restarts + 1), stack.make("status", code=1)
+    stack.measured["what hangs heals, s"] = round(time.monotonic() - started_s, 1)
+    after = stack.services()
+    assert {name for name in NAMES if after[name].pid != before[name].pid} == {seen.name}
 
 
 @pytest.mark.parametrize("name", NAMES)

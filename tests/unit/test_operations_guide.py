@@ -1,4 +1,4 @@
-"""What the operations guide tells people to type must exist."""
+"""What the guides tell people to type, and what they show, must exist."""
 
 import re
 from pathlib import Path
@@ -11,11 +11,21 @@ from vista.__main__ import commands
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-TYPED = re.findall(r"python -m vista ((?:[a-z-]+)(?: [^`\n;,:)]*)?)", GUIDE)
+GUIDES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "guide").glob("*.md")}
+TYPED = [
+    line
+    for text in (GUIDE, *GUIDES.values())
+    for line in re.findall(r"python -m vista ((?:[a-z-]+)(?: [^`\n;,:)|]*)?)", text)
+]
 
 
-def test_the_guide_shows_commands() -> None:
+def test_the_guides_show_commands() -> None:
     assert len({line.split()[0] for line in TYPED}) > 5
+
+
+def test_every_picture_that_is_shown_exists_and_every_one_that_exists_is_shown() -> None:
+    shown = {name for text in GUIDES.values() for name in re.findall(r"\]\(pictures/([^)]+)\)", text)}
+    assert shown == {path.name for path in (ROOT / "docs" / "guide" / "pictures").glob("*")}
 
 
 @pytest.mark.parametrize("line", sorted(set(TYPED)))

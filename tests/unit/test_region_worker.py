@@ -16,7 +16,9 @@ from region_threads import RegionThread, region_thread
 
 from vista.config import Settings
 from vista.delivery import sqlite
+from vista.delivery.audit import audit_line
 from vista.delivery.backfill import backfill
+from vista.delivery.catalog import open_catalog
 from vista.delivery.control import release_record, retirement
 from vista.delivery.interfaces import Release
 from vista.delivery.lag import MAX_SAMPLES, Ends, Lag
@@ -28,6 +30,7 @@ from vista.delivery.sqlite_store import SqliteStore
 from vista.errors import BackendError, InputError
 
 SPACE = SPACES[0]
+DAY_S = 86_400.0
 
 
 @pytest.fixture
@@ -249,12 +252,19 @@ def test_coverage_and_age_are_those_of_the_release_that_has_reached_the_region(
         until(lambda: running.monitor.health().ready)
         assert running.monitor.health().coverage is None, "nothing is released"
         backfill(epoch, log, tmp_path / "progress.json")
+        promoted_us = int((time.time() - 3 * DAY_S) * 1e6)
         release = Release(id="r-1", space=SPACE, epoch=1, foundation="f", downstream="d")
+        with closing(open_catalog(settings.catalog_url)) as catalog:
+            first = release.model_copy(update={"id": "r-0"})
+            promoted = audit_line("promote", "test", "", after=first.id)
+            catalog.swap_release(None, first, promoted.model_copy(update={"time_us": promoted_us}))
+            catalog.swap_release(first.id, release, audit_line("rollback", "test", "", after=release.id))
         for bucket in range(BUCKETS):
             log.append(bucket, [release_record(release)])
         until(lambda: running.monitor.health().coverage == 1.0)
         health = running.monitor.health()
         assert (health.release, health.ready) == ("r-1", True)
+        assert health.epoch_age_s == pytest.approx(3 * DAY_S, abs=60), "since the promotion"
         assert health.oldest_summary_age_s == pytest.approx(time.time() - 1e-3, abs=60)  # clock of the test
         with store._database.write() as connection:
             gone = connection.execute("DELETE FROM summaries WHERE bucket = 1").rowcount

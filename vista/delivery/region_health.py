@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from vista.config import Frozen
 from vista.delivery.catalog import open_catalog
 from vista.delivery.deliver import known_epoch
-from vista.delivery.interfaces import BucketState, Log, Release
+from vista.delivery.interfaces import BucketState, Log, Release, ReleaseCatalog
 from vista.delivery.lag import Ends, Lag
 from vista.delivery.readiness import manifests
 from vista.delivery.region_worker import RegionWorker
@@ -35,8 +35,8 @@ SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 
 
 
 class RegionHealth(Frozen):
-    """One worker's buckets of a region; None for what is not known yet. Coverage and age are those of the
-    release that has reached the region."""
+    """One worker's buckets of a region; None for what is not known yet. Coverage and ages are those of the
+    release that has reached the region; that of the epoch counts from its first promotion."""
 
     region: str
     ready: bool
@@ -50,6 +50,7 @@ class RegionHealth(Frozen):
     release: str | None = None
     coverage: float | None = None
     oldest_summary_age_s: float | None = None
+    epoch_age_s: float | None = None
     free_bytes: int | None = None
 
 
@@ -74,6 +75,7 @@ class Monitor(Collector):
         self._lag, self._sample_fault = Lag(), ""
         self._shards: tuple[Shard, ...] = ()
         self._shards_of: tuple[str, int] | None = None
+        self._promoted_us: int | None = None
         self._retry_s = 0.0
 
     def watch(self, stop: threading.Event) -> None:
@@ -85,7 +87,7 @@ class Monitor(Collector):
                 self._sample_fault = ""
             except BackendError as error:
                 self._sample_fault = str(error)
-            self._find_manifest()
+            self._find_epoch()
             if stop.wait(SAMPLE_S):
                 return
 
@@ -108,6 +110,7 @@ class Monitor(Collector):
             release=None if release is None else release.id,
             coverage=None if release is None else self._coverage(release, states),
             oldest_summary_age_s=None if release is None else _age_s(release, states.values()),
+            epoch_age_s=None if release is None else self._epoch_age_s(release),
             free_bytes=min((state.free_bytes for state in states.values()), default=None),
         )
 
@@ -124,6 +127,7 @@ class Monitor(Collector):
             ("vista_lag_seconds", "for so long at most something has been missing", health.lag_s),
             ("vista_coverage", "share of the release's users that are held", health.coverage),
             ("vista_oldest_summary_age_seconds", "age of the oldest summary", health.oldest_summary_age_s),
+            ("vista_epoch_age_seconds", "since the epoch was first promoted", health.epoch_age_s),
             ("vista_free_bytes", "that the store can still take", health.free_bytes),
         ):
             gauge = GaugeMetricFamily(name, what, labels=["region"])
@@ -166,8 +170,14 @@ class Monitor(Collector):
         total = sum(shard.rows for shard in mine)
         return held / total if total else 1.0
 
-    def _find_manifest(self) -> None:
-        """Read how many users the release's epoch has, once; later again if the table cannot be read now."""
+    def _epoch_age_s(self, release: Release) -> float | None:
+        if self._shards_of != (release.space, release.epoch) or self._promoted_us is None:
+            return None
+        return time.time() - self._promoted_us / 1e6
+
+    def _find_epoch(self) -> None:
+        """Read how many users the release's epoch has and when it was promoted, once; later again if the
+        table or the catalog cannot be read now."""
         states = list(self._worker.states.values())
         release = next((state.release for state in states if state.release is not None), None)
         if release is None or self._shards_of == (release.space, release.epoch):
@@ -178,8 +188,9 @@ class Monitor(Collector):
         try:
             with closing(open_catalog(self._catalog_url)) as catalog:
                 self._shards = manifests(known_epoch(catalog, release.space, release.epoch))
+                self._promoted_us = _promoted_us(catalog, release)
         except VistaError as error:
-            log.warning("region %s: the coverage is not known: %s", self._worker.region, error)
+            log.warning("region %s: the epoch that serves is not known: %s", self._worker.region, error)
         else:
             self._shards_of, self._retry_s = (release.space, release.epoch), 0.0
 
@@ -196,6 +207,14 @@ def _age_s(release: Release, states: Iterable[BucketState]) -> float | None:
     found = [state.epochs[key].oldest_as_of_us for state in states if key in state.epochs]
     known = [as_of_us for as_of_us in found if as_of_us is not None]
     return time.time() - min(known) / 1e6 if known else None
+
+
+def _promoted_us(catalog: ReleaseCatalog, release: Release) -> int | None:
+    """When the release's epoch came to serve for the first time: a rollback does not make it newer."""
+    of_epoch = {
+        one.id for one in catalog.releases() if (one.space, one.epoch) == (release.space, release.epoch)
+    }
+    return min((line.time_us for line in catalog.audit() if line.after in of_epoch), default=None)
 
 
 class _Silent(WSGIRequestHandler):

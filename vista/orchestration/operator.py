@@ -115,7 +115,8 @@ class RayJobOperator(BaseOperator):
 
     def _config(self, context: "Context") -> RefreshConfig:
         try:
-            config = RefreshConfig.model_validate(dict(context["params"]))
+            given = {name: value for name, value in context["params"].items() if value is not None}
+            config = RefreshConfig.model_validate(given)
         except ValidationError as error:
             raise AirflowFailException(f"stage {self.task_id} failed: the run's conf: {error}") from error
         return config.model_copy(update={"run_id": config.run_id or run_id_of(context["ti"].run_id)})

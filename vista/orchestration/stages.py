@@ -45,6 +45,7 @@ def form() -> dict[str, Param]:
     """Airflow's form of a run: the fields of `RefreshConfig` with their limits.
 
     Nested schemas do not render, so an optional field becomes one schema with the types "null" and its own.
+    So does a text that may be empty: the form cannot be sent while one without "null" is.
     """
     properties = RefreshConfig.model_json_schema()["properties"]
     return {name: _param(name, schema) for name, schema in properties.items()}
@@ -55,6 +56,8 @@ def _param(name: str, schema: dict[str, Any]) -> Param:
     for choice in schema.get("anyOf", []):
         if choice["type"] != "null":
             flat |= choice | {"type": ["null", choice["type"]]}
+    if schema["default"] == "":
+        flat["type"] = ["null", "string"]
     if "enum" in flat and "null" in flat["type"]:
         flat["enum"] = [None, *flat["enum"]]
     return Param(schema["default"], **flat)

@@ -121,7 +121,7 @@ class RayJobOperator(BaseOperator):
         return config.model_copy(update={"run_id": config.run_id or run_id_of(context["ti"].run_id)})
 
     async def _attach_or_submit(
-        self, names: Sequence[str], first: int, config: RefreshConfig, dag_run_id: str, map_index: int
+        self, names: Sequence[str], first: int, config: RefreshConfig, dag_run_id: str, map_index: int = -1
     ) -> int:
         """The attempt whose job is this one's: its own, an earlier retry's, or its own that it submits now.
 

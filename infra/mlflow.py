@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra.environment import ROOT
 from infra.http_calls import answers
 from infra.postgres import Database
 from infra.servers import HOST, Server, call, kept_ports, private_folder, running
@@ -34,7 +35,8 @@ def running_mlflow(place: Path, database: Database | None = None) -> Iterator[Ml
     if database:
         store, environment = database.url, {**OPTIONS, **database.environment}
     else:
-        _make_sqlite(place / "mlflow.db")
+        make = [sys.executable, "-m", "vista.train.mlflow_store", store]  # importing mlflow takes memory
+        call(make, f"making {store}", environment={**OPTIONS, "PYTHONPATH": str(ROOT)})
     url = f"http://{HOST}:{port}"
     command = [
         sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store,
@@ -45,14 +47,3 @@ def running_mlflow(place: Path, database: Database | None = None) -> Iterator[Ml
     server = Server("mlflow", place, command, lambda: answers(search), START_S, environment)
     with running([server]):
         yield Mlflow(server, url)
-
-
-def _make_sqlite(store: Path) -> None:
-    # One whose first migrations were cut off is refused for ever.
-    if store.exists():
-        return
-    part = store.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    ask = f"import mlflow; mlflow.MlflowClient('sqlite:///{part}').search_experiments()"
-    call([sys.executable, "-c", ask], f"making {store}", environment=OPTIONS)
-    part.rename(store)

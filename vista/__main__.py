@@ -116,6 +116,32 @@ def _experiment(name: str, record: bool, **values: Any) -> None:
     click.echo(report.table())
 
 
+@commands.command("compare")
+@click.argument("experiment")
+@click.option("--parent", default="", help="of a grid: the run whose cells are compared; default: its newest")
+@click.option(
+    "--reference", default="",
+    help="a run, or a model of a grid (then of the same seed), that the others are compared with; default: "
+    "vista, else the oldest run of the same rows",
+)  # fmt: skip
+@click.option(
+    "--metrics", default="", show_default="test_auc,test_ne,test_gauc,test_calibration",
+    help="metrics to show, separated by commas; the first one sorts",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="everything, as JSON")
+def _compare(experiment: str, parent: str, reference: str, metrics: str, as_json: bool) -> None:
+    """Put the runs of an MLflow EXPERIMENT side by side: parameters that differ, metrics, and the paired
+    differences of those that were tested on the same rows.
+
+    EXPERIMENT is vista-foundation, vista-downstream, vista-delivery, or vista-experiment-NAME of a grid.
+    """
+    from vista.train.compare import compare
+
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    found = compare(Settings.from_environment(), experiment, parent, reference, names)
+    click.echo(found.model_dump_json(indent=2) if as_json else found.text())
+
+
 @commands.command(
     "capacity",
     params=[

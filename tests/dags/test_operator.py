@@ -82,6 +82,8 @@ def test_a_refresh_in_order_with_a_killed_stage(ray: RealHead) -> None:
     stages = list(STAGES)
     stages.insert(stages.index("deliver"), "deliver")
     assert [job["metadata"]["task"] for job in jobs] == stages
+    assert [job["metadata"]["try"] for job in jobs if job["metadata"]["task"] == "deliver"] == ["1", "2"]
+    assert {job["metadata"]["map_index"] for job in jobs} == {"-1"}
     assert len({job["runtime_env"]["working_dir"] for job in jobs}) == 1
     for job in jobs:
         assert ray.token not in json.dumps(job)

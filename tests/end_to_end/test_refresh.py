@@ -3,17 +3,18 @@
 import json
 import re
 import signal
-import sqlite3
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from refreshes import Places
 
 from vista.data.sources.generated import TASTES
 from vista.evaluate.report import read_report
 from vista.jobs import STAGES
 from vista.train.compute import SIGN_OF_LIFE_S
+from vista.train.registry import DOWNSTREAM, FOUNDATION
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -71,11 +72,34 @@ def test_progress_is_not_repeated(smoke_refresh: Places) -> None:
 
 
 def test_values_reach_mlflow(smoke_refresh: Places) -> None:
-    with sqlite3.connect(smoke_refresh.path / "home" / "mlflow.db") as store:
-        values = {value for (value,) in store.execute("select value from params")}
-        models = {name for (name,) in store.execute("select name from registered_models")}
-    assert "smoke" in values
-    assert {"vista-foundation", "vista-downstream"} <= models
+    """The form's values, Airflow's ids, curves, pictures, and the way from what serves to what it was made
+    from."""
+    store = MlflowClient(f"sqlite:///{smoke_refresh.path}/home/mlflow.db")
+    report = read_report(smoke_refresh.latest)
+    serving = {name: store.get_model_version_by_alias(name, "champion") for name in (FOUNDATION, DOWNSTREAM)}
+    assert all(version.tags["vista.release"] == report.release for version in serving.values())
+    downstream, foundation = serving[DOWNSTREAM], serving[FOUNDATION]
+    assert downstream.tags["vista.foundation_version"] == str(foundation.version)
+    assert foundation.tags[f"vista.downstream_version.{downstream.version}"] == downstream.run_id
+    experiments = {one.name: one.experiment_id for one in store.search_experiments()}
+    assert set(experiments) == {"Default", FOUNDATION, DOWNSTREAM, "vista-delivery"}
+    (delivery,) = store.search_runs([experiments["vista-delivery"]])
+    assert delivery.data.metrics["coverage/east"] == 1.0
+    assert delivery.data.tags["vista.epoch"] == str(report.epoch)
+    tasks = {"train_foundation": foundation.run_id, "retrain_downstream": downstream.run_id}
+    for task, run_id in tasks.items():
+        run = store.get_run(run_id)
+        assert (run.data.params["recipe"], run.info.run_name) == ("smoke", report.run_id)
+        assert run.data.tags["airflow.dag_id"] == "production_refresh"
+        assert (run.data.tags["airflow.task_id"], run.data.tags["airflow.try_number"]) == (task, "1")
+        assert run.data.metrics["system/system_memory_usage_percentage"] > 0
+        assert len(store.get_metric_history(run_id, "loss")) > 1
+        kept = {
+            one.path for folder in ("", "figures", "report") for one in store.list_artifacts(run_id, folder)
+        }
+        assert kept >= {"checkpoint", "config", "scores.parquet", "figures/calibration.svg"}
+    assert kept >= {"report/report.html", "figures/training-curves.svg", "figures/paired-differences.svg"}
+    assert downstream.run_id == report.mlflow.run_id
 
 
 def test_no_secret_is_written(smoke_refresh: Places) -> None:

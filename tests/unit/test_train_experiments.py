@@ -1,6 +1,7 @@
 """`experiment kuairand` and `table2`: the public splits, cells that are made once, and what they prove."""
 
 import csv
+import json
 import os
 import resource
 import signal
@@ -15,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from training_data import prepare_small
 
 from infra.processes import adopt_orphans, descendants, wait_until
@@ -25,6 +27,7 @@ from vista.data.files import checksum
 from vista.errors import InputError, StageError
 from vista.evaluate.bootstrap import Interval
 from vista.model.ranker import Ranker
+from vista.train.compare import compare
 from vista.train.experiments.cell import CellJob, put
 from vista.train.experiments.fingerprint import ROOT, code_digest, imported_files
 from vista.train.experiments.grids import EXPERIMENTS, SLOTS, Experiment, UserSplit, kuairand, table2
@@ -241,24 +244,67 @@ def test_only_vista_is_probed(small: tuple[ExperimentReport, Path]) -> None:
         assert cell.training.rows_per_s == pytest.approx(160 / cell.training.train_s)
 
 
-def test_mlflow_has_a_run_per_cell_below_one(
+def test_mlflow_has_a_run_per_cell_below_one(data_dir_kuairand: Path, settings: Settings) -> None:
+    """Each command has its own grid, with all of its cells, those that were kept too; repeated, the same."""
+    config = ExperimentConfig(
+        data_dir=str(data_dir_kuairand), seeds=1, models="mean_pool,vista,vista_permuted"
+    )
+    client = MlflowClient(settings.mlflow_url)
+
+    def below(name: str) -> list[Run]:
+        experiment = client.get_experiment_by_name("vista-experiment-kuairand")
+        runs = client.search_runs([experiment.experiment_id])
+        (grid,) = (run for run in runs if run.data.params.get("models") == name)
+        return [run for run in runs if run.data.tags.get("mlflow.parentRunId") == grid.info.run_id]
+
+    report = run_experiment("kuairand", config, settings)
+    first = below(config.models)
+    run_experiment("kuairand", config, settings)
+    assert {run.info.run_id for run in below(config.models)} == {run.info.run_id for run in first}
+    assert {run.info.status for run in first} == {"FINISHED"}
+    cells = {run.data.tags["vista.model"]: run for run in first}
+    assert set(cells) == {"vista", "mean_pool", "vista_permuted"}
+    for cell in report.cells:
+        run = cells[cell.arm]
+        assert (run.info.run_name, run.data.params["train.seed"]) == (f"kuairand-pure-ids-{cell.arm}-0", "0")
+        assert run.data.metrics["test_auc"] == cell.metrics.auc
+        assert run.data.tags["vista.data_digest"] == report.rows[cell.block].data_digest
+        assert run.data.tags["vista.git_revision"] == report.git_revision
+    kept = {file.path for file in client.list_artifacts(cells["vista"].info.run_id)}
+    assert kept == {"cell", "config.json", "figures", "scores.parquet"}
+
+
+def test_compare_has_the_intervals_of_the_report(
     small: tuple[ExperimentReport, Path], settings: Settings
 ) -> None:
     report, _ = small
+    found = compare(settings, "vista-experiment-kuairand")
+    names = [found.parent, *found.other_parents]
+    runs = [run for name in names for run in compare(settings, found.experiment, parent=name).runs]
+    pooled = [run for run in runs if run.model == "mean_pool" and run.difference is not None]
+    assert len(pooled) == 3, "one grid has mean_pool alone"
+    expected = report.paired["kuairand-pure ids"][0]["mean_pool"]
+    for run in pooled:
+        assert run.reference == "kuairand-pure-ids-vista-0"
+        assert run.difference is not None
+        assert (run.difference.auc, run.difference.ne) == (expected.auc, expected.ne)
+    (why,) = {run.why for run in runs if run.model == "vista_permuted"}
+    assert why == "it kept no scores"
+
+
+def test_tasks_of_one_airflow_run_share_a_grid(
+    data_dir_kuairand: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each makes a part of it: other options, the same run above."""
+    for task, models in enumerate(("mean_pool", "vista")):
+        metadata = {"dag": "experiments", "dag_run": "manual__1", "task": "cell", "map_index": str(task)}
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": metadata}))
+        config = ExperimentConfig(data_dir=str(data_dir_kuairand), seeds=1, models=models)
+        run_experiment("kuairand", config, settings)
+    found = compare(settings, "vista-experiment-kuairand")
     client = MlflowClient(settings.mlflow_url)
-    experiment = client.get_experiment_by_name("vista-experiment-kuairand")
-    runs = client.search_runs([experiment.experiment_id])
-    parents = {run.data.tags.get("mlflow.parentRunId") for run in runs}
-    (parent,) = (run for run in runs if run.data.tags.get("mlflow.parentRunId") is None)
-    assert parents == {None, parent.info.run_id}
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    cells = {run.data.params["name"]: run for run in runs if run is not parent}
-    assert {"vista", "mean_pool", "vista_permuted"} <= set(cells)
-    for cell in report.cells:
-        run = cells[cell.arm]
-        assert run.data.metrics["metrics.auc"] == cell.metrics.auc
-        assert run.data.tags["vista.data_digest"] == report.rows[cell.block].data_digest
-        assert run.data.tags["vista.git_revision"] == report.git_revision
+    tags = {run.model: client.get_run(run.id).data.tags["airflow.map_index"] for run in found.runs}
+    assert tags == {"mean_pool": "0", "vista": "1"}
 
 
 def test_lightgbm_is_an_arm(data_dir_kuairand: Path, settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""The stages around a training: the join that must not leak, the champion, MLflow, results, clean-up."""
+"""The stages around a training: the join that must not leak, the champion, results, clean-up."""
 
 import io
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from vista.data.schema import buckets_of
 from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import AuditLine, Release
 from vista.delivery.publish import commit
-from vista.errors import BackendError, CheckpointError, LeakError, StageError
+from vista.errors import CheckpointError, LeakError, StageError
 from vista.evaluate.metrics import Scores
 from vista.evaluate.refresh_report import TrainedOn
 from vista.model.checkpoint import load, save
@@ -29,8 +29,6 @@ from vista.train.jobs import DownstreamJob, Training, training_days
 from vista.train.loop import fit
 from vista.train.retrain_downstream import check_join, downstream_job
 from vista.train.stage import Fitted, Result, StageContext, checkpoint_meta
-from vista.train.state import Point
-from vista.train.tracking import CurveLog, track
 from vista.train.train_foundation import foundation_job
 from vista.train.vocabulary import Vocabulary
 
@@ -251,47 +249,3 @@ def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path, content: str 
         (tmp_path / "model.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"model\.json cannot be read .*new run"):
         checkpoint_meta(tmp_path)
-
-
-def test_a_tracking_store_that_cannot_be_used_is_a_back_ends_error(tmp_path: Path) -> None:
-    (tmp_path / "notes.db").write_text("shopping list " * 1_000)
-    settings = settings_of(tmp_path).model_copy(update={"mlflow_url": f"sqlite:///{tmp_path}/notes.db"})
-    with pytest.raises(BackendError, match=r"not a database.*MLFLOW_TRACKING_URI"):
-        track(settings, "unit", "run/model", {}, {})
-
-
-def test_a_store_whose_making_was_cut_off_is_made_anew(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path)
-    unfinished = Path(settings.mlflow_url.removeprefix("sqlite:///")).with_name(".mlflow.db.killed")
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    unfinished.write_bytes(b"half a migration")
-    track(settings, "unit", "run/model", {}, {})
-    assert [path.name for path in unfinished.parent.glob("*mlflow.db*")] == ["mlflow.db"]
-
-
-def test_mlflow_finds_a_run_again_and_logs_each_step_once(tmp_path: Path) -> None:
-    from mlflow import MlflowClient
-
-    settings = settings_of(tmp_path)
-    curve = [Point(step=step, values={"loss": 1 / step}) for step in range(1, 6)]
-    tracked = track(settings, "unit", "run/model", {"recipe": "smoke"}, {"vista.space": "s-1"})
-    log = CurveLog(tracked)
-    log.add(curve[:2])
-    log.add(curve[:3])
-    again = track(settings, "unit", "run/model", {"recipe": "smoke"}, {"vista.space": "s-1"})
-    assert again == tracked
-    CurveLog(again).add(curve)  # a driver that has started anew
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "weights").write_text("w")
-    for _ in range(2):
-        again.finish({"test_auc": 0.7}, {"checkpoint": tmp_path / "model"})
-        again.register("vista-foundation", "checkpoint", {"space": "s-1"})
-    client = MlflowClient(tracked.url)
-    history = client.get_metric_history(tracked.run_id, "loss")
-    assert sorted((one.step, one.value) for one in history) == [(step, 1 / step) for step in range(1, 6)]
-    run = client.get_run(tracked.run_id)
-    assert (run.data.params, run.info.status) == ({"recipe": "smoke"}, "FINISHED")
-    assert len(client.get_metric_history(tracked.run_id, "test_auc")) == 1
-    version = client.get_model_version_by_alias("vista-foundation", "candidate")
-    assert (version.version, version.tags) == (1, {"space": "s-1"})
-    assert Path(version.source.removeprefix("file://"), "weights").read_text() == "w"

@@ -129,6 +129,12 @@ def summary_map(points: SummaryMap) -> str:
         return _svg(figure, "summary-map")
 
 
+def as_file(svg: str) -> str:
+    """A picture with the namespaces that a file of its own needs, on white."""
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return svg.replace("<svg ", f'<svg {spaces} style="background: white" ', 1)
+
+
 def _intervals(panel: Axes, intervals: Mapping[str, Interval], title: str) -> None:
     panel.axvline(0, color="#9aa5b1", linewidth=1, linestyle="--")
     for place, one in enumerate(intervals.values()):

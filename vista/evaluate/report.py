@@ -14,18 +14,19 @@ from vista.runs import read_as, write_whole
 __all__ = ["RefreshReport", "StageSeconds", "print_table", "read_report", "write_report"]
 
 TEMPLATE = "report.html.jinja"
+REPORT_PAGE, REPORT_FILE = "report.html", "report.json"
 
 
 def write_report(directory: Path, report: RefreshReport) -> None:
     """Write report.json and report.html into `directory`, each whole or not at all."""
-    write_whole(directory / "report.html", render(report))
-    write_whole(directory / "report.json", report.model_dump_json(indent=2))
+    write_whole(directory / REPORT_PAGE, render(report))
+    write_whole(directory / REPORT_FILE, report.model_dump_json(indent=2))
 
 
 def read_report(directory: Path) -> RefreshReport:
     """The report that `write_report` left in `directory`. Raises `StageError` if it is damaged."""
     remedy = "delete stages/clean_up.json of the run, then `make run RESUME=1` writes it again"
-    return read_as(RefreshReport, directory / "report.json", remedy)
+    return read_as(RefreshReport, directory / REPORT_FILE, remedy)
 
 
 def render(report: RefreshReport) -> str:
@@ -113,9 +114,9 @@ def print_table(report: RefreshReport) -> str:
     parts = [
         f"{report.dataset}: {report.rows:,} events of {report.users:,} users; "
         f"tested on {report.test_rows:,} rows of the last day (clock: {report.clock})",
-        _table(("model", "AUC", "NE", "GAUC", "calibr.", "trained on"), models, left=(0, 5)),
-        _table(("region", "coverage", "lag", "oldest summary"), regions, left=(0,)),
-        _table(("stage", "time"), stages, left=(0,)),
+        text_table(("model", "AUC", "NE", "GAUC", "calibr.", "trained on"), models, left=(0, 5)),
+        text_table(("region", "coverage", "lag", "oldest summary"), regions, left=(0,)),
+        text_table(("stage", "time"), stages, left=(0,)),
         "\n".join((verdict(report), *(f"  - {reason}" for reason in report.reasons))),
         f"space    {report.space}, epoch {report.epoch}\n"
         f"MLflow   {report.mlflow.url}, run {report.mlflow.run_id}",
@@ -128,7 +129,7 @@ def _trained(one: ModelFigures) -> str:
     return f"days {on.first_day} .. {on.end_day - 1}, {on.rows:,} rows"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
     """Columns as wide as their widest cell, two spaces apart; those in `left` are left-aligned."""
     lines = [tuple(header), *(tuple(row) for row in rows)]
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]

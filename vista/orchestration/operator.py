@@ -93,7 +93,7 @@ class RayJobOperator(BaseOperator):
         ]
         first = first_attempt(ti.try_number, ti.max_tries, self.retries or 0)
         try:
-            attempt = asyncio.run(self._attach_or_submit(names, first, config, ti.run_id))
+            attempt = asyncio.run(self._attach_or_submit(names, first, config, ti.run_id, map_index))
             self._stop_unless_running(ti, names[attempt - 1])
         except BackendError as error:
             raise AirflowException(f"stage {self.task_id} failed: {error}") from error
@@ -122,13 +122,14 @@ class RayJobOperator(BaseOperator):
         return config.model_copy(update={"run_id": config.run_id or run_id_of(context["ti"].run_id)})
 
     async def _attach_or_submit(
-        self, names: Sequence[str], first: int, config: RefreshConfig, dag_run_id: str
+        self, names: Sequence[str], first: int, config: RefreshConfig, dag_run_id: str, map_index: int = -1
     ) -> int:
         """The attempt whose job is this one's: its own, an earlier retry's, or its own that it submits now.
 
         Jobs from before the task was cleared, at attempt `first`, must not run beside it.
         """
         metadata = {"dag": self.dag_id, "dag_run": dag_run_id, "task": self.task_id, "run": config.run_id}
+        metadata |= {"map_index": str(map_index), "try": str(len(names))}  # MLflow's tags, by vista.train
         metadata["config"] = config.model_dump_json()
         async with await connect(self.connection_id) as jobs:
 

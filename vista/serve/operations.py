@@ -29,7 +29,7 @@ from vista.delivery.release import (
     withdraw,
 )
 from vista.delivery.repair import plan, repair, verify_all
-from vista.errors import EpochError, InputError, RegionNotReadyError
+from vista.errors import BackendError, EpochError, InputError, RegionNotReadyError
 from vista.runs import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def promote_by_hand(settings: Settings, run_id: str, reason: str, *, dry_run: bo
         _check_model(done.release)
         if not dry_run:
             done = promote(dry_run=False)
-    return f"{_said('promote', done, dry_run)}\n{verdict}"
+    return f"{_said('promote', done, dry_run)}\n{verdict}{_tell_mlflow(settings, done, dry_run)}"
 
 
 def roll_back(settings: Settings, to: str | None, reason: str, *, dry_run: bool) -> str:
@@ -104,9 +104,10 @@ def roll_back(settings: Settings, to: str | None, reason: str, *, dry_run: bool)
         _check_model(done.release)
         if not dry_run:
             done = roll(dry_run=False)
+    told = _tell_mlflow(settings, done, dry_run)
     for region, why in done.regions.items():
         raise RegionNotReadyError(f"rolled back to {done.release.id}, but region {region} lags: {why}")
-    return _said("rollback", done, dry_run)
+    return _said("rollback", done, dry_run) + told
 
 
 def freeze(settings: Settings, reason: str, *, on: bool, dry_run: bool) -> str:
@@ -239,6 +240,20 @@ def _check_model(release: Release) -> None:
     from vista.serve.score import load_downstream  # torch: seconds that `releases` need not wait
 
     load_downstream(release)
+
+
+def _tell_mlflow(settings: Settings, done: ReleaseReport, dry_run: bool) -> str:
+    """Move the alias of what serves. The release stands without it, so a store that is away is no failure:
+    the line that says so."""
+    from vista.train.registry import follow_release  # mlflow: seconds after the release, not before it
+
+    if dry_run or not done.changed:
+        return ""
+    try:
+        follow_release(settings)
+    except BackendError as error:
+        return f"\nMLflow's alias champion does not follow, until the next refresh ends: {error}"
+    return ""
 
 
 def _said(action: str, done: ReleaseReport, dry_run: bool) -> str:

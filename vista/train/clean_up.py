@@ -10,11 +10,14 @@ from vista.delivery.regions import Backends, open_backends
 from vista.delivery.release import needed_releases, retire
 from vista.delivery.retention import expire_space, sweep
 from vista.errors import EpochError, VistaError
-from vista.evaluate.report import write_report
+from vista.evaluate.report import REPORT_FILE, REPORT_PAGE, write_report
 from vista.runs import RunDirectory
 from vista.summary.record import space_id
 from vista.train.compose import compose
+from vista.train.delivery_run import end_delivery, track_delivery
+from vista.train.registry import follow_release
 from vista.train.stage import StageContext
+from vista.train.tracking import Tracked
 
 LOG = logging.getLogger(__name__)
 
@@ -41,13 +44,24 @@ def clean_up(config: RefreshConfig, settings: Settings) -> CleanUpReport:
         expired = expire_old(backends, settings.runs, newest, stage.recipe.delivery.epochs_kept)
         deleted = sweep(backends.catalog, settings.warehouse)
     write_report(stage.run.path, compose(stage))
+    _track(stage)
     stage.run.make_latest()
     return CleanUpReport(
         retired=tuple(f"{space}/{epoch}" for space, epoch in retired),
         expired=tuple(f"{space}/{epoch}" for space, epoch in expired),
         deleted=tuple(deleted),
-        report=str(stage.run.path / "report.html"),
+        report=str(stage.run.path / REPORT_PAGE),
     )
+
+
+def _track(stage: StageContext) -> None:
+    """What is known at the end only, into MLflow: the regions, the report, the release that serves now."""
+    run, settings = stage.run, stage.settings
+    delivered = run.report_of("deliver")
+    end_delivery(track_delivery(stage, delivered["space"]), delivered)
+    pages = {f"report/{name}": (run.path / name).read_text("utf-8") for name in (REPORT_PAGE, REPORT_FILE)}
+    Tracked(settings.mlflow_url, run.report_of("retrain_downstream")["mlflow_run_id"]).finish({}, {}, pages)
+    follow_release(settings)
 
 
 def retire_old(backends: Backends, runs: Path, newest: SpaceEpoch, epochs_kept: int) -> list[SpaceEpoch]:

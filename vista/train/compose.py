@@ -12,7 +12,6 @@ from vista.evaluate.refresh_report import (
     StageSeconds,
     SummaryMap,
     Tracking,
-    TrainingCurve,
 )
 from vista.evaluate.slices import ACTIVITY_DAYS, Groups, activity, candidate_slices
 from vista.evaluate.summary_map import MAP_USERS, summary_map
@@ -21,9 +20,8 @@ from vista.runs import RunDirectory
 from vista.summary.join import SummaryReader
 from vista.train.jobs import usable_epochs
 from vista.train.retrain_downstream import DownstreamReport, model_results
-from vista.train.stage import Result, StageContext
+from vista.train.stage import StageContext
 
-CURVES = ("loss", "reconstruction_loss", "valid_auc")
 MIN_MAP_USERS = 3
 
 
@@ -65,7 +63,7 @@ def compose(stage: StageContext) -> RefreshReport:
         install_s=None,  # known to the launcher only
         stages=stage_seconds(run),
         curves=tuple(
-            curve for name, result in model_results(stage).items() for curve in curves_of(name, result)
+            curve for name, result in model_results(stage).items() for curve in result.fitted().curves(name)
         ),
         calibration={name: calibration_bins(labels_N, one.own_N) for name, one in scores.items()},
         summary_map=map_of(stage, delivered["space"], delivered["epoch"]),
@@ -76,19 +74,6 @@ def stage_seconds(run: RunDirectory) -> tuple[StageSeconds, ...]:
     """The stages that are done, in order."""
     kept = {name: run.stage(name) for name in STAGES}
     return tuple(StageSeconds(name=name, seconds=one.seconds) for name, one in kept.items() if one)
-
-
-def curves_of(model: str, result: Result) -> list[TrainingCurve]:
-    """The metrics of a training over its steps."""
-    points = result.fitted().curve
-    curves = []
-    for metric in CURVES:
-        known = [point for point in points if metric in point.values]
-        if known:
-            steps = tuple(point.step for point in known)
-            values = tuple(point.values[metric] for point in known)
-            curves.append(TrainingCurve(model=model, metric=metric, steps=steps, values=values))
-    return curves
 
 
 def map_of(stage: StageContext, space: str, number: int) -> SummaryMap | None:

@@ -18,6 +18,7 @@ from vista.model.ranker import Ranker
 from vista.summary.export import ExportedEpoch, export_bucket
 from vista.summary.table import Work, whole_shard
 from vista.train.compute import ray_session, run_tasks
+from vista.train.delivery_run import end_export, track_delivery
 from vista.train.experiments.fingerprint import code_digest
 from vista.train.stage import StageContext, checkpoint_meta
 
@@ -62,6 +63,15 @@ def export_summaries(config: RefreshConfig, settings: Settings) -> ExportReport:
     foundation = stage.run.report_of("train_foundation")
     checkpoint = Path(foundation["checkpoint"])
     meta = checkpoint_meta(checkpoint)
+    tracked = track_delivery(stage, meta.space)
+    with tracked.running():
+        report = _report(meta.space, _published(stage, checkpoint, meta))
+        end_export(tracked, report.model_dump(mode="json"))
+    return report
+
+
+def _published(stage: StageContext, checkpoint: Path, meta: CheckpointMeta) -> list[Epoch]:
+    settings = stage.settings
     with closing(open_catalog(settings.catalog_url)) as catalog:
         times = as_of_times(stage.dataset, meta.trained_until_us)
         codec, buckets = stage.recipe.delivery.codec, stage.dataset.buckets
@@ -69,7 +79,7 @@ def export_summaries(config: RefreshConfig, settings: Settings) -> ExportReport:
             open_export(catalog, meta, checkpoint, as_of_us, codec=codec, buckets=buckets)
             for as_of_us in times
         ]
-        attempts = [_attempt(settings, config, epoch) for epoch in opened]
+        attempts = [_attempt(settings, stage.config, epoch) for epoch in opened]
         earlier = nearest(catalog.list_epochs(meta.space), opened, attempts, meta.digest)
         exported = _exported(stage, meta, opened, earlier)
         tasks = [
@@ -80,8 +90,7 @@ def export_summaries(config: RefreshConfig, settings: Settings) -> ExportReport:
         if tasks:
             with ray_session():
                 run_tasks(export_task, tasks, f"buckets of {len(opened)} epochs")
-        published = [commit(catalog, *both) for both in zip(opened, attempts, strict=True)]
-    return _report(meta.space, published)
+        return [commit(catalog, *both) for both in zip(opened, attempts, strict=True)]
 
 
 def _report(space: str, published: list[Epoch]) -> ExportReport:

@@ -17,7 +17,10 @@ from vista.summary.join import SummaryReader
 from vista.train.baselines import baseline_jobs, train_baseline
 from vista.train.champion import Champion, score_champion
 from vista.train.compute import ray_session, run_tasks, train_on_ray
+from vista.train.delivery_run import epoch_input
 from vista.train.jobs import DownstreamJob, Training, training_days, usable_epochs
+from vista.train.model_run import keep_scores, of_test_rows, pictures
+from vista.train.registry import ARTIFACT, DOWNSTREAM, link, register
 from vista.train.stage import Fitted, Result, StageContext, checkpoint_meta
 from vista.train.state import load_best
 from vista.train.tracking import Tracked
@@ -25,7 +28,6 @@ from vista.train.vocabulary import Vocabulary
 
 LOG = logging.getLogger(__name__)
 MODEL = "downstream"
-REGISTERED = "vista-downstream"
 REFERENCE = "vista_downstream"
 JOINED_AT_ONCE = 8_192
 
@@ -65,18 +67,19 @@ def _retrain(stage: StageContext, job: DownstreamJob) -> DownstreamReport:
     training.task()
     join = check_join(training.dataset, training.reader, job.days.first)
     LOG.info("join: %d rows checked, %d without a summary", join.rows, join.without_summary)
-    tracked = stage.track(MODEL, job.space, stage.params())
-    result = stage.result(MODEL)
-    baselines = [one for one in baseline_jobs(stage) if not one.result.exists()]
-    if baselines or not result.exists():
-        with ray_session(job.train.workers):
-            if not result.exists():
-                storage = stage.run.training(MODEL)
-                state = train_on_ray(job, tracked, storage=storage, name=stage.config.run_id)
-                finish(stage, training, state)
-            run_tasks(train_baseline, baselines, "baselines")
-    report = _compare(stage, job, join, tracked)
-    _track_result(result, tracked, report)
+    tracked = stage.track(DOWNSTREAM, job.space)
+    with tracked.running():
+        result = stage.result(MODEL)
+        baselines = [one for one in baseline_jobs(stage) if not one.result.exists()]
+        if baselines or not result.exists():
+            with ray_session(job.train.workers):
+                if not result.exists():
+                    storage = stage.run.training(MODEL)
+                    state = train_on_ray(job, tracked, storage=storage, name=stage.config.run_id)
+                    finish(stage, training, state)
+                run_tasks(train_baseline, baselines, "baselines")
+        report = _compare(stage, job, join, tracked)
+        _track_result(stage, tracked, report)
     return report
 
 
@@ -174,13 +177,32 @@ def figures(stage: StageContext, result: Result) -> ModelFigures:
     return ModelFigures(**measured, trained_on=result.fitted().trained_on)
 
 
-def _track_result(result: Result, tracked: Tracked, report: DownstreamReport) -> None:
-    metrics = {
-        f"test_{metric}/{name}": value
-        for name, one in report.models.items()
-        for metric, value in one.model_dump(exclude={"trained_on"}).items()
-        if value is not None
-    }
-    metrics["gate_promote"] = float(report.gate.promote)
-    tracked.finish(metrics, {"checkpoint": result.checkpoint})
-    tracked.register(REGISTERED, "checkpoint", {"space": report.space, "digest": report.digest})
+def _track_result(stage: StageContext, tracked: Tracked, report: DownstreamReport) -> None:
+    results = model_results(stage)
+    scored = {name: stage.scored_rows(result.scores()) for name, result in results.items()}
+    keep_scores(tracked, scored[REFERENCE])
+    metrics = of_test_rows(report.models[REFERENCE]) | {"gate_promote": float(report.gate.promote)}
+    for name, one in report.models.items():
+        metrics |= of_test_rows(one, suffix=f"/{name}")
+    curves = [curve for name, result in results.items() for curve in result.fitted().curves(name)]
+    checkpoint = results[REFERENCE].checkpoint
+    tracked.finish(
+        metrics,
+        {stage.run.config_file: "config", checkpoint: ARTIFACT},
+        pictures(curves, scored, report.paired),
+    )
+    version = register(tracked, DOWNSTREAM, stage.version_tags(report.space, checkpoint))
+    _link(stage, tracked, version, report.space)
+
+
+def _link(stage: StageContext, tracked: Tracked, version: str, space: str) -> None:
+    """The way back to the foundation and to the table's newest epoch."""
+    exported = stage.run.report_of("export_summaries")
+    newest = exported["epochs"][-1]
+    epoch = f"{space}/{newest['epoch']}"
+    tracked.add_inputs([stage.input(), epoch_input(space, newest, "training")])
+    tracked.tag({"vista.epoch": str(newest["epoch"]), "vista.table": newest["location"]})
+    foundation = stage.run.report_of("train_foundation")["mlflow_run_id"]
+    if foundation:
+        tracked.tag({"vista.foundation_run": foundation})
+    link(tracked.url, version, foundation, f"epoch {epoch} ({newest['location']})")

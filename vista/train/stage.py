@@ -3,6 +3,7 @@
 import shutil
 import uuid
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,19 @@ from vista.config import Frozen, Recipe, RefreshConfig, Settings
 from vista.data.dataset import Dataset
 from vista.errors import CheckpointError
 from vista.evaluate.metrics import Metrics, Scores, measure
-from vista.evaluate.refresh_report import TrainedOn
+from vista.evaluate.refresh_report import TrainedOn, TrainingCurve
+from vista.evaluate.scored_rows import ScoredRows
 from vista.model.checkpoint import CheckpointMeta
 from vista.recipes import recipe_of
 from vista.runs import RunDirectory, read_as, reading, write_whole
+from vista.train.registry import CHECKPOINT
 from vista.train.state import Point, Progress
-from vista.train.tracking import Tracked, flattened, git_revision, track
+from vista.train.tracking import Input, Tracked, flattened, track
 
 SCORES_FILE = "scores.npz"
 FITTED_FILE = "fitted.json"
 CHECKPOINT_DIRECTORY = "checkpoint"
+CURVES = ("loss", "reconstruction_loss", "valid_auc")
 
 
 def checkpoint_meta(checkpoint: Path) -> CheckpointMeta:
@@ -51,17 +55,31 @@ class StageContext:
     def result(self, model: str) -> "Result":
         return Result(self.run.training(model) / "result")
 
-    def track(self, model: str, space: str, params: dict[str, Any]) -> Tracked:
-        """This run's MLflow run of one model; experiments are named after the recipe."""
+    def track(self, experiment: str, space: str, params: Mapping[str, Any] | None = None) -> Tracked:
+        """This run's MLflow run in the experiment of one purpose."""
         tags = {
             "vista.run_id": self.config.run_id,
-            "vista.model": model,
+            "vista.recipe": self.recipe.name,
             "vista.space": space,
             "vista.data_digest": self.dataset.info.digest,
-            "vista.git_revision": git_revision(),
         }
-        name = f"{self.config.run_id}/{model}"
-        return track(self.settings, f"vista-{self.recipe.name}", name, params, tags)
+        return track(self.settings, experiment, self.config.run_id, self.params() | dict(params or {}), tags)
+
+    def version_tags(self, space: str, checkpoint: Path) -> dict[str, str]:
+        """Where a registered version comes from."""
+        return {
+            "vista.run_id": self.config.run_id,
+            "vista.recipe": self.recipe.name,
+            "vista.space": space,
+            "vista.digest": checkpoint_meta(checkpoint).digest,
+            "vista.data_digest": self.dataset.info.digest,
+            CHECKPOINT: str(checkpoint),
+        }
+
+    def input(self, context: str = "training") -> Input:
+        """The events of this run, for MLflow."""
+        info = self.dataset.info
+        return Input(name=info.name, digest=info.digest, uri=str(self.run.data), context=context)
 
     def test_rows(self) -> NDArray[np.int64]:
         """Ids of the test day's candidates, in ascending order: what every model is measured on."""
@@ -73,6 +91,12 @@ class StageContext:
         rows, candidates = self.test_rows(), self.dataset.candidates
         users_N, labels_N = candidates.user_id_C[rows], candidates.labels_CT[rows, 0]
         return measure(users_N, labels_N, scores.own_N[rows], scores.frozen_N[rows])
+
+    def scored_rows(self, scores: Scores) -> ScoredRows:
+        """The test day's rows with one model's probabilities by candidate id."""
+        rows, candidates = self.test_rows(), self.dataset.candidates
+        labels_N = candidates.labels_CT[rows, 0].astype(np.bool_)
+        return ScoredRows(candidates.user_id_C[rows], labels_N, scores.own_N[rows])
 
     def params(self) -> dict[str, Any]:
         return flattened(self.config) | flattened(self.recipe)
@@ -97,6 +121,17 @@ class Fitted(Frozen):
             best_auc=progress.best_auc,
             curve=progress.curve,
         )
+
+    def curves(self, model: str) -> list[TrainingCurve]:
+        """The metrics of the training over its steps, for the report."""
+        curves = []
+        for metric in CURVES:
+            known = [point for point in self.curve if metric in point.values]
+            if known:
+                steps = tuple(point.step for point in known)
+                values = tuple(point.values[metric] for point in known)
+                curves.append(TrainingCurve(model=model, metric=metric, steps=steps, values=values))
+        return curves
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,52 +1,63 @@
-"""MLflow: one run per model of a refresh, found again when a stage is repeated; curves logged exactly once.
+"""Runs in MLflow: found again when their work is repeated, tagged with where they come from, below a parent
+if they are cells of a grid; curves are logged exactly once.
 
 The store's own history is the high-water mark: a batch of metrics is one transaction, so after a crash what
 it holds is what need not be logged again.
 """
 
 import fcntl
+import json
 import logging
 import os
 import subprocess
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from vista.config import Frozen, Settings
 from vista.errors import BackendError
-from vista.train.state import Point
+from vista.train.experiments.fingerprint import short_digest
+from vista.train.mlflow_store import client, file_of, make_store, mapped
+
+if TYPE_CHECKING:
+    from vista.train.state import Point
+
+LOG = logging.getLogger(__name__)
 
 METRICS_PER_BATCH = 1_000  # MLflow's own limit
 MAX_PARAM_LENGTH = 500
-CANDIDATE_ALIAS = "candidate"
-SQLITE = "sqlite:///"
+MAX_DIGEST_LENGTH = 36  # of a dataset, MLflow's own
+SYSTEM_SAMPLE_S = 5.0
 
-P = ParamSpec("P")
-R = TypeVar("R")
+KEY = "vista.key"
+"""Tag that names a run for whoever comes to the same work again; names are for people."""
+PARENT = "mlflow.parentRunId"
+CONTEXT = "mlflow.data.context"
+
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray puts the metadata of a job here, for the job's own process."""
+AIRFLOW_IDS = {
+    "dag": "dag_id", "dag_run": "run_id", "task": "task_id", "map_index": "map_index", "try": "try_number",
+}  # fmt: skip
+"""What `vista.orchestration.operator` writes into the metadata -> Airflow's word."""
 
 
-def _mapped(function: Callable[P, R]) -> Callable[P, R]:
-    """What MLflow and its database raise, as `BackendError`."""
+class Input(Frozen):
+    """A data set that a run read (`training`, `evaluation`) or made (`export`): found by its name and digest
+    from every run that has it."""
 
-    @wraps(function)
-    def mapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            if type(error).__module__.partition(".")[0] not in ("mlflow", "sqlalchemy", "alembic"):
-                raise
-            why = str(error).splitlines()[0]
-            raise BackendError(
-                f"MLflow: {type(error).__name__}: {why}; check MLFLOW_TRACKING_URI, and that the server "
-                "answers or the file is whole"
-            ) from error
+    name: str
+    digest: str
+    uri: str
+    context: str = "training"
 
-    return mapped
+    @property
+    def kind(self) -> str:
+        """MLflow's word for where it lies."""
+        return self.uri.partition("://")[0] if "://" in self.uri else "local"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,37 +67,78 @@ class Tracked:
     url: str
     run_id: str
 
-    @_mapped
-    def finish(self, metrics: Mapping[str, float], artifacts: Mapping[str, Path]) -> None:
-        """Log final metrics and artifact directories or files (name -> path) and end the run."""
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around a run's work: logs this machine's processors, memory, disk and network; a run whose work
+        does not end well is FAILED, an interrupted one KILLED."""
+        monitor = self._monitor()
+        try:
+            yield
+        except BaseException as error:
+            monitor.finish()
+            try:
+                self._end("FAILED" if isinstance(error, Exception) else "KILLED")
+            except BackendError as lost:  # what ended the work is what has to be told
+                LOG.warning("the run stays open: %s", lost)
+            raise
+        monitor.finish()
+
+    @mapped
+    def finish(
+        self,
+        metrics: Mapping[str, float],
+        artifacts: Mapping[Path, str] | None = None,
+        texts: Mapping[str, str] | None = None,
+    ) -> None:
+        """Log final metrics, files or directories (path -> folder) and texts (file -> text); end the run."""
         from mlflow.entities import Metric
 
-        client = _client(self.url)
-        known = client.get_run(self.run_id).data.metrics
+        store = client(self.url)
+        known = store.get_run(self.run_id).data.metrics
         now_ms = int(time.time() * 1_000)
-        new = [Metric(name, value, now_ms, 0) for name, value in metrics.items() if name not in known]
-        client.log_batch(self.run_id, metrics=new)
-        for name, path in artifacts.items():
-            (client.log_artifacts if path.is_dir() else client.log_artifact)(self.run_id, str(path), name)
-        client.set_terminated(self.run_id)
+        new = [Metric(name, value, now_ms, 0) for name, value in metrics.items() if known.get(name) != value]
+        store.log_batch(self.run_id, metrics=new)
+        for path, folder in (artifacts or {}).items():
+            (store.log_artifacts if path.is_dir() else store.log_artifact)(self.run_id, str(path), folder)
+        for name, text in (texts or {}).items():
+            store.log_text(self.run_id, text, name)
+        store.set_terminated(self.run_id)
 
-    @_mapped
-    def register(self, name: str, artifact: str, tags: Mapping[str, str]) -> None:
-        """Register an artifact of this run as a version of model `name`, alias `candidate`; idempotent."""
-        from mlflow.exceptions import MlflowException
+    @mapped
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Add what becomes known after the run was made."""
+        from mlflow.entities import RunTag
 
-        client = _client(self.url)
-        if not client.search_registered_models(filter_string=f"name = '{name}'"):
-            try:
-                client.create_registered_model(name)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-        versions = client.search_model_versions(f"run_id = '{self.run_id}'")
-        if not versions:
-            source = f"{client.get_run(self.run_id).info.artifact_uri}/{artifact}"
-            versions = [client.create_model_version(name, source, self.run_id, tags=dict(tags))]
-        client.set_registered_model_alias(name, CANDIDATE_ALIAS, versions[0].version)
+        client(self.url).log_batch(self.run_id, tags=[RunTag(name, text) for name, text in tags.items()])
+
+    @mapped
+    def add_inputs(self, inputs: Sequence[Input]) -> None:
+        """Link data sets; those that are linked already stay."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        linked = [
+            DatasetInput(
+                Dataset(one.name, one.digest[:MAX_DIGEST_LENGTH], one.kind, json.dumps({"uri": one.uri})),
+                [InputTag(CONTEXT, one.context)],
+            )
+            for one in inputs
+        ]
+        client(self.url).log_inputs(self.run_id, datasets=linked)
+
+    @mapped
+    def _monitor(self) -> Any:
+        client(self.url)  # before MLflow says that it starts
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor: Any = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
+            self.run_id, sampling_interval=SYSTEM_SAMPLE_S, resume_logging=True, tracking_uri=self.url
+        )
+        monitor.start()
+        return monitor
+
+    @mapped
+    def _end(self, status: str) -> None:
+        client(self.url).set_terminated(self.run_id, status)
 
 
 class CurveLog:
@@ -97,47 +149,70 @@ class CurveLog:
         self.added = 0
         self.logged: dict[str, int] = {}
 
-    @_mapped
-    def add(self, curve: Sequence[Point]) -> None:
+    @mapped
+    def add(self, curve: "Sequence[Point]") -> None:
         """Log the points of `curve` that the store does not hold yet."""
         from mlflow.entities import Metric
 
-        client = _client(self.tracked.url)
+        store = client(self.tracked.url)
         now_ms = int(time.time() * 1_000)
         metrics = []
         for point in curve[self.added :]:
             for name, value in point.values.items():
                 if name not in self.logged:
-                    self.logged[name] = _last_step(client, self.tracked.run_id, name)
+                    self.logged[name] = _last_step(store, self.tracked.run_id, name)
                 if point.step > self.logged[name]:
                     metrics.append(Metric(name, value, now_ms, point.step))
         for start in range(0, len(metrics), METRICS_PER_BATCH):
-            client.log_batch(self.tracked.run_id, metrics=metrics[start : start + METRICS_PER_BATCH])
+            store.log_batch(self.tracked.run_id, metrics=metrics[start : start + METRICS_PER_BATCH])
         self.added = len(curve)
 
 
-@_mapped
+@mapped
 def track(
-    settings: Settings, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+    settings: Settings,
+    experiment: str,
+    name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    parent: Tracked | None = None,
 ) -> Tracked:
-    """The MLflow run called `name` of an experiment, made if it does not exist yet."""
+    """This deployment's run called `name` of an experiment, or of a parent in it; made unless it exists."""
+    above = "" if parent is None else parent.run_id
+    key = short_digest(str(settings.home), experiment, above, name)
+    tags = {**tags, **airflow_tags()}
     with _alone(settings):
-        _make_store(settings.mlflow_url)
-        client = _client(settings.mlflow_url)
-        found = client.get_experiment_by_name(experiment)
-        experiment_id = (
-            found.experiment_id
-            if found is not None
-            else client.create_experiment(experiment, artifact_location=_artifacts(settings, experiment))
-        )
-        runs = client.search_runs([experiment_id], f"tags.mlflow.runName = '{name}'", max_results=1)
-        run = runs[0] if runs else client.create_run(experiment_id, tags=dict(tags), run_name=name)
-        run_id: str = run.info.run_id
-        if not runs:
-            _log_params(client, run_id, params)
-        else:
-            client.update_run(run_id, status="RUNNING")
-    return Tracked(settings.mlflow_url, run_id)
+        make_store(settings.mlflow_url)
+        store = client(settings.mlflow_url)
+        experiment_id = _experiment(store, settings, experiment)
+        runs = store.search_runs([experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1)
+        if runs:
+            tracked = Tracked(settings.mlflow_url, runs[0].info.run_id)
+            store.update_run(tracked.run_id, status="RUNNING")
+            tracked.tag(tags)
+            return tracked
+        revision = git_revision()
+        found = {
+            "mlflow.source.name": "python -m vista",
+            "mlflow.source.git.commit": revision.removesuffix("-dirty"),
+            "vista.git_revision": revision,
+            KEY: key,
+        }
+        nested = {PARENT: above} if above else {}
+        run = store.create_run(experiment_id, tags={**found, **nested, **tags}, run_name=name)
+        tracked = Tracked(settings.mlflow_url, run.info.run_id)
+        _log_params(store, tracked.run_id, params)
+    return tracked
+
+
+def airflow_tags(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Airflow's ids of the task whose Ray job this is; empty elsewhere.
+
+    >>> airflow_tags({JOB_CONFIG: '{"metadata": {"dag": "experiments", "map_index": "3"}}'})
+    {'airflow.dag_id': 'experiments', 'airflow.map_index': '3'}
+    """
+    metadata = json.loads(environment.get(JOB_CONFIG, "{}")).get("metadata", {})
+    return {f"airflow.{word}": metadata[name] for name, word in AIRFLOW_IDS.items() if name in metadata}
 
 
 def flattened(config: Frozen) -> dict[str, Any]:
@@ -162,52 +237,54 @@ def git_revision() -> str:
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
-def _log_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
+def _experiment(store: Any, settings: Settings, name: str) -> str:
+    """The id of an experiment, made unless it exists; another machine may be making it too."""
+    from mlflow.exceptions import MlflowException
+
+    found = store.get_experiment_by_name(name)
+    if found is None:
+        try:
+            made: str = store.create_experiment(name, artifact_location=_artifacts(settings, name))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = store.get_experiment_by_name(name)
+        else:
+            return made
+    if found.lifecycle_stage != "active":
+        raise BackendError(
+            f"MLflow's experiment {name} is deleted: `mlflow experiments restore --experiment-id "
+            f"{found.experiment_id}` brings it back, `mlflow gc` removes it"
+        )
+    experiment_id: str = found.experiment_id
+    return experiment_id
+
+
+def _log_params(store: Any, run_id: str, params: Mapping[str, Any]) -> None:
     from mlflow.entities import Param
 
-    client.log_batch(
+    store.log_batch(
         run_id, params=[Param(name, str(value)[:MAX_PARAM_LENGTH]) for name, value in params.items()]
     )
 
 
-def _last_step(client: Any, run_id: str, name: str) -> int:
-    return max((metric.step for metric in client.get_metric_history(run_id, name)), default=0)
-
-
-def _client(url: str) -> Any:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # a line per migration of a new store
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=url, registry_uri=url)
-
-
-def _make_store(url: str) -> None:
-    """The tables of a new SQLite store, whole or not at all; only one process at a time may call it.
-
-    MLflow refuses a store for ever whose first migrations were cut off in the middle.
-    """
-    path = Path(url.removeprefix(SQLITE))
-    if not url.startswith(SQLITE) or path.exists():
-        return
-    for left in path.parent.glob(f".{path.name}.*"):
-        left.unlink()
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    _client(f"{SQLITE}{unfinished}").search_experiments()
-    unfinished.rename(path)
+def _last_step(store: Any, run_id: str, name: str) -> int:
+    return max((metric.step for metric in store.get_metric_history(run_id, name)), default=0)
 
 
 def _artifacts(settings: Settings, experiment: str) -> str | None:
     """Beside the embedded store; a server decides itself."""
-    if not settings.mlflow_url.startswith("sqlite:"):
+    if file_of(settings.mlflow_url) is None:
         return None
     return (settings.home / "mlflow-artifacts" / experiment).absolute().as_uri()
 
 
 @contextmanager
 def _alone(settings: Settings) -> Iterator[None]:
-    """One process at a time makes the store's schema, an experiment or a run."""
-    settings.home.mkdir(parents=True, exist_ok=True)
-    with (settings.home / "mlflow.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """One process at a time makes a SQLite store's schema and, of a deployment, an experiment or a run."""
+    file = file_of(settings.mlflow_url)
+    folder = settings.home if file is None else file.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -14,14 +14,16 @@ from vista.evaluate.refresh_report import TrainedOn
 from vista.model.checkpoint import CheckpointMeta, save
 from vista.train.compute import ray_session, train_on_ray
 from vista.train.jobs import RankerJob, Training, training_days
+from vista.train.model_run import keep_scores, of_test_rows, pictures
+from vista.train.registry import ARTIFACT, FOUNDATION, register
 from vista.train.stage import Fitted, StageContext, checkpoint_meta
 from vista.train.state import load_best
+from vista.train.tracking import Tracked
 from vista.train.vocabulary import Vocabulary
 from vista.train.warm_start import warm_start
 
 LOG = logging.getLogger(__name__)
 MODEL = "foundation"
-REGISTERED = "vista-foundation"
 
 
 class FoundationReport(Frozen):
@@ -44,20 +46,22 @@ def train_foundation(config: RefreshConfig, settings: Settings) -> FoundationRep
     job, space = planned(stage)
     training = Training(job)
     training.task()  # what is wrong with the data is found here, before any worker starts
-    begun = {} if job.start is None else {"start": str(job.start)}
-    tracked = stage.track(MODEL, space, stage.params() | begun)
+    tracked = stage.track(FOUNDATION, space, {} if job.start is None else {"start": str(job.start)})
+    with tracked.running():
+        tracked.add_inputs([stage.input()])
+        result = stage.result(MODEL)
+        if not result.exists():
+            with ray_session(job.train.workers):
+                state = train_on_ray(job, tracked, storage=stage.run.training(MODEL), name=config.run_id)
+            finish(stage, training, space, state)
+        report = _report(stage, job, space, tracked)
+        _track_result(stage, report, tracked)
+    return report
+
+
+def _report(stage: StageContext, job: RankerJob, space: str, tracked: Tracked) -> FoundationReport:
     result = stage.result(MODEL)
-    if not result.exists():
-        with ray_session(job.train.workers):
-            state = train_on_ray(job, tracked, storage=stage.run.training(MODEL), name=config.run_id)
-        finish(stage, training, space, state)
     meta = checkpoint_meta(result.checkpoint)
-    metrics = stage.measure(result.scores())
-    tracked.finish(
-        {f"test_{name}": value for name, value in metrics.model_dump().items() if value is not None},
-        {"config": stage.run.path / "config.json", "checkpoint": result.checkpoint},
-    )
-    tracked.register(REGISTERED, "checkpoint", {"space": space, "digest": meta.digest})
     return FoundationReport(
         space=space,
         checkpoint=str(result.checkpoint),
@@ -65,9 +69,21 @@ def train_foundation(config: RefreshConfig, settings: Settings) -> FoundationRep
         digest=meta.digest,
         trained_until_us=meta.trained_until_us,
         mlflow_run_id=tracked.run_id,
-        metrics=metrics,
+        metrics=stage.measure(result.scores()),
         trained_on=result.fitted().trained_on,
     )
+
+
+def _track_result(stage: StageContext, report: FoundationReport, tracked: Tracked) -> None:
+    result = stage.result(MODEL)
+    rows = stage.scored_rows(result.scores())
+    keep_scores(tracked, rows)
+    tracked.finish(
+        of_test_rows(report.metrics),
+        {stage.run.config_file: "config", result.checkpoint: ARTIFACT},
+        pictures(result.fitted().curves(MODEL), {MODEL: rows}),
+    )
+    register(tracked, FOUNDATION, stage.version_tags(report.space, result.checkpoint))
 
 
 def planned(stage: StageContext) -> tuple[RankerJob, str]:

@@ -22,13 +22,15 @@ from vista.data.files import check_unchanged
 from vista.data.prepare import prepare_dataset
 from vista.errors import InputError, StageError
 from vista.evaluate.bootstrap import PairedDifference, paired_bootstrap
+from vista.evaluate.scored_rows import ScoredRows
 from vista.train.experiments.cell import CELL_FILE, CODE, SCORES_FILE, Cell, CellJob
 from vista.train.experiments.fingerprint import code_digest, short_digest
+from vista.train.experiments.grid_runs import cell_name, finished_cells, track_cell, track_grid
 from vista.train.experiments.grids import REFERENCE, Arm, Block, Experiment, experiment_of
 from vista.train.experiments.pool import make_cells
 from vista.train.experiments.report import BlockRows, ExperimentReport, Missing
 from vista.train.experiments.splits import Rows
-from vista.train.tracking import Tracked, flattened, git_revision, track
+from vista.train.tracking import git_revision
 
 LOG = logging.getLogger(__name__)
 
@@ -149,27 +151,31 @@ class _Run:
         self.directory = directory
         self.code, self.revision = code_digest(CODE), git_revision()
         self.opened = {block.name: Opened.of(block, directory) for block in experiment.blocks}
-        self.mlflow = self._track_experiment()
+        digests = {name: opened.rows.data_digest for name, opened in self.opened.items()}
+        self.mlflow = track_grid(settings, experiment.name, config, self.code, digests)
 
     def run(self, limit_s: float) -> ExperimentReport:
-        jobs = self._jobs()
-        made = [job for job in jobs if _is_whole(job)]
-        LOG.info("%d cells, %d of them made before", len(jobs), len(made))
-        for job in made:
-            self._log(job)
-        missing = []
-        work = {job: self._work(job) for job in jobs if job not in made}
-        for job, code in make_cells(work, self.config.workers, limit_s):
-            if code == 0:
-                self._log(job)
-            else:
-                missing.append(_missing(job, code, limit_s))
-                LOG.warning("%s: %s", job.title, missing[-1].why)
-        report = self._report(jobs, tuple(missing))
-        report.write(self.directory)
-        files = {path.name: path for path in self.directory.iterdir() if path.suffix in REPORTED}
-        self.mlflow.finish({"cells": len(report.cells), "missing": len(missing)}, files)
-        self._refuse_failures(missing)
+        with self.mlflow.run.running():
+            jobs = self._jobs()
+            made = [job for job in jobs if _is_whole(job)]
+            LOG.info("%d cells, %d of them made before", len(jobs), len(made))
+            logged = finished_cells(self.mlflow)
+            for job in made:
+                if cell_name(job) not in logged:
+                    self._log(job)
+            missing = []
+            work = {job: self._work(job) for job in jobs if job not in made}
+            for job, code in make_cells(work, self.config.workers, limit_s):
+                if code == 0:
+                    self._log(job)
+                else:
+                    missing.append(_missing(job, code, limit_s))
+                    LOG.warning("%s: %s", job.title, missing[-1].why)
+            report = self._report(jobs, tuple(missing))
+            report.write(self.directory)
+            files = {path: "report" for path in self.directory.iterdir() if path.suffix in REPORTED}
+            self.mlflow.run.finish({"cells": len(report.cells), "missing": len(missing)}, files)
+            self._refuse_failures(missing)
         return report
 
     def _jobs(self) -> list[CellJob]:
@@ -202,32 +208,14 @@ class _Run:
         """Rows that a cell trains on."""
         return self.opened[job.block.name].rows.train * job.arm.train.epochs
 
-    def _track_experiment(self) -> Tracked:
-        """The MLflow run that holds those of the cells: one per code and experiment."""
-        return track(
-            self.settings,
-            self._purpose(),
-            f"{self.experiment.name}-{self.code}",
-            flattened(self.config),
-            {"vista.git_revision": self.revision, "vista.code_digest": self.code},
-        )
-
-    def _purpose(self) -> str:
-        return f"vista-experiment-{self.experiment.name}"
-
     def _log(self, job: CellJob) -> None:
-        cell = _cell(job)
+        cell, opened = _cell(job), self.opened[job.block.name]
         LOG.info("%s: test AUC %.4f in %.0f s", job.title, cell.metrics.auc, cell.seconds)
-        tags = {
-            "mlflow.parentRunId": self.mlflow.run_id,
-            "vista.git_revision": self.revision,
-            "vista.code_digest": self.code,
-            "vista.data_digest": self.opened[job.block.name].rows.data_digest,
-        }
-        run = track(self.settings, self._purpose(), job.directory.name, flattened(job.arm), tags)
-        figures = flattened(cell)
-        metrics = {name: value for name, value in figures.items() if isinstance(value, int | float)}
-        run.finish(metrics, {"cell": job.directory})
+        scores_N = None if job.arm.permuted_labels else np.load(job.directory / SCORES_FILE)
+        rows = (
+            None if scores_N is None else ScoredRows(opened.users_N, opened.labels_N.astype(bool), scores_N)
+        )
+        track_cell(self.settings, self.mlflow, job, cell, opened.rows.data_digest, rows)
 
     def _report(self, jobs: list[CellJob], missing: tuple[Missing, ...]) -> ExperimentReport:
         made = [job for job in jobs if job.directory.exists()]

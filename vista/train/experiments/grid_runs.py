@@ -1,0 +1,78 @@
+"""An experiment in MLflow: a run for the whole grid and, below it, a run per cell.
+
+Whoever comes to the same grid again, after an interruption or in another task of the same Airflow run, finds
+the same run: it is named by Airflow's run, or else by options and data, and by the code.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vista.config import ExperimentConfig, Settings
+from vista.evaluate.scored_rows import ScoredRows
+from vista.train.experiments.cell import CELL_FILE, Cell, CellJob
+from vista.train.experiments.fingerprint import short_digest
+from vista.train.mlflow_store import client, mapped
+from vista.train.model_run import keep_scores, of_test_rows, pictures
+from vista.train.tracking import PARENT, Tracked, airflow_tags, flattened, track
+
+WHICH_CELLS = ("sets", "models", "seeds")
+"""Options of an experiment."""
+
+MANY = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The run of a grid, and the experiment that it and its cells are in."""
+
+    experiment: str
+    run: Tracked
+
+
+def track_grid(
+    settings: Settings, grid: str, config: ExperimentConfig, code: str, data_digests: Mapping[str, str]
+) -> Grid:
+    """The run of the whole grid; `data_digests` by block."""
+    airflow = airflow_tags()
+    if "airflow.run_id" in airflow:  # tasks of one run may make a part of the grid each
+        which = [airflow["airflow.dag_id"], airflow["airflow.run_id"]]
+    else:
+        which = [*(str(getattr(config, name)) for name in WHICH_CELLS), *data_digests.values()]
+    digests = {f"vista.data_digest/{block}": digest for block, digest in data_digests.items()}
+    name = f"{grid}-{short_digest(code, *which)[:8]}"
+    tags = {"vista.code_digest": code, **digests}
+    experiment = f"vista-experiment-{grid}"
+    return Grid(experiment, track(settings, experiment, name, flattened(config), tags))
+
+
+@mapped
+def finished_cells(grid: Grid) -> set[str]:
+    """Names of the cells of which everything is logged."""
+    store = client(grid.run.url)
+    experiment_id = store.get_experiment_by_name(grid.experiment).experiment_id
+    below = f"tags.`{PARENT}` = '{grid.run.run_id}' and attributes.status = 'FINISHED'"
+    return {run.info.run_name for run in store.search_runs([experiment_id], below, max_results=MANY)}
+
+
+def cell_name(job: CellJob) -> str:
+    """A cell's within its grid."""
+    return f"{job.block.data_set}-{job.block.inputs}-{job.arm.name}-{job.seed}"
+
+
+def track_cell(
+    settings: Settings, grid: Grid, job: CellJob, cell: Cell, data_digest: str, rows: ScoredRows | None
+) -> None:
+    """Log a cell that is made. `rows` are None if it was tested on other labels than others of its block."""
+    data = job.block.data.model_dump(mode="json", exclude={"path", "generated"})
+    params = flattened(job.arm) | {f"data.{name}": value for name, value in data.items()}
+    params |= {"block": job.block.name, "train.seed": job.seed}
+    tags = {"vista.model": job.arm.name, "vista.seed": str(job.seed), "vista.data_digest": data_digest}
+    run = track(settings, grid.experiment, cell_name(job), params, tags, grid.run)
+    metrics = of_test_rows(cell.metrics) | {"seconds": cell.seconds}
+    for name, part in (("training", cell.training), ("probes", cell.probes)):
+        metrics |= {f"{name}.{one}": value for one, value in (part.model_dump() if part else {}).items()}
+    if rows is not None:
+        keep_scores(run, rows)
+    drawn = {} if rows is None else pictures((), {job.arm.name: rows})
+    config = {"config.json": job.model_dump_json(indent=2, exclude={"dataset", "directory"})}
+    run.finish(metrics, {job.directory / CELL_FILE: "cell"}, config | drawn)

@@ -26,7 +26,7 @@ REGISTERED = "vista-foundation"
 
 class FoundationReport(Frozen):
     """`checkpoint` is a directory that `vista.model.checkpoint.load` reads, `start` the one that the training
-    went on from, if it did; metrics are of the test day."""
+    went on from, if it did, or that was `adopted` as it is; metrics are of the test day."""
 
     space: str
     checkpoint: str
@@ -36,6 +36,7 @@ class FoundationReport(Frozen):
     mlflow_run_id: str
     metrics: Metrics
     trained_on: TrainedOn
+    adopted: bool = False
 
 
 def train_foundation(config: RefreshConfig, settings: Settings) -> FoundationReport:

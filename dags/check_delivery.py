@@ -9,8 +9,8 @@ TRIAGE = """
 ### check_delivery
 
 Coverage, lag and age of what serves, in every region. What is missing is replayed from the log or refilled
-from the table, and the audit says so. What is left, and summaries older than `max_age_s`, fail the run; whoever
-the connection `vista_alerts` names is told. The Variable `vista` may set `max_age_s`, to two cadences.
+from the table, and the audit says so. What is left, and summaries older than `max_age_s`, fail the run, and
+whoever the connection `vista_alerts` names is told. The Variable `vista` may set `max_age_s`: two cadences.
 
 | A run fails with | Do |
 |---|---|

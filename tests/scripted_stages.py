@@ -13,6 +13,18 @@ cd '{place}' && . "./$run.sh"
 """
 
 
+REPORT = """cat <<'END'
+{
+  "delivered": true, "space": "s", "epoch": 1,
+  "gate": {"promote": true, "reasons": ["it is better"]},
+  "promoted": true, "before": null,
+  "release": {"id": "r-1", "space": "s", "epoch": 1, "foundation": "f"}
+}
+END
+"""
+"""Prints what the reports of all stages have in common with what tasks hand on."""
+
+
 class ScriptedStages:
     """The stages of run R do what the script R.sh says; it knows $stage and $run. Files are its signals."""
 

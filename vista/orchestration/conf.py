@@ -43,6 +43,5 @@ def config_of(kind: type[Config], context: "Context", values: Mapping[str, Any] 
         given |= {name: own_name for name in NAMES if name in fields and not given.get(name)}
         return kind.model_validate(given)
     except ValueError as error:
-        raise AirflowFailException(
-            f"stage {context['ti'].task_id} failed: the run's conf: {error}"
-        ) from error
+        task_id = context["ti"].task_id
+        raise AirflowFailException(f"stage {task_id} failed: the run's conf: {error}") from error

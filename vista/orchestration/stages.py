@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import Param, get_current_context, task
+from airflow.sdk import Param, XComArg, get_current_context, task
 from airflow.sdk.bases.operator import chain
 
 from vista.config import Frozen, GridConfig, RefreshConfig
@@ -87,7 +87,7 @@ def approve_after(retrained: RayJobOperator) -> PromotionApproval:
 def release_of_next_summaries() -> list[RayJobOperator]:
     """The newest summaries that wait, then RELEASE in the run that delivered them."""
     found = RayJobOperator(**arguments_of("next_summaries"))
-    tasks = jobs_in_order(*RELEASE, values=found.output["config"])
+    tasks = jobs_in_order(*RELEASE, values=XComArg(found, "config"))
     return [found, *tasks]
 
 

@@ -22,8 +22,8 @@ It waits in the pool `vista_training` while another training runs.
 `warm_start` and nothing is released: make the first run without it.
 """,
     "adopt_foundation": """
-The data set has other ids or values than the space that serves: run `production_refresh` without `warm_start`,
-which opens a new space.
+The data set has other ids or values than the space that serves: run `production_refresh` without
+`warm_start`, which opens a new space.
 """,
     "export_summaries": """
 The catalog or the warehouse does not answer: mend it, clear the task; whole shards are kept.

@@ -28,7 +28,7 @@ QUICK_TO_NOTICE = {
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
     place = Path(tempfile.mkdtemp(prefix="vista-airflow-"))
-    stages = ScriptedStages(place / "stages")
+    stages = ScriptedStages(place / "stages", real=["next_summaries"])
     address = new_address()
     connection = {"conn_type": "generic", "host": address.url, "password": address.token}
     environment = {**QUICK_TO_NOTICE, "AIRFLOW_CONN_RAY_DEFAULT": json.dumps(connection)}
@@ -54,7 +54,14 @@ def stack() -> Iterator[Stack]:
 
 def _knows_dags(airflow: Airflow) -> bool:
     known = {dag["dag_id"] for dag in airflow.call("GET", "/dags")["dags"]}
-    return known == {"one_stage", "one_training"}
+    return known == {
+        "one_stage",
+        "one_training",
+        "one_day",
+        "one_release",
+        "retrain_downstream",
+        "experiments",
+    }
 
 
 @pytest.fixture(scope="session")

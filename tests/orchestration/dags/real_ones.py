@@ -12,14 +12,13 @@ from vista.orchestration.stages import TASK_DEFAULTS, form, jobs_in_order
 
 retrain_downstream = dags.retrain_downstream.dag
 experiments = dags.experiments.dag
-refresh = dags.production_refresh.dag
 QUICK = {**TASK_DEFAULTS, "retry_delay": timedelta(seconds=1)}
 
 with DAG(
     "one_day",
-    schedule=refresh.schedule,
-    catchup=refresh.catchup,
-    max_active_runs=refresh.max_active_runs,
+    schedule=dags.production_refresh.dag.schedule,
+    catchup=dags.production_refresh.dag.catchup,
+    max_active_runs=dags.production_refresh.dag.max_active_runs,
     default_args={**QUICK, "start_date": None},
     is_paused_upon_creation=False,
     params=form(),

@@ -5,6 +5,7 @@ import logging
 from typing import Any
 
 from vista.config import Frozen, GridCell, GridConfig, RefreshConfig, Settings
+from vista.data.prepare import PrepareReport
 from vista.evaluate.metrics import Metrics
 from vista.jobs import run_stage
 from vista.runs import RunDirectory
@@ -80,10 +81,12 @@ def share_data(cell: GridCell, refresh: RefreshConfig, settings: Settings) -> No
     shared = RefreshConfig(
         run_id=f"{cell.grid}-data", recipe=cell.recipe, data_dir=cell.data_dir, until=cell.until
     )
-    run_stage("prepare", shared, settings)
+    prepared = PrepareReport.model_validate(run_stage("prepare", shared, settings))
     run = RunDirectory.open(settings.runs, refresh)
-    if not run.data.exists():
+    if run.stage("prepare") is None:
+        run.data.unlink(missing_ok=True)
         run.data.symlink_to(RunDirectory.named(settings.runs, shared.run_id).data)
+        run.keep_stage_report("prepare", prepared, seconds=0.0)
 
 
 def cell_report(cell: GridCell, settings: Settings) -> CellReport:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from airflow.sdk.types import RuntimeTaskInstanceProtocol
 
 INPUT_ERROR = 2
-DEADLINE_S = 6 * 3_600.0
+CONNECTION = "ray_default"
 SUBMIT_OUTAGE_S = 120.0
 """How long a head may be away while a worker waits for it."""
 PYTHON = '"${VISTA_PYTHON:-python}"'
@@ -61,7 +61,7 @@ def entrypoint(job: str, config: Frozen, told: Mapping[str, str] | None = None) 
 
 
 class RayJobOperator(BaseOperator):
-    """One job of `vista.jobs` as a Ray job; `task_id` names it unless `job` does.
+    """One job of `vista.jobs` as a Ray job; `task_id` names it.
 
     The run's conf is its configuration, and `values` what an earlier task found out; `told` are further
     options. Those parts of its report that are in `keeps` are the task's XComs. One that is null means that
@@ -78,25 +78,21 @@ class RayJobOperator(BaseOperator):
     def __init__(
         self,
         *,
-        job: str = "",
+        deadline_s: float,
         values: Any = None,
         told: Any = None,
         keeps: Sequence[str] = (),
-        connection_id: str = "ray_default",
-        deadline_s: float = DEADLINE_S,
         **arguments: Any,
     ) -> None:
         super().__init__(multiple_outputs=bool(keeps), **arguments)
-        self.job = job or self.task_id
         self.values = values
         self.told = told
         self.keeps = keeps
-        self.connection_id = connection_id
         self.deadline_s = deadline_s
 
     def execute(self, context: "Context") -> None:
         ti = context["ti"]
-        config = config_of(job_called(self.job).config, context, self.values)
+        config = config_of(job_called(self.task_id).config, context, self.values)
         map_index = -1 if ti.map_index is None else ti.map_index
         names = [
             submission_id(ti.dag_id, ti.run_id, ti.task_id, map_index, attempt)
@@ -109,9 +105,7 @@ class RayJobOperator(BaseOperator):
         except BackendError as error:
             raise AirflowException(f"stage {self.task_id} failed: {error}") from error
         self.defer(
-            trigger=RayJobTrigger(
-                self.connection_id, names[attempt - 1], attempt, time.time() + self.deadline_s
-            ),
+            trigger=RayJobTrigger(CONNECTION, names[attempt - 1], attempt, time.time() + self.deadline_s),
             method_name="finish",
         )
 
@@ -133,9 +127,9 @@ class RayJobOperator(BaseOperator):
 
     def _tell_news(self, context: "Context", report: dict[str, Any]) -> None:
         if self.outlets:
-            config: Any = config_of(job_called(self.job).config, context, self.values)
-            alias, asset = MAYBE[self.job]
-            if news := news_of(self.job, report, config.run_id):
+            config: Any = config_of(job_called(self.task_id).config, context, self.values)
+            alias, asset = MAYBE[self.task_id]
+            if news := news_of(self.task_id, report, config.run_id):
                 context["outlet_events"][alias].add(asset, extra=news)
 
     async def _attach_or_submit(
@@ -147,14 +141,14 @@ class RayJobOperator(BaseOperator):
         """
         metadata = {"dag": self.dag_id, "dag_run": dag_run_id, "task": self.task_id}
         metadata |= {"run": str(getattr(config, "run_id", "")), "config": config.model_dump_json()}
-        async with await connect(self.connection_id) as jobs:
+        async with await connect(CONNECTION) as jobs:
 
             async def ask() -> int:
                 for name in names[: first - 1]:
                     await stop_and_wait(jobs, name)
                 attempt = await self._attempt_to_go_on_with(jobs, names, first)
                 if attempt is None:
-                    command = entrypoint(self.job, config, self.told)
+                    command = entrypoint(self.task_id, config, self.told)
                     await jobs.submit(names[-1], command, package(), metadata)
                 return attempt or len(names)
 
@@ -181,7 +175,7 @@ class RayJobOperator(BaseOperator):
             return
 
         async def stop() -> None:
-            async with await connect(self.connection_id) as jobs:
+            async with await connect(CONNECTION) as jobs:
                 await patiently(lambda: stop_and_wait(jobs, name), SUBMIT_OUTAGE_S)
 
         asyncio.run(stop())

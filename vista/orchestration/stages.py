@@ -63,10 +63,7 @@ def jobs_in_order(*names: str, values: Any = None) -> list[RayJobOperator]:
     """Tasks for jobs, one after the other; `promote` after the approval of what was trained."""
     tasks: list[RayJobOperator] = []
     for name in names:
-        told = None
-        if name == "promote":
-            approval = approve_after(tasks[-1]) if tasks else None
-            told = approval.output if approval else None
+        told = approve_after(tasks[-1]).output if name == "promote" else None
         tasks.append(RayJobOperator(**arguments_of(name), values=values, told=told))
     chain(*tasks)
     return tasks

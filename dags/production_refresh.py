@@ -1,37 +1,37 @@
 """The whole refresh, from events to a promoted release; see `doc_md`."""
 
-from airflow.sdk import DAG
+from airflow.sdk import DAG, CronPartitionTimetable
 
-from vista.orchestration.stages import REFRESH, TASK_DEFAULTS, form, stages_in_order
+from vista.jobs import FOUNDATION, RELEASE, SUMMARIES
+from vista.orchestration.stages import TASK_DEFAULTS, form, jobs_in_order
 
 TRIAGE = """
 ### production_refresh
 
-Events -> examples -> foundation training -> summaries -> delivery -> downstream training -> release.
-Every task is a Ray job that runs `python -m vista <task>`; the form is `RefreshConfig`.
+Events -> examples -> foundation training -> summaries -> delivery -> downstream training -> release, every
+day for the events until the end of the day before (UTC; the partition). A backfill of some days is made with
+one active run at a time; so are the days of an outage, oldest first. Every task is a Ray job that runs
+`python -m vista TASK`; the form is `RefreshConfig`. A scheduled run has the values of the Variable `vista`,
+a JSON object of these fields. The first run has no `warm_start`, later ones do.
 
-| A task fails with | Do |
+| A run | Do |
 |---|---|
-| exit code 2, `error: ...` | The input cannot be used: mend what the message names, trigger a new run. |
-| killed by signal 9 | Out of memory or a lost node. It resumes by itself; if it repeats, lower `max_uih`. |
-| Ray cannot be reached | Mend the head or its network: the retry goes on with the job that still runs. |
-| answered 401 | Put the head's token into the password of the connection `ray_default`, clear the task. |
-| out of memory on Ray's node | Ray killed a worker: lower the batch, the workers or `max_uih` in a new run. |
-| Ray does not know this job any more | Its head was restarted: the retry resumes. |
-| the deadline passed | The job was stopped. Clear the task: it resumes at its last checkpoint. |
-
-A cleared task and a new run with the same `run_id` resume: finished stages return their report at once.
+| fails in a task | The task's page says what to do. Clear it: what is done is not repeated. |
+| of a day is repeated | Nothing is done: a day is one run, whoever starts it. Delete its folder first. |
+| ends without a promotion | The report of `promote` says why; `python -m vista promote --reason WHY` does. |
+| was skipped for days | Unpause the DAG: it catches up, or backfill the days that you want. |
 """
 
+# no start_date: the days that are caught up with begin when the DAG is first unpaused, not at a date of ours
 with DAG(
     "production_refresh",
     description="One refresh, from events to a promoted downstream model",
     doc_md=TRIAGE,
-    schedule=None,
-    catchup=False,
+    schedule=CronPartitionTimetable("0 0 * * *", timezone="UTC", run_offset=-1, key_format="%Y-%m-%d"),
+    catchup=True,
     max_active_runs=1,
-    default_args=TASK_DEFAULTS,
+    default_args={**TASK_DEFAULTS, "start_date": None},
     params=form(),
     tags=["vista"],
 ) as dag:
-    stages_in_order(REFRESH)
+    jobs_in_order(*FOUNDATION, *SUMMARIES, *RELEASE)

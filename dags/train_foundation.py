@@ -2,7 +2,8 @@
 
 from airflow.sdk import DAG
 
-from vista.orchestration.stages import FOUNDATION, TASK_DEFAULTS, form, stages_in_order
+from vista.jobs import FOUNDATION
+from vista.orchestration.stages import TASK_DEFAULTS, form, jobs_in_order
 
 TRIAGE = """
 ### train_foundation
@@ -10,11 +11,10 @@ TRIAGE = """
 Events -> examples -> foundation training: the first stages of `production_refresh`, and the same form.
 Nothing is exported or released. Runs may overlap; their trainings take turns (pool `vista_training`).
 
-| A task fails with | Do |
+| A run | Do |
 |---|---|
-| anything | The table of `production_refresh` holds here too. |
-
-A new run of `production_refresh` with the same `run_id` and values goes on from here.
+| fails in a task | The task's page says what to do. Clear it: what is done is not repeated. |
+| is to become a release | Start `production_refresh` with the same `run_id` and values. |
 """
 
 with DAG(
@@ -27,4 +27,4 @@ with DAG(
     params=form(),
     tags=["vista"],
 ) as dag:
-    stages_in_order(FOUNDATION)
+    jobs_in_order(*FOUNDATION)

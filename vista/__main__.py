@@ -14,10 +14,10 @@ import click
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from vista.config import ExperimentConfig, Frozen, RefreshConfig, Settings
+from vista.config import ExperimentConfig, Frozen, Settings
 from vista.delivery.capacity import CapacityConfig, capacity
 from vista.errors import InputError, VistaError
-from vista.jobs import STAGES, run_stage
+from vista.jobs import JOBS, run_job, run_stage
 from vista.operator_commands import COMMANDS, with_hand, with_region
 
 EXPERIMENTS_FILE = Path(__file__).parents[1] / "EXPERIMENTS.md"
@@ -47,16 +47,19 @@ def configured(config: type[Frozen], values: dict[str, Any]) -> Any:
         raise InputError(f"{option} {first['input']!r}: {first['msg']}") from error
 
 
-def _stage_command(name: str) -> click.Command:
-    def run(**values: Any) -> None:
-        config: RefreshConfig = configured(RefreshConfig, values)
-        click.echo(json.dumps(run_stage(name, config, Settings.from_environment()), indent=2))
+def _job_command(name: str) -> click.Command:
+    kind = JOBS[name].config
+
+    def run(told: dict[str, Any] | None = None, **values: Any) -> None:
+        config, settings = configured(kind, values), Settings.from_environment()
+        report = run_stage(name, config, settings, **told) if told else run_job(name, config, settings)
+        click.echo(json.dumps(report, indent=2))
 
     return click.Command(
         name,
         callback=run,
-        params=[_option(*item) for item in RefreshConfig.model_fields.items()],
-        help=STAGES[name].help,
+        params=[_option(*item) for item in kind.model_fields.items()],
+        help=JOBS[name].help,
     )
 
 
@@ -64,12 +67,13 @@ def _stage_command(name: str) -> click.Command:
 def commands() -> None:
     """VISTA: lifelong user histories, summarised once, served to every ranking model.
 
-    The first seven commands are the stages of a production refresh, in order; `make run` runs them all.
+    The stages of a production refresh, which `make run` runs in this order, are prepare, train_foundation,
+    export_summaries, deliver, retrain_downstream, promote and clean_up.
     """
 
 
-for _name in STAGES:
-    _stage = _stage_command(_name)
+for _name in JOBS:
+    _stage = _job_command(_name)
     _forms = {"deliver": with_region, "promote": with_hand}
     commands.add_command(_forms[_name](_stage) if _name in _forms else _stage)
 for _command in COMMANDS:

@@ -7,6 +7,7 @@ Nothing here reads a file or the environment, except `Settings.from_environment`
 import os
 import re
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -29,6 +30,10 @@ Phi = Literal["silu", "shifted_elu", "identity", "relu"]
 BaselineName = Literal[
     "no_history", "mean_pool", "ttsn", "din", "mha", "sasrec", "hstu", "lightgbm", "vista_newest_tenth"
 ]
+
+
+NUMBERS = r"^\s*[1-9]\d*\s*(,\s*[1-9]\d*\s*)*$"
+DAY = r"^(\d{4}-\d{2}-\d{2})?$"
 
 
 class GeneratedConfig(Frozen):
@@ -54,6 +59,7 @@ class DataConfig(Frozen):
     day_offset_s: int = Field(0, ge=-86_400, le=86_400)
     history_cut: HistoryCut = "session"
     session_gap_s: int = Field(1_800, ge=1)
+    until: str = Field("", pattern=DAY, description="newest day that is read, in the source's zone")
     max_uih: int = Field(200, ge=1)
     max_candidates_per_user: int = Field(10_000, ge=1)
     tasks: tuple[str, ...] = Field(("label",), min_length=1)
@@ -282,6 +288,76 @@ class RefreshConfig(Frozen):
     warm_start: bool = Field(
         False,
         description="go on from the newest foundation of the space that serves, in that space",
+    )
+    until: str = Field("", pattern=DAY, description="newest day of events to read, YYYY-MM-DD; empty: all")
+
+
+class GridConfig(Frozen):
+    """A grid of foundations as people start it: every combination of summary seeds, width and history length.
+
+    Lists are comma-separated.
+    """
+
+    grid: str = Field(
+        "", description="the grid's name, of letters, digits, '.', '_' and '-'; empty: that of the run"
+    )
+    recipe: str = Field("generated", description="whose data and trainings the cells have")
+    data_dir: str = Field("", description="folder with the source's files; not needed by generated data")
+    until: str = Field("", pattern=DAY, description="newest day of events to read, YYYY-MM-DD; empty: all")
+    seeds: str = Field("8,16", pattern=NUMBERS, description="summary vectors per user")
+    widths: str = Field("16,32", pattern=NUMBERS, description="embedding widths")
+    lengths: str = Field("50,100", pattern=NUMBERS, description="newest events of a history that are read")
+    repeats: int = Field(1, ge=1, le=100, description="every cell is trained with the seeds 0 .. REPEATS - 1")
+    epochs: int | None = Field(
+        None, ge=1, le=10_000, description="passes over the foundation's examples; empty: the recipe's"
+    )
+    workers: int | None = Field(None, ge=1, le=1_024, description="Ray Train workers; empty: the recipe's")
+
+    def cells(self) -> list["GridCell"]:
+        """Every combination, in the order of the lists."""
+        axes = (_numbers(self.seeds), _numbers(self.widths), _numbers(self.lengths), range(self.repeats))
+        shared = self.model_dump(include={"grid", "recipe", "data_dir", "until", "epochs", "workers"})
+        return [
+            GridCell(**shared, seeds=seeds, width=width, max_uih=length, seed=seed)
+            for seeds, width, length, seed in product(*axes)
+        ]
+
+
+class GridCell(Frozen):
+    """One training of a grid."""
+
+    grid: str
+    recipe: str
+    data_dir: str
+    until: str
+    seeds: int
+    width: int
+    max_uih: int
+    seed: int
+    epochs: int | None = None
+    workers: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"seeds-{self.seeds}-width-{self.width}-length-{self.max_uih}-seed-{self.seed}"
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """
+    >>> _numbers("8, 16,8")
+    (8, 16)
+    """
+    return tuple(dict.fromkeys(int(number) for number in text.split(",")))
+
+
+class CheckConfig(Frozen):
+    """What a check of the delivery lets pass."""
+
+    max_age_s: float | None = Field(
+        None, gt=0.0, description="of the oldest summary that serves, by the wall clock; empty: any age"
+    )
+    max_lag_s: float = Field(
+        30.0, ge=0.0, le=600.0, description="by when a region has what the log held when the check began"
     )
 
 

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from vista.config import Frozen, RefreshConfig, Settings
+from vista.config import CheckConfig, Frozen, GridCell, GridConfig, RefreshConfig, Settings
 from vista.errors import InputError
 from vista.recipes import recipe_of
 from vista.runs import RunDirectory
+
+ADOPT = "adopt_foundation"
+"""Does what `train_foundation` would do, in its place: the run keeps its report as that of this stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +64,64 @@ STAGES: dict[str, Job] = {
 }
 """The stages of `production_refresh`, in order; each is one Ray job."""
 
+FOUNDATION = ("prepare", "train_foundation")
+SUMMARIES = ("export_summaries", "deliver")
+RELEASE = ("retrain_downstream", "promote", "clean_up")
+"""The groups of stages that DAGs are made of."""
 
-def run_stage(name: str, config: RefreshConfig, settings: Settings) -> dict[str, Any]:
-    """Run one stage, or return its report if this run has it already.
+
+class NoConfig(Frozen):
+    """Of a job that has nothing to choose."""
+
+
+OTHER_JOBS: dict[str, Job] = {
+    ADOPT: Job(
+        RefreshConfig,
+        "vista.train.adopt_foundation:adopt_foundation",
+        "take the newest released foundation as it is, instead of training one",
+    ),
+    "next_summaries": Job(
+        NoConfig,
+        "vista.delivery.next_summaries:next_summaries",
+        "name the run with the newest summaries that no downstream model has been trained on",
+    ),
+    "check_delivery": Job(
+        CheckConfig,
+        "vista.serve.check_delivery:check_delivery",
+        "coverage, age and lag of every region; replay or refill what is missing",
+    ),
+    "grid_cell": Job(GridCell, "vista.train.experiments.grid:grid_cell", "train one foundation of a grid"),
+    "grid": Job(GridConfig, "vista.train.experiments.grid:grid", "table and MLflow run of a grid"),
+}
+"""What DAGs run beside the stages."""
+
+JOBS = STAGES | OTHER_JOBS
+
+
+def run_stage(name: str, config: RefreshConfig, settings: Settings, **told: Any) -> dict[str, Any]:
+    """Run one stage, or return its report if this run has it already; `told` goes to the stage's function.
 
     Raises `InputError` if the run was started with other values, or for values that no run can have.
     """
     recipe_of(config)  # its limits first: a run keeps its configuration for ever, a mistyped one too
     run = RunDirectory.open(settings.runs, config)
-    if run.stage(name) is None:
+    kept_as = "train_foundation" if name == ADOPT else name
+    if run.stage(kept_as) is None:
         started = time.monotonic()
-        report = job(name).load()(config, settings)
-        run.keep_stage_report(name, report, seconds=time.monotonic() - started)
-    return run.report_of(name)
+        report = job(name).load()(config, settings, **told)
+        run.keep_stage_report(kept_as, report, seconds=time.monotonic() - started)
+    return run.report_of(kept_as)
+
+
+def run_job(name: str, config: Frozen, settings: Settings) -> dict[str, Any]:
+    """Run a job, a stage as `run_stage` does, and return its report."""
+    if isinstance(config, RefreshConfig):
+        return run_stage(name, config, settings)
+    return job(name).load()(config, settings).model_dump(mode="json")
 
 
 def job(name: str) -> Job:
     """The job called `name`. Raises `InputError` with the known names."""
-    if name not in STAGES:
-        raise InputError(f"job {name!r} does not exist: choose one of {', '.join(STAGES)}")
-    return STAGES[name]
+    if name not in JOBS:
+        raise InputError(f"job {name!r} does not exist: choose one of {', '.join(JOBS)}")
+    return JOBS[name]

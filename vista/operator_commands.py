@@ -71,11 +71,16 @@ def with_region(stage: click.Command) -> click.Command:
 def with_hand(stage: click.Command) -> click.Command:
     """The stage `promote`; with --reason or --dry-run an operator's own decision about a finished run."""
 
-    def run(reason: str | None, dry_run: bool, **values: Any) -> None:
+    def run(
+        reason: str | None, dry_run: bool, approved_by: str | None, rejected_by: str | None, **values: Any
+    ) -> None:
         if reason is None and not dry_run:
             assert stage.callback is not None
-            stage.callback(**values)
+            decided = {"approved_by": approved_by, "rejected_by": rejected_by}
+            stage.callback(told={name: person for name, person in decided.items() if person}, **values)
             return
+        if approved_by or rejected_by:
+            raise InputError("--approved-by and --rejected-by belong to the stage: leave out --reason")
         from vista.serve.operations import promote_by_hand
 
         check_reason(reason or "", dry_run)
@@ -85,7 +90,12 @@ def with_hand(stage: click.Command) -> click.Command:
         click.echo(promote_by_hand(settings, values["run_id"], reason or "", dry_run=dry_run))
 
     by_hand = "promote a finished run by hand, whatever its gate said: why (kept in the audit)"
-    options = [click.Option(["--reason"], help=by_hand), _dry_run()]
+    options = [
+        click.Option(["--reason"], help=by_hand),
+        _dry_run(),
+        click.Option(["--approved-by"], help="who approved this promotion: the audit keeps it"),
+        click.Option(["--rejected-by"], help="who rejected this promotion: nothing is promoted"),
+    ]
     return click.Command(stage.name, callback=run, params=[*stage.params, *options], help=stage.help)
 
 

@@ -168,7 +168,7 @@ def recipe_of(config: RefreshConfig) -> Recipe:
         raise InputError(f"recipe {config.recipe!r} does not exist: choose one of {', '.join(RECIPES)}")
     recipe = RECIPES[config.recipe](config.data_dir)
     overrides: dict[str, dict[str, object]] = {
-        "data": {"max_uih": config.max_uih, "seed": config.seed},
+        "data": {"max_uih": config.max_uih, "seed": config.seed, "until": config.until},
         "model": {
             "seeds": config.seeds,
             "width": config.width,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from scripted_stages import ScriptedStages
+from scripted_stages import REPORT, ScriptedStages
 from stand_in_head import TOKEN, Head
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ def ray(real_head: RealHead, monkeypatch: pytest.MonkeyPatch) -> RealHead:
 def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
     """A running stand-in head; `ray_default` names it."""
     stand_in = Head(tmp_path, tmp_path / "python")
-    stand_in.stage_is("exit 0")
+    stand_in.stage_is(REPORT)
     loop = asyncio.new_event_loop()
     runner = web.AppRunner(stand_in.application())
     loop.run_until_complete(runner.setup())

@@ -57,5 +57,5 @@ def test_log_lines_come_once_each_even_if_the_tail_breaks(
     head.stage_is("for i in $(seq 300); do echo line $i; done; sleep 0.2; printf last")
     asyncio.run(submit(head.url, TOKEN, "one", "r"))
     event = follow("one", caplog)
-    assert event == {"status": "SUCCEEDED", "exit_code": 0, "reason": ""}
+    assert event == {"status": "SUCCEEDED", "exit_code": 0, "reason": "", "report": None}
     assert lines(caplog) == [*(f"line {number}" for number in range(1, 301)), "last"]

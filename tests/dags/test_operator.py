@@ -16,7 +16,7 @@ from airflow.utils.session import create_session
 from conftest import RealHead, name_head, running_head
 from cut import Network
 from running import event_of, follow, fresh_dag, lines, prepare, run, submit
-from scripted_stages import wait_for_signal
+from scripted_stages import REPORT, wait_for_signal
 from sqlalchemy import update
 
 from vista.config import RefreshConfig
@@ -25,7 +25,7 @@ from vista.jobs import STAGES
 from vista.orchestration import trigger as trigger_module
 from vista.orchestration.operator import entrypoint, submission_id
 from vista.orchestration.ray_jobs import JobState, RayJobs
-from vista.orchestration.trigger import RayJobTrigger
+from vista.orchestration.trigger import LogLines, RayJobTrigger
 
 pytestmark = pytest.mark.usefixtures("metadata_database")
 WAIT_S = 120.0
@@ -67,7 +67,7 @@ def test_a_refresh_in_order_with_a_killed_stage(ray: RealHead) -> None:
     ray.stages.do(
         "whole",
         "test $stage != deliver || test -e whole-again || { touch whole-again; kill -9 $$; }\n"
-        'echo "2026-01-01 00:00:00,000 vista.data.prepare working on $stage"; echo "{}"',
+        'echo "2026-01-01 00:00:00,000 vista.data.prepare working on $stage"\n' + REPORT,
     )
     result, screen = run({"recipe": "smoke", "run_id": "whole", "seeds": 8, "data_dir": "/some where/it's"})
     assert result["state"] == "success"
@@ -75,7 +75,7 @@ def test_a_refresh_in_order_with_a_killed_stage(ray: RealHead) -> None:
     for stage in STAGES:
         assert f"{stage}: started" in screen
         assert f"vista.data.prepare: working on {stage}" in screen
-    assert "{}" not in screen
+    assert '"delivered"' not in screen
     assert "stage deliver failed: its process was killed by signal 9: out of memory" in screen
     assert screen.count("trying again") == 1
     jobs = jobs_of(ray, "whole")
@@ -270,7 +270,18 @@ def test_a_job_that_ray_forgot_is_lost(ray: RealHead, caplog: pytest.LogCaptureF
     assert follow("never-submitted", caplog) == {
         "status": "LOST", "exit_code": None,
         "reason": "Ray does not know this job any more: its head was restarted",
+        "report": None,
     }  # fmt: skip
+
+
+def test_what_a_job_found_out_comes_back() -> None:
+    """Of several objects the newest, if it is whole; other lines stand around them."""
+    lines = LogLines(0)
+    assert lines.report() is None
+    lines._take('{}\n{\n  "delivered": false\n}\nsaid } and {\n{\n  "delivered":')
+    assert lines.report() is None
+    lines._take(' true,\n  "regions": {\n  }\n}\nended\n')
+    assert lines.report() == {"delivered": True, "regions": {}}
 
 
 def test_names_are_deterministic_and_distinct() -> None:

@@ -11,20 +11,37 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import ParamValidationError
 
+import dags.check_delivery
+import dags.experiments
+import dags.export_summaries
 import dags.production_refresh
+import dags.retrain_downstream
 import dags.train_foundation
-from vista.config import RefreshConfig
-from vista.jobs import STAGES
-from vista.orchestration.stages import FOUNDATION, TRAINING_POOL, form
+from vista.config import CheckConfig, Frozen, GridConfig, RefreshConfig
+from vista.jobs import ADOPT, FOUNDATION, JOBS, RELEASE, STAGES, SUMMARIES
+from vista.orchestration.stages import TRAINING_POOL, TRAININGS, form
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for path in (ROOT / "dags").glob("*.py") if path.name != "__init__.py")
 GRAPHS = ROOT / "tests" / "golden" / "dags"
-DAGS = {
-    "production_refresh": (dags.production_refresh.dag, tuple(STAGES)),
+APPROVAL = "approve_promotion"
+RELEASED = (RELEASE[0], APPROVAL, *RELEASE[1:])
+DAGS: dict[str, tuple[DAG, tuple[str, ...]]] = {
+    "check_delivery": (dags.check_delivery.dag, ("check_delivery",)),
+    "experiments": (dags.experiments.dag, ("cells", "grid_cell", "grid")),
+    "export_summaries": (dags.export_summaries.dag, ("prepare", ADOPT, *SUMMARIES)),
+    "production_refresh": (dags.production_refresh.dag, (*FOUNDATION, *SUMMARIES, *RELEASED)),
+    "retrain_downstream": (dags.retrain_downstream.dag, ("next_summaries", *RELEASED)),
     "train_foundation": (dags.train_foundation.dag, FOUNDATION),
 }
-every_dag = pytest.mark.parametrize(("dag", "stages"), DAGS.values(), ids=DAGS.keys())
+FORMS: dict[str, Frozen] = {
+    "check_delivery": CheckConfig(),
+    "experiments": GridConfig(),
+    "export_summaries": RefreshConfig(warm_start=True),
+    "production_refresh": RefreshConfig(),
+    "train_foundation": RefreshConfig(),
+}
+every_dag = pytest.mark.parametrize(("dag", "tasks"), DAGS.values(), ids=DAGS.keys())
 
 
 def test_airflow_environment_is_light() -> None:
@@ -42,7 +59,8 @@ def test_dags_import_in_a_second_after_airflow(tmp_path: Path) -> None:
         "from airflow.sdk import DAG, BaseHook, BaseOperator, Param\n"
         "from airflow.sdk.bases.operator import chain\nimport aiohttp\n"
         "from airflow.triggers.base import BaseTrigger\n"
-        "started = time.process_time()\nimport dags.production_refresh, dags.train_foundation\n"
+        "from airflow.providers.standard.operators.hitl import ApprovalOperator\nimport httpx\n"
+        f"started = time.process_time()\nimport {', '.join(f'dags.{path.stem}' for path in FILES)}\n"
         "print(time.process_time() - started)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "AIRFLOW_HOME": str(tmp_path)}
@@ -56,23 +74,32 @@ def test_every_file_is_a_dag_of_these_rules() -> None:
     assert [path.stem for path in FILES] == sorted(DAGS)
 
 
+def test_the_groups_are_the_stages_in_order() -> None:
+    assert tuple(STAGES) == (*FOUNDATION, *SUMMARIES, *RELEASE)
+
+
 @every_dag
-def test_every_task_says_how_it_fails(dag: DAG, stages: tuple[str, ...]) -> None:
+def test_every_task_says_how_it_fails(dag: DAG, tasks: tuple[str, ...]) -> None:
     assert dag.doc_md is not None
-    assert "Do |" in dag.doc_md
+    assert "| Do |" in dag.doc_md
     for task in dag.tasks:
         assert task.owner == "vista"
         assert task.doc_md
         assert task.retries >= 1
+        assert task.on_failure_callback
         assert task.execution_timeout is not None
-        assert task.execution_timeout.total_seconds() > task.deadline_s
-        assert (task.pool == TRAINING_POOL) == (task.task_id in ("train_foundation", "retrain_downstream"))
+        if task.task_id in JOBS:
+            job = task.partial_kwargs if task.is_mapped else vars(task)
+            assert task.execution_timeout.total_seconds() > job["deadline_s"]
+            assert task.doc_md.startswith(f"`python -m vista {task.task_id}`: {JOBS[task.task_id].help}")
+            assert "| Do |" in task.doc_md
+        assert (task.pool == TRAINING_POOL) == (task.task_id in TRAININGS)
 
 
 @every_dag
-def test_graph_is_the_golden_one(dag: DAG, stages: tuple[str, ...]) -> None:
+def test_graph_is_the_golden_one(dag: DAG, tasks: tuple[str, ...]) -> None:
     graph = {task.task_id: sorted(task.downstream_task_ids) for task in dag.topological_sort()}
-    assert tuple(graph) == stages
+    assert tuple(graph) == tasks
     text = json.dumps(graph, indent=2) + "\n"
     golden = GRAPHS / f"{dag.dag_id}.json"
     if os.environ.get("VISTA_GOLDEN") == "write":
@@ -81,12 +108,13 @@ def test_graph_is_the_golden_one(dag: DAG, stages: tuple[str, ...]) -> None:
     assert golden.read_text() == text
 
 
-@every_dag
-def test_form_has_every_field_and_its_default(dag: DAG, stages: tuple[str, ...]) -> None:
-    assert dag.params.dump() == RefreshConfig().model_dump()
+@pytest.mark.parametrize("name", FORMS)
+def test_form_has_every_field_and_its_default(name: str) -> None:
+    dag, config = DAGS[name][0], FORMS[name]
+    assert dag.params.dump() == config.model_dump()
     assert len(dag.params) <= 15
-    for name, field in RefreshConfig.model_fields.items():
-        assert dag.params.get_param(name).description == field.description
+    for field, info in type(config).model_fields.items():
+        assert dag.params.get_param(field).description == info.description
 
 
 @pytest.mark.parametrize(("name", "value"), [("seeds", 0), ("seeds", "x"), ("codec", "zip"), ("epochs", 0)])
@@ -110,8 +138,8 @@ def test_a_field_that_is_empty_by_default_may_stay_empty() -> None:
 
 
 @every_dag
-def test_dag_survives_serialisation(dag: DAG, stages: tuple[str, ...]) -> None:
+def test_dag_survives_serialisation(dag: DAG, tasks: tuple[str, ...]) -> None:
     from airflow.serialization.serialized_objects import DagSerialization
 
     again = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
-    assert set(again.task_dict) == set(stages)
+    assert set(again.task_dict) == set(tasks)

@@ -1,6 +1,7 @@
 """Airflow's four real services and a real Ray head, once for all tests of this folder."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ QUICK_TO_NOTICE = {
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
     place = Path(tempfile.mkdtemp(prefix="vista-airflow-"))
-    stages = ScriptedStages(place / "stages")
+    stages = ScriptedStages(place / "stages", real=["next_summaries"])
     address = new_address()
     connection = {"conn_type": "generic", "host": address.url, "password": address.token}
     environment = {**QUICK_TO_NOTICE, "AIRFLOW_CONN_RAY_DEFAULT": json.dumps(connection)}
@@ -53,4 +54,17 @@ def stack() -> Iterator[Stack]:
 
 def _knows_dags(airflow: Airflow) -> bool:
     known = {dag["dag_id"] for dag in airflow.call("GET", "/dags")["dags"]}
-    return known == {"one_stage", "one_training"}
+    return known == {
+        "one_stage",
+        "one_training",
+        "one_day",
+        "one_release",
+        "retrain_downstream",
+        "experiments",
+    }
+
+
+@pytest.fixture(scope="session")
+def full_size() -> bool:
+    """The specification's times, which hold on a machine that does nothing else."""
+    return os.environ.get("VISTA_FULL_SIZE") == "1"

@@ -50,6 +50,7 @@ def test_triggerer_killed(stack: Stack) -> None:
     assert [line for line in run.log(1) if line.startswith("line ")] == numbered(120)
     (job,) = run.jobs()
     assert '"seeds":4' in job["metadata"]["config"]
+    assert stack.airflow.call("GET", "/dags/one_stage/dagRuns/triggerer-killed")["conf"]["seeds"] == 4
 
 
 def test_scheduler_and_worker_killed_while_they_submit(stack: Stack) -> None:

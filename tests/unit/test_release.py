@@ -369,6 +369,19 @@ def test_a_run_that_the_gate_refuses_is_a_good_end_with_its_reasons(
     assert report.reasons == ("older", "NE is worse", "coverage")
 
 
+def test_a_person_s_word_on_a_promotion_is_in_the_audit(settings: Settings, epochs: list[Epoch]) -> None:
+    run = finish_stages(settings, "run-4", epochs[0])
+    keep_report(run, "deliver", {"space": "sample-c", "epoch": 1, "delivered": True, "reason": ""})
+    config = RefreshConfig(recipe="smoke", run_id="run-4")
+    rejected = promote_run(config, settings, rejected_by="ada")
+    assert (rejected.promoted, rejected.reasons, rejected.release) == (False, ("rejected by ada",), None)
+    assert promote_run(config, settings, approved_by="bob").reasons == ("better", "approved by bob")
+    with open_backends(settings) as backends:
+        reject, promotion = backends.catalog.audit()
+    assert (reject.action, reject.actor, reject.reason) == ("reject", "ada", "promotion of run run-4")
+    assert (promotion.action, promotion.reason) == ("promote", "better; approved by bob")
+
+
 def test_while_promotion_is_frozen_only_a_rollback_changes_what_serves(backends: Backends) -> None:
     promoted(backends, 1)
     promoted(backends, 2)

@@ -34,6 +34,7 @@ from vista.data.rejects import Rejects
 from vista.data.schema import DatasetInfo, Windows
 from vista.data.sources import SOURCES, SourceInfo
 from vista.data.sources.generated import oracle_auc
+from vista.data.until import Until
 from vista.data.validate import DayFigures, check_newest_day, day_figures
 from vista.errors import InputError, RejectedDataError
 from vista.runs import write_sealed
@@ -179,10 +180,13 @@ class _Preparation:
         parts = Partition(self.scratch, self.data.buckets)
         seen = Seen(self.data.tasks, self.data.day_offset_s)
         batches: Iterator[pa.RecordBatch] = SOURCES[self.data.source].read(self.data, self.rejects)
+        cut = Until.of(self.data)
         with closing(ahead(batches, BATCHES_AHEAD)) as ready:
-            for chunk in chunks_of(ready):
+            for every in chunks_of(ready):
+                chunk = cut.rows_of(every)
                 seen.add(pl.DataFrame(chunk))
                 parts.add(chunk)
+        cut.check()
         log.info("read %d rows, %d rejected", self.rejects.rows, self.rejects.rejected)
         return parts, seen
 

@@ -4,6 +4,7 @@ Not promoted is a good end too, also while promotion is frozen: the report says 
 """
 
 from vista.config import Frozen, RefreshConfig, Settings
+from vista.delivery.audit import audit_line
 from vista.delivery.freeze import freeze_reason
 from vista.delivery.interfaces import Release
 from vista.delivery.regions import Backends, open_backends
@@ -21,28 +22,35 @@ class PromoteReport(Frozen):
     before: Release | None
 
 
-def promote_run(config: RefreshConfig, settings: Settings) -> PromoteReport:
-    """Promote what the gate lets pass. Raises `RegionNotReadyError` if a region does not take the release."""
+def promote_run(
+    config: RefreshConfig, settings: Settings, *, approved_by: str = "", rejected_by: str = ""
+) -> PromoteReport:
+    """Promote what the gate lets pass, unless a person rejected it; the audit keeps who decided.
+
+    Raises `RegionNotReadyError` if a region does not take the release.
+    """
     run = RunDirectory.open(settings.runs, config)
     retrained, delivered = run.report_of("retrain_downstream"), run.report_of("deliver")
     gate = retrained["gate"]
     gate_refusals = () if gate["promote"] else tuple(gate["reasons"])
     not_delivered = "" if delivered["delivered"] else delivered["reason"]
+    rejected = f"rejected by {rejected_by}" if rejected_by else ""
+    reasons = (*gate["reasons"], *([f"approved by {approved_by}"] if approved_by else []))
     with open_backends(settings) as backends:
+        if rejected:
+            backends.catalog.note(audit_line("reject", rejected_by, f"promotion of run {config.run_id}"))
         frozen = freeze_reason(backends.catalog)
-        if refusals := tuple(filter(None, (frozen, not_delivered, *gate_refusals))):
+        if refusals := tuple(filter(None, (rejected, frozen, not_delivered, *gate_refusals))):
             current = current_release(backends.catalog)
             return PromoteReport(promoted=False, reasons=refusals, release=current, before=current)
         done = promote_models(
             backends,
             run,
             actor=f"run {config.run_id}",
-            reason="; ".join(gate["reasons"]),
+            reason="; ".join(reasons),
             instead_of=retrained["champion"]["release"],
         )
-    return PromoteReport(
-        promoted=True, reasons=tuple(gate["reasons"]), release=done.release, before=done.before
-    )
+    return PromoteReport(promoted=True, reasons=reasons, release=done.release, before=done.before)
 
 
 def promote_models(

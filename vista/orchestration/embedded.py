@@ -76,9 +76,10 @@ def run_dag(dag: "DAG", conf: dict[str, Any], screen: TextIO, started_s: float) 
     """Run `dag` to its end; the result: state, stages with their seconds, the failure if there was one.
     `started_s` is the moment of `time.monotonic` from which the screen counts."""
     from vista.orchestration.job_log import JOB_LOG  # with Airflow: not before `main` says so
+    from vista.orchestration.operator import RayJobOperator
 
     progress = Progress(screen, started_s)
-    for task in dag.tasks:
+    for task in (one for one in dag.tasks if isinstance(one, RayJobOperator)):
         task.on_execute_callback = [progress.begun]
         task.on_success_callback = [progress.succeeded]
         task.on_retry_callback = [progress.retried]

@@ -2,18 +2,19 @@
 
 import asyncio
 import hashlib
-import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
-from pydantic import ValidationError
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from vista.config import RefreshConfig
+from vista.config import Frozen
 from vista.errors import BackendError
+from vista.jobs import job as job_called
+from vista.orchestration.assets import MAYBE, news_of
+from vista.orchestration.conf import config_of
 from vista.orchestration.packaging import package
 from vista.orchestration.ray_jobs import RayJobs, patiently, stop_and_wait
 from vista.orchestration.trigger import RayJobTrigger, connect
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from airflow.sdk.types import RuntimeTaskInstanceProtocol
 
 INPUT_ERROR = 2
-DEADLINE_S = 6 * 3_600.0
+CONNECTION = "ray_default"
 SUBMIT_OUTAGE_S = 120.0
 """How long a head may be away while a worker waits for it."""
 PYTHON = '"${VISTA_PYTHON:-python}"'
@@ -51,24 +52,20 @@ def first_attempt(try_number: int, max_tries: int, retries: int) -> int:
     return min(max(1, max_tries - retries + 1), try_number)
 
 
-def run_id_of(dag_run_id: str) -> str:
-    """A directory name for an Airflow run.
-
-    >>> run_id_of("manual__2026-01-02T03:04:05+00:00")
-    'manual__2026-01-02T03-04-05-00-00'
-    """
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", dag_run_id)[:128]
-
-
-def entrypoint(stage: str, config: RefreshConfig) -> str:
-    """The shell command of a stage; only the values that differ from the defaults are written."""
-    given = config.model_dump(exclude_defaults=True)
+def entrypoint(job: str, config: Frozen, told: Mapping[str, str] | None = None) -> str:
+    """The shell command of a job; only the values that differ from the defaults are written. `told` are
+    further options."""
+    given = config.model_dump(exclude_defaults=True) | dict(told or {})
     options = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    return f"exec {PYTHON} -m vista {shlex.join([stage, *options])}"
+    return f"exec {PYTHON} -m vista {shlex.join([job, *options])}"
 
 
 class RayJobOperator(BaseOperator):
-    """One stage of a refresh as a Ray job; `task_id` names the stage, the run's params are its configuration.
+    """One job of `vista.jobs` as a Ray job; `task_id` names it.
+
+    The run's conf is its configuration, and `values` what an earlier task found out; `told` are further
+    options. Those parts of its report that are in `keeps` are the task's XComs. One that is null means that
+    there is nothing to do: what comes after is skipped.
 
     The job is found again by its name, so a worker that dies after submitting never submits twice, and a
     retry goes on with an earlier attempt's job if that still runs or has succeeded meanwhile. A cleared task
@@ -76,16 +73,26 @@ class RayJobOperator(BaseOperator):
     `retries` says.
     """
 
+    template_fields: Sequence[str] = ("values", "told")
+
     def __init__(
-        self, *, connection_id: str = "ray_default", deadline_s: float = DEADLINE_S, **arguments: Any
+        self,
+        *,
+        deadline_s: float,
+        values: Any = None,
+        told: Any = None,
+        keeps: Sequence[str] = (),
+        **arguments: Any,
     ) -> None:
-        super().__init__(**arguments)
-        self.connection_id = connection_id
+        super().__init__(multiple_outputs=bool(keeps), **arguments)
+        self.values = values
+        self.told = told
+        self.keeps = keeps
         self.deadline_s = deadline_s
 
     def execute(self, context: "Context") -> None:
         ti = context["ti"]
-        config = self._config(context)
+        config = config_of(job_called(self.task_id).config, context, self.values)
         map_index = -1 if ti.map_index is None else ti.map_index
         names = [
             submission_id(ti.dag_id, ti.run_id, ti.task_id, map_index, attempt)
@@ -98,47 +105,52 @@ class RayJobOperator(BaseOperator):
         except BackendError as error:
             raise AirflowException(f"stage {self.task_id} failed: {error}") from error
         self.defer(
-            trigger=RayJobTrigger(
-                self.connection_id, names[attempt - 1], attempt, time.time() + self.deadline_s
-            ),
+            trigger=RayJobTrigger(CONNECTION, names[attempt - 1], attempt, time.time() + self.deadline_s),
             method_name="finish",
         )
 
-    def finish(self, context: "Context", event: dict[str, Any]) -> str:
-        """Called when the trigger has fired. Returns the submission's status for XCom."""
-        if event["status"] == "SUCCEEDED":
-            return str(event["status"])
-        message = f"stage {self.task_id} failed: {event['reason']}"
-        if event["exit_code"] == INPUT_ERROR:
-            raise AirflowFailException(message)
-        raise AirflowException(message)
+    def finish(self, context: "Context", event: dict[str, Any]) -> dict[str, Any]:
+        """Called when the trigger has fired. Returns what the job's report has of `keeps`."""
+        if event["status"] != "SUCCEEDED":
+            message = f"stage {self.task_id} failed: {event['reason']}"
+            if event["exit_code"] == INPUT_ERROR:
+                raise AirflowFailException(message)
+            raise AirflowException(message)
+        report = event["report"]
+        if report is None and (self.keeps or self.outlets):
+            raise AirflowException(f"stage {self.task_id} failed: its log does not end with its report")
+        self._tell_news(context, report)
+        kept = {name: report[name] for name in self.keeps}
+        if None in kept.values():
+            raise AirflowSkipException(f"stage {self.task_id} has found nothing to do")
+        return kept
 
-    def _config(self, context: "Context") -> RefreshConfig:
-        try:
-            given = {name: value for name, value in context["params"].items() if value is not None}
-            config = RefreshConfig.model_validate(given)
-        except ValidationError as error:
-            raise AirflowFailException(f"stage {self.task_id} failed: the run's conf: {error}") from error
-        return config.model_copy(update={"run_id": config.run_id or run_id_of(context["ti"].run_id)})
+    def _tell_news(self, context: "Context", report: dict[str, Any]) -> None:
+        if self.outlets:
+            config: Any = config_of(job_called(self.task_id).config, context, self.values)
+            alias, asset = MAYBE[self.task_id]
+            if news := news_of(self.task_id, report, config.run_id):
+                context["outlet_events"][alias].add(asset, extra=news)
 
     async def _attach_or_submit(
-        self, names: Sequence[str], first: int, config: RefreshConfig, dag_run_id: str, map_index: int = -1
+        self, names: Sequence[str], first: int, config: Frozen, dag_run_id: str, map_index: int = -1
     ) -> int:
         """The attempt whose job is this one's: its own, an earlier retry's, or its own that it submits now.
 
         Jobs from before the task was cleared, at attempt `first`, must not run beside it.
         """
-        metadata = {"dag": self.dag_id, "dag_run": dag_run_id, "task": self.task_id, "run": config.run_id}
+        metadata = {"dag": self.dag_id, "dag_run": dag_run_id, "task": self.task_id}
         metadata |= {"map_index": str(map_index), "try": str(len(names))}  # MLflow's tags, by vista.train
-        metadata["config"] = config.model_dump_json()
-        async with await connect(self.connection_id) as jobs:
+        metadata |= {"run": str(getattr(config, "run_id", "")), "config": config.model_dump_json()}
+        async with await connect(CONNECTION) as jobs:
 
             async def ask() -> int:
                 for name in names[: first - 1]:
                     await stop_and_wait(jobs, name)
                 attempt = await self._attempt_to_go_on_with(jobs, names, first)
                 if attempt is None:
-                    await jobs.submit(names[-1], entrypoint(self.task_id, config), package(), metadata)
+                    command = entrypoint(self.task_id, config, self.told)
+                    await jobs.submit(names[-1], command, package(), metadata)
                 return attempt or len(names)
 
             return await patiently(ask, SUBMIT_OUTAGE_S)
@@ -164,7 +176,7 @@ class RayJobOperator(BaseOperator):
             return
 
         async def stop() -> None:
-            async with await connect(self.connection_id) as jobs:
+            async with await connect(CONNECTION) as jobs:
                 await patiently(lambda: stop_and_wait(jobs, name), SUBMIT_OUTAGE_S)
 
         asyncio.run(stop())

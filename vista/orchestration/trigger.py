@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import re
 import signal
@@ -40,7 +41,8 @@ class RayJobTrigger(BaseTrigger):
     """Fires once: when the job has finished, `deadline_s` (seconds since 1970) has passed, or Ray is lost.
 
     `attempt` is the task's attempt that submitted the job, which is not the current one if a retry goes on
-    with it. The event's payload: status, exit_code, reason (why a job did not succeed, one line).
+    with it. The event's payload: status, exit_code, reason (why a job did not succeed, one line), report (the
+    JSON object that it printed, or None).
     """
 
     def __init__(self, connection_id: str, submission_id: str, attempt: int, deadline_s: float) -> None:
@@ -63,7 +65,7 @@ class RayJobTrigger(BaseTrigger):
         try:
             payload = await self._follow()
         except BackendError as error:  # a trigger that raises fails its task without saying why
-            payload = {"status": "UNKNOWN", "exit_code": None, "reason": str(error)}
+            payload = {"status": "UNKNOWN", "exit_code": None, "reason": str(error), "report": None}
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's, not annotated
 
     async def on_kill(self) -> None:
@@ -99,7 +101,12 @@ class RayJobTrigger(BaseTrigger):
             await lines.finish(jobs, self.submission_id)
         await self._until_written(lines.count)
         reason = reason_of(state, lines)
-        return {"status": state.status, "exit_code": state.exit_code, "reason": reason}
+        return {
+            "status": state.status,
+            "exit_code": state.exit_code,
+            "reason": reason,
+            "report": lines.report(),
+        }
 
     async def _end(self, jobs: RayJobs) -> JobState:
         while time.time() < self.deadline_s:
@@ -144,6 +151,7 @@ class LogLines:
         self.last_error = ""  # as `vista.__main__` writes it
         self.memory_kill = ""  # as Ray writes it when it killed a worker of the job
         self.count = 0
+        self._object: list[str] = []  # the newest JSON object, as `vista.__main__` prints a report
         self._logged = logged
         self._seen = 0  # characters; a tail starts at the log's beginning
         self._partial = ""
@@ -164,6 +172,13 @@ class LogLines:
         self._take(text[self._seen :])
         self._take("\n" if self._partial else "")
 
+    def report(self) -> dict[str, Any] | None:
+        """The newest JSON object that the job printed over several lines; None if there is no whole one."""
+        try:
+            return dict(json.loads("\n".join(self._object)))
+        except ValueError:
+            return None
+
     def _take(self, text: str) -> None:
         self._seen += len(text)
         *lines, self._partial = (self._partial + text).split("\n")
@@ -171,6 +186,10 @@ class LogLines:
             if line.startswith("error: "):
                 self.last_error = line.removeprefix("error: ")
             self.memory_kill = memory_kill_in(line) or self.memory_kill
+            if line == "{":
+                self._object = [line]
+            elif self._object and self._object[-1] != "}":
+                self._object.append(line)
             self.count += 1
             if self.count > self._logged:
                 JOB_LOG.info("%s", line)

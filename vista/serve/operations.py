@@ -6,6 +6,7 @@ Each returns what to print.
 import getpass
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
@@ -29,6 +30,7 @@ from vista.delivery.release import (
     withdraw,
 )
 from vista.delivery.repair import plan, repair, verify_all
+from vista.delivery.verify import Verdict
 from vista.errors import BackendError, EpochError, InputError, RegionNotReadyError
 from vista.runs import RunDirectory
 
@@ -151,14 +153,9 @@ def verify(
     with open_backends(settings) as opened:
         backends = narrowed(opened, region)
         release = _released(backends.catalog, settings)
-        epochs = [_epoch(backends.catalog, epoch)] if epoch else _kept_epochs(backends.catalog)
+        epochs = [_epoch(backends.catalog, epoch)] if epoch else kept_epochs(backends.catalog)
         verdicts = verify_all(backends, epochs, all_bytes=all_bytes)
-        faults = [finding.text for verdict in verdicts for finding in verdict.findings]
-        faults += [
-            f"region {verdict.region} has not passed release {release.id}: `repair` announces it again"
-            for verdict in verdicts
-            if verdict.state is not None and not verdict.state.serves(release.id)
-        ]
+        faults = faults_in(verdicts, release)
         if reason:
             after = "; ".join(faults[:5]) if faults else "nothing is wrong"
             backends.catalog.note(audit_line("verify", actor_name(), reason, before=release.id, after=after))
@@ -166,6 +163,16 @@ def verify(
     if faults:
         raise RegionNotReadyError("\n".join([*lines, *faults]))
     return "\n".join([*lines, "every region serves the release, whole"])
+
+
+def faults_in(verdicts: Sequence[Verdict], release: Release) -> list[str]:
+    """Everything that is wrong with regions, a line each."""
+    faults = [finding.text for verdict in verdicts for finding in verdict.findings]
+    return faults + [
+        f"region {verdict.region} has not passed release {release.id}: `repair` announces it again"
+        for verdict in verdicts
+        if verdict.state is not None and not verdict.state.serves(release.id)
+    ]
 
 
 def repair_regions(
@@ -183,7 +190,7 @@ def repair_regions(
     """
     with closing(open_catalog(settings.catalog_url)) as catalog:
         _released(catalog, settings)
-        epochs = _kept_epochs(catalog)
+        epochs = kept_epochs(catalog)
         if epoch and (asked := _epoch(catalog, epoch)) not in epochs:
             epochs.append(asked)
         buckets = epochs[0].buckets
@@ -209,7 +216,7 @@ def narrowed(backends: Backends, region: str | None) -> Backends:
     return Backends(backends.catalog, backends.log, {region: backends.stores[region]})
 
 
-def _kept_epochs(catalog: Catalog) -> list[Epoch]:
+def kept_epochs(catalog: Catalog) -> list[Epoch]:
     """The epoch that serves and the one that a rollback would take, unless that one is withdrawn."""
     kept: list[Epoch] = []
     for place, release in enumerate(needed_releases(catalog)):

@@ -28,7 +28,7 @@ MODEL = "foundation"
 
 class FoundationReport(Frozen):
     """`checkpoint` is a directory that `vista.model.checkpoint.load` reads, `start` the one that the training
-    went on from, if it did; metrics are of the test day."""
+    went on from, if it did, or that was `adopted` as it is; metrics are of the test day."""
 
     space: str
     checkpoint: str
@@ -38,6 +38,7 @@ class FoundationReport(Frozen):
     mlflow_run_id: str
     metrics: Metrics
     trained_on: TrainedOn
+    adopted: bool = False
 
 
 def train_foundation(config: RefreshConfig, settings: Settings) -> FoundationReport:

@@ -33,8 +33,9 @@ class WarmStart(Frozen):
     first_day: int
 
 
-def warm_start(stage: StageContext) -> WarmStart:
-    """Where this run begins: found once and then kept, since other runs go on publishing.
+def warm_start(stage: StageContext, *, trains: bool = True) -> WarmStart:
+    """Where this run begins: found once and then kept, since other runs go on publishing. A run that does not
+    train needs no day for it.
 
     Raises `InputError` if there is no such checkpoint, or if its rows mean other ids or values than those of
     this data set.
@@ -43,7 +44,7 @@ def warm_start(stage: StageContext) -> WarmStart:
     if kept.exists():
         remedy = f"delete {kept.parent}, then `make run RESUME=1` trains the foundation anew"
         return read_as(WarmStart, kept, remedy)
-    start = _newest(stage, Starts.of(stage.settings))
+    start = _newest(stage, Starts.of(stage.settings), trains)
     _check_recipe(stage.recipe, start.space, checkpoint_meta(start.checkpoint))
     _check_vocabulary(stage, start)
     write_whole(kept, start.model_dump_json(indent=2))
@@ -117,15 +118,17 @@ def _content(release: Release) -> Release:
     return release.model_copy(update={"id": "", "previous": None})
 
 
-def _newest(stage: StageContext, starts: Starts) -> WarmStart:
-    """The newest checkpoint that leaves at least the day before the test day to train on."""
+def _newest(stage: StageContext, starts: Starts, trains: bool) -> WarmStart:
+    """The newest checkpoint that has not seen the test day, and leaves at least the day before it to train
+    on."""
     dataset = stage.dataset
-    limit_us = dataset.day_start_us(dataset.split().n - 1)
+    limit_us = dataset.day_start_us(dataset.split().n - trains)
     usable = [epoch for epoch in starts.usable if epoch.trained_until_us <= limit_us]
     if not usable:
+        lacking = "no day before the test day to train on" if trains else "no test day"
         raise InputError(
             f"warm_start: every foundation of {starts.space} that may be gone on from was trained beyond "
-            f"{_utc(limit_us)}, which leaves no day before the test day to train on"
+            f"{_utc(limit_us)}, which leaves {lacking}"
             f"{''.join(f'; {reason}' for reason in starts.why_not)}: give newer events, or run without "
             "warm_start"
         )

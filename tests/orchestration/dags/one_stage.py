@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG
 
-from vista.orchestration.stages import TASK_DEFAULTS, form, stages_in_order
+from vista.orchestration.stages import TASK_DEFAULTS, form, jobs_in_order
 
 for dag_id, stage in (("one_stage", "prepare"), ("one_training", "train_foundation")):
     with DAG(
@@ -15,5 +15,5 @@ for dag_id, stage in (("one_stage", "prepare"), ("one_training", "train_foundati
         default_args={**TASK_DEFAULTS, "retry_delay": timedelta(seconds=1)},
         params=form(),
     ) as dag:
-        stages_in_order([stage])
+        jobs_in_order(stage)
     globals()[dag_id] = dag

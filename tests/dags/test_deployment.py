@@ -1,0 +1,139 @@
+"""What a deployment configures: values of runs that nobody fills a form for, and who is told of failures."""
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from vista.config import GridCell, GridConfig, RefreshConfig
+from vista.orchestration.conf import config_of
+from vista.orchestration.deployment import alert
+from vista.orchestration.stages import form
+
+pytestmark = pytest.mark.usefixtures("metadata_database")
+
+
+def context_of(
+    conf: dict[str, Any], partition: str | None = None, run: str = "manual__1", **form_of: object
+) -> Any:
+    """What Airflow gives a task, as far as its configuration goes."""
+    run_of = SimpleNamespace(dag_id="some_dag", run_id=run, conf=conf, partition_key=partition)
+    params = {name: param.value for name, param in form(RefreshConfig, **form_of).items()}
+    return {"dag_run": run_of, "params": params | conf, "ti": SimpleNamespace(task_id="prepare")}
+
+
+def test_a_run_s_conf_comes_before_the_deployment_s_and_that_before_the_form_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AIRFLOW_VAR_VISTA", json.dumps({"recipe": "smoke", "width": 16, "max_age_s": 5}))
+    config = config_of(RefreshConfig, context_of({"width": 8}, warm_start=True))
+    assert config == RefreshConfig(recipe="smoke", width=8, warm_start=True, run_id="manual__1")
+
+
+def test_a_day_is_one_run_whoever_starts_it() -> None:
+    scheduled = config_of(RefreshConfig, context_of({}, "2026-01-05", "scheduled__2026-01-06__x"))
+    backfilled = config_of(RefreshConfig, context_of({}, "2026-01-05", "backfill__2026-01-06__y"))
+    assert scheduled == backfilled == RefreshConfig(until="2026-01-05", run_id="some_dag-2026-01-05")
+
+
+def test_what_an_earlier_task_found_out_comes_before_all() -> None:
+    earlier = RefreshConfig(recipe="smoke", run_id="theirs", until="2026-01-01")
+    config = config_of(RefreshConfig, context_of({"recipe": "events"}), earlier.model_dump(mode="json"))
+    assert config == earlier
+
+
+def test_a_grid_is_named_after_its_run_and_its_cells_after_it() -> None:
+    grid = config_of(
+        GridConfig, context_of({"seeds": "4,8"}) | {"params": GridConfig(seeds="4,8").model_dump()}
+    )
+    assert (grid.grid, [cell.seeds for cell in grid.cells()]) == ("manual__1", [4, 4, 4, 4, 8, 8, 8, 8])
+    cell = config_of(GridCell, context_of({}), grid.cells()[0].model_dump())
+    assert cell == grid.cells()[0]
+
+
+@pytest.mark.parametrize(
+    ("variable", "conf", "message"),
+    [('["smoke"]', {}, "write a JSON object of a form's fields"), ("{}", {"width": 0}, "width")],
+)
+def test_values_that_no_run_can_have(
+    monkeypatch: pytest.MonkeyPatch, variable: str, conf: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setenv("AIRFLOW_VAR_VISTA", variable)
+    with pytest.raises(AirflowFailException, match=message):
+        config_of(RefreshConfig, context_of(conf))
+
+
+class Receiver(HTTPServer):
+    """Keeps what is posted to it."""
+
+    posted: list[tuple[str | None, dict[str, Any]]]
+    answers: int
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            server.posted.append((self.headers["Authorization"], json.loads(body)))
+            self.send_response(server.answers)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = Receiver(("127.0.0.1", 0), Handler)
+    server.posted, server.answers = [], 200
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def failure() -> Any:
+    ti = SimpleNamespace(dag_id="d", run_id="r", task_id="deliver", try_number=2, log_url="http://page")
+    return {"ti": ti, "exception": ValueError("no room")}
+
+
+def configure(monkeypatch: pytest.MonkeyPatch, server: Receiver) -> None:
+    url = f"http://127.0.0.1:{server.server_port}/alerts"
+    connection = {"conn_type": "generic", "host": url, "password": "secret-token"}
+    monkeypatch.setenv("AIRFLOW_CONN_VISTA_ALERTS", json.dumps(connection))
+
+
+def test_a_failure_is_told(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure(monkeypatch, receiver)
+    alert(failure())
+    ((login, message),) = receiver.posted
+    assert login == "Bearer secret-token"
+    assert message == {
+        "dag": "d", "run": "r", "task": "deliver", "attempt": 2, "reason": "no room", "log": "http://page",
+    }  # fmt: skip
+
+
+def test_an_alert_that_is_refused_is_an_error_in_the_log(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure(monkeypatch, receiver)
+    receiver.answers = 503
+    with caplog.at_level(logging.INFO, "vista"):
+        alert(failure())
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("vista")]
+    assert "could not be sent" in line
+    assert "503" in line
+    assert "secret-token" not in line
+
+
+def test_without_a_connection_nothing_is_sent_and_one_line_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "vista"):
+        alert(failure())
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("vista")]
+    assert line == "nobody is told of this failure: there is no connection vista_alerts"

@@ -1,0 +1,49 @@
+"""A task's configuration: the form's defaults, what the deployment sets, what this run was given."""
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow.sdk.exceptions import AirflowFailException
+
+from vista.config import Frozen
+from vista.orchestration import deployment
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+NAMES = ("run_id", "grid")
+"""Fields that are the run's own name if they are empty."""
+
+Config = TypeVar("Config", bound=Frozen)
+
+
+def run_id_of(dag_run_id: str) -> str:
+    """A directory name for an Airflow run.
+
+    >>> run_id_of("manual__2026-01-02T03:04:05+00:00")
+    'manual__2026-01-02T03-04-05-00-00'
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", dag_run_id)[:128]
+
+
+def config_of(kind: type[Config], context: "Context", values: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of a job in this run; `values`, from an earlier task, come before all else.
+
+    A run of a partition reads until its day, and is named after the DAG and the day: whoever starts it, and
+    however often, it is one run. Raises `AirflowFailException` for values that the job refuses.
+    """
+    run, fields = context["dag_run"], kind.model_fields
+    try:
+        given = dict(context["params"]) | deployment.values() | (run.conf or {}) | dict(values or {})
+        given = {name: value for name, value in given.items() if name in fields}
+        for name in [name for name, value in given.items() if value is None]:  # a text the form left empty
+            given[name] = fields[name].default
+        if run.partition_key and "until" in fields:
+            given["until"] = given.get("until") or run.partition_key
+        own_name = run_id_of(f"{run.dag_id}-{run.partition_key}" if run.partition_key else run.run_id)
+        given |= {name: own_name for name in NAMES if name in fields and not given.get(name)}
+        return kind.model_validate(given)
+    except ValueError as error:
+        task_id = context["ti"].task_id
+        raise AirflowFailException(f"stage {task_id} failed: the run's conf: {error}") from error

@@ -1,0 +1,81 @@
+"""In place of the stage train_foundation: the newest released foundation as it is, measured on the test day.
+
+Its summaries of new days belong to the space and the checkpoint that serve: only the days without an epoch
+have to be exported.
+"""
+
+import shutil
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vista.config import RefreshConfig, Settings
+from vista.data.frozen import frozen
+from vista.data.schema import Examples
+from vista.errors import InputError
+from vista.evaluate.metrics import Scores
+from vista.evaluate.refresh_report import TrainedOn
+from vista.model.checkpoint import CheckpointMeta, load
+from vista.model.ranker import Ranker
+from vista.train.loop import batch_plan, history_forward, predict
+from vista.train.stage import Fitted, StageContext, checkpoint_meta
+from vista.train.train_foundation import MODEL, FoundationReport
+from vista.train.warm_start import WarmStart, warm_start
+
+
+def adopt_foundation(config: RefreshConfig, settings: Settings) -> FoundationReport:
+    """Copy the checkpoint into the run, score the test day. Raises `InputError` if no released foundation
+    knows the ids and values of this data set, or none is from before its test day."""
+    if not config.warm_start:
+        raise InputError(
+            "adopt_foundation: the data must have the space's value buckets: give --warm-start True"
+        )
+    stage = StageContext.open(config, settings)
+    start = warm_start(stage, trains=False)
+    meta = checkpoint_meta(start.checkpoint)
+    tracked = stage.track(MODEL, start.space, stage.params() | {"start": str(start.checkpoint)})
+    result = stage.result(MODEL)
+    if not result.exists():
+        unfinished = result.begin()
+        shutil.copytree(start.checkpoint, unfinished.checkpoint)
+        fitted = Fitted(
+            model=MODEL, trained_on=trained_on(stage, meta), note=f"adopted from {start.checkpoint}"
+        )
+        unfinished.write(fitted, scores_of(stage, start, meta))
+        result.end(unfinished)
+    metrics = stage.measure(result.scores())
+    named = {f"test_{name}": value for name, value in metrics.model_dump().items() if value is not None}
+    tracked.finish(named, {"config": stage.run.path / "config.json"})
+    return FoundationReport(
+        space=start.space,
+        checkpoint=str(result.checkpoint),
+        start=start.checkpoint,
+        digest=meta.digest,
+        trained_until_us=meta.trained_until_us,
+        mlflow_run_id=tracked.run_id,
+        metrics=metrics,
+        trained_on=result.fitted().trained_on,
+        adopted=True,
+    )
+
+
+def trained_on(stage: StageContext, meta: CheckpointMeta) -> TrainedOn:
+    """The days of this data set that the model, or those that it went on from, were trained on."""
+    dataset = stage.dataset
+    first, end = dataset.split().first_day, dataset.days.first_after(meta.trained_until_us)
+    rows = int(dataset.examples(first, end).num_candidates_E.sum())
+    return TrainedOn(first_day=first, end_day=end, rows=rows)
+
+
+def scores_of(stage: StageContext, start: WarmStart, meta: CheckpointMeta) -> Scores:
+    """The model's probabilities of the test day by candidate id, also as of its start."""
+    model, _ = load(start.checkpoint)
+    assert isinstance(model, Ranker), "an epoch's checkpoint is a foundation model"
+    dataset, test_day, forward = stage.dataset, stage.dataset.split().n, history_forward(model)
+
+    def scores(examples: Examples) -> NDArray[np.float32]:
+        plan = batch_plan(examples, stage.recipe.foundation, max_uih=meta.max_uih)
+        return predict(model, forward, plan, dataset.info.candidates)
+
+    test = dataset.examples(test_day, test_day + 1)
+    return Scores(scores(test), scores(frozen(dataset, test, dataset.day_start_us(test_day))))

@@ -1,0 +1,107 @@
+"""A grid of foundations: every cell is a run of its own, on data that are prepared once, and an MLflow run
+below that of the grid."""
+
+import logging
+
+from vista.config import Frozen, GridCell, GridConfig, RefreshConfig, Settings
+from vista.data.prepare import PrepareReport
+from vista.evaluate.metrics import Metrics
+from vista.jobs import run_stage
+from vista.runs import RunDirectory
+from vista.train.model_run import of_test_rows
+from vista.train.tracking import Tracked, flattened, track
+
+LOG = logging.getLogger(__name__)
+
+
+class CellReport(Frozen):
+    """A trained cell; metrics are of the test day."""
+
+    cell: GridCell
+    run_id: str
+    mlflow_run_id: str
+    metrics: Metrics
+
+
+class GridReport(Frozen):
+    """All cells that are trained, by falling AUC, and the names of those that are not."""
+
+    mlflow_run_id: str
+    cells: tuple[CellReport, ...]
+    missing: tuple[str, ...]
+
+
+def grid_cell(config: GridCell, settings: Settings) -> CellReport:
+    """Train and measure one cell. Run again, it trains nothing anew."""
+    refresh = refresh_of(config)
+    share_data(config, refresh, settings)
+    trained = run_stage("train_foundation", refresh, settings)
+    report = cell_report(config, settings)
+    tags = {"vista.run_id": report.run_id, "vista.training": trained["mlflow_run_id"]}
+    parent = parent_of(config.grid, settings)
+    child = track(settings, experiment_of(config.grid), report.run_id, flattened(config), tags, parent)
+    child.finish(of_test_rows(report.metrics))
+    return report
+
+
+def grid(config: GridConfig, settings: Settings) -> GridReport:
+    """Compare the cells that are trained, and end the grid's MLflow run."""
+    cells, missing = [], []
+    for cell in config.cells():
+        if RunDirectory.named(settings.runs, run_id_of(cell)).stage("train_foundation") is None:
+            missing.append(cell.name)
+        else:
+            cells.append(cell_report(cell, settings))
+    cells.sort(key=lambda report: -report.metrics.auc)
+    for report in cells:
+        LOG.info("%-48s AUC %.4f  NE %.4f", report.cell.name, report.metrics.auc, report.metrics.ne)
+    parent = parent_of(config.grid, settings)
+    best = {"best_test_auc": cells[0].metrics.auc} if cells else {}
+    parent.finish({"cells": len(cells), "missing": len(missing), **best})
+    return GridReport(mlflow_run_id=parent.run_id, cells=tuple(cells), missing=tuple(missing))
+
+
+def run_id_of(cell: GridCell) -> str:
+    """The run of a cell."""
+    return f"{cell.grid}-{cell.name}"
+
+
+def refresh_of(cell: GridCell) -> RefreshConfig:
+    """A cell as a run."""
+    values = cell.model_dump(exclude={"grid"})
+    return RefreshConfig(run_id=run_id_of(cell), **values)
+
+
+def share_data(cell: GridCell, refresh: RefreshConfig, settings: Settings) -> None:
+    """Prepare the grid's data if they are not; the cell's run reads the same files. How events are read does
+    not depend on what the cells differ in."""
+    shared = RefreshConfig(
+        run_id=f"{cell.grid}-data", recipe=cell.recipe, data_dir=cell.data_dir, until=cell.until
+    )
+    prepared = PrepareReport.model_validate(run_stage("prepare", shared, settings))
+    run = RunDirectory.open(settings.runs, refresh)
+    if run.stage("prepare") is None:
+        run.data.unlink(missing_ok=True)
+        run.data.symlink_to(RunDirectory.named(settings.runs, shared.run_id).data)
+        run.keep_stage_report("prepare", prepared, seconds=0.0)
+
+
+def cell_report(cell: GridCell, settings: Settings) -> CellReport:
+    """What a trained cell is."""
+    trained = RunDirectory.named(settings.runs, run_id_of(cell)).report_of("train_foundation")
+    return CellReport(
+        cell=cell,
+        run_id=run_id_of(cell),
+        mlflow_run_id=trained["mlflow_run_id"],
+        metrics=Metrics.model_validate(trained["metrics"]),
+    )
+
+
+def parent_of(name: str, settings: Settings) -> Tracked:
+    """The MLflow run that holds those of the cells."""
+    return track(settings, experiment_of(name), name, {"grid": name}, {})
+
+
+def experiment_of(name: str) -> str:
+    """MLflow's experiment of a grid."""
+    return f"vista-grid-{name}"

@@ -84,7 +84,8 @@ def show(reporter: pytest.TerminalReporter) -> None:
     if not lines:
         return
     rows = rows_of(lines)
-    reporter.section(f"what must hold, at {'full' if is_full_size() else 'small'} size")
+    size = "full size" if is_full_size() else "small size: times and rates are not judged"
+    reporter.section(f"what must hold, {size}")
     for text in table_of(rows):
         reporter.write_line(text)
     if missing := sorted(set(NUMBERS) - {row["must_hold"] for row in rows}):

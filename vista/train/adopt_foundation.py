@@ -45,7 +45,7 @@ def adopt_foundation(config: RefreshConfig, settings: Settings) -> FoundationRep
         result.end(unfinished)
     metrics = stage.measure(result.scores())
     named = {f"test_{name}": value for name, value in metrics.model_dump().items() if value is not None}
-    tracked.finish(named, {"config": stage.run.path / "config.json"})
+    tracked.finish(named, {stage.run.config_file: "config"})
     return FoundationReport(
         space=start.space,
         checkpoint=str(result.checkpoint),

@@ -266,6 +266,9 @@ def run(ops: dict[str, Op], not_run: list[str], device: torch.device) -> int:
 
 
 def main() -> int:
+    if sys.argv[1:] not in (["cpu"], ["cuda"]):
+        print(f"python -m kernels.bench {' '.join(sys.argv[1:])}: say one of cpu and cuda")
+        return 2
     device = torch.device(sys.argv[1])
     if device.type == "cuda" and not torch.cuda.is_available():
         print(f"torch {torch.__version__} finds no GPU: run it on one, or `python -m kernels.bench cpu`")

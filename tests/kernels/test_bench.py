@@ -1,6 +1,7 @@
 """The bench measures nothing behind a red gate, and judges what it measured."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,15 @@ def test_what_was_measured_is_written_with_its_losses(
     assert report["verdicts"][0]["measured"] > report["verdicts"][0]["limit"]
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
     assert "sdpa" in (tmp_path / "cpu.svg").read_text()
+
+
+@pytest.mark.parametrize("arguments", [[], ["gpu"], ["cpu", "cuda"]])
+def test_it_says_what_to_say(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+    assert bench.main() == 2
+    assert "say one of cpu and cuda" in capsys.readouterr().out
 
 
 def test_a_missed_claim_is_shown_as_missed() -> None:

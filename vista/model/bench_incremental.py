@@ -95,7 +95,9 @@ def whole_history(following: Incremental, events: int) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--events", default=1_000_000, show_default=True, help="of the long history")
+@click.option(
+    "--events", type=click.IntRange(min=1), default=1_000_000, show_default=True, help="of the long history"
+)
 @click.option("--out", type=click.Path(path_type=Path), help="also write the JSON to this file")
 def main(events: int, out: Path | None) -> None:
     """Measure updates per event beside summaries computed anew."""

@@ -168,8 +168,10 @@ def _export(case: Case, directory: Path) -> tuple[int, float, float]:
 
 @click.command(help=__doc__)
 @click.argument("case", type=click.Choice(list(CASES)))
-@click.option("--events", type=int, help="events of a long user; default: 1,000,000 or 16,000")
-@click.option("--threads", default=2, show_default=True)
+@click.option(
+    "--events", type=click.IntRange(min=1), help="events of a long user; default: 1,000,000 or 16,000"
+)
+@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="file for the JSON beside the screen")
 def main(case: str, events: int | None, threads: int, out: Path | None) -> None:
     make, default_events = CASES[case]

@@ -23,6 +23,7 @@ from vista.data.prepare import prepare_dataset
 from vista.errors import InputError, StageError
 from vista.evaluate.bootstrap import PairedDifference, paired_bootstrap
 from vista.evaluate.scored_rows import ScoredRows
+from vista.runs import read_as
 from vista.train.experiments.cell import CELL_FILE, CODE, SCORES_FILE, Cell, CellJob
 from vista.train.experiments.fingerprint import code_digest, short_digest
 from vista.train.experiments.grid_runs import cell_name, finished_cells, track_cell, track_grid
@@ -38,6 +39,7 @@ CELL_LIMIT_S = 20 * 60.0
 REPEATED = ("sets", "models", "seeds", "workers")
 """Options that belong to what is measured."""
 
+MADE_AGAIN = "the cell is made again"
 REPORTED = (".json", ".csv", ".md", ".png", ".svg")
 
 
@@ -261,16 +263,16 @@ def _is_whole(job: CellJob) -> bool:
     if not job.directory.exists():
         return False
     try:
-        check_unchanged(job.directory / SCORES_FILE, _cell(job).scores_checksum, "it is made again")
-    except (OSError, ValueError, StageError) as error:
-        LOG.warning("%s is made again, its files are damaged: %s", job.title, error)
+        check_unchanged(job.directory / SCORES_FILE, _cell(job).scores_checksum, MADE_AGAIN)
+    except StageError as error:
+        LOG.warning("%s: %s", job.title, error)
         shutil.rmtree(job.directory)
         return False
     return True
 
 
 def _cell(job: CellJob) -> Cell:
-    return Cell.model_validate_json((job.directory / CELL_FILE).read_text(encoding="utf-8"))
+    return read_as(Cell, job.directory / CELL_FILE, MADE_AGAIN)
 
 
 def _missing(job: CellJob, code: int | None, limit_s: float) -> Missing:

@@ -6,6 +6,10 @@ usable_summaries  a view of it for people: what withdrawn epochs leave out
 journal           no files: see vista.delivery.hive_journal
 """
 
+import time
+from collections.abc import Callable
+from functools import partial
+
 from pymetastore.hive_metastore.ttypes import (
     AlreadyExistsException,
     Database,
@@ -27,6 +31,7 @@ JOURNAL_COLUMNS = (("nothing", "string"),)
 JOURNAL_PARTITIONED_BY = (("topic", "string"), ("number", "bigint"))
 
 _PARQUET = "org.apache.hadoop.hive.ql.io.parquet"
+MAKE_S = 4.0
 _EXTERNAL, _VIEW = "EXTERNAL_TABLE", "VIRTUAL_VIEW"
 
 Columns = tuple[tuple[str, str], ...]
@@ -45,11 +50,11 @@ def is_prepared(metastore: Metastore, database: str) -> bool:
 
 
 def prepare(metastore: Metastore, database: str, journal_parameters: dict[str, str]) -> None:
-    """Make what is absent. Raises `BackendError` as `is_prepared` does."""
-    _make(metastore, Database(name=database, description="summaries of user histories", parameters={}))
+    """Make what is absent; several may do so at once. Raises `BackendError` as `is_prepared` does."""
+    made = Database(name=database, description="summaries of user histories", parameters={})
+    _make(metastore, made, partial(_database, metastore, database))
     for wanted in _tables(database, journal_parameters):
-        if table(metastore, database, wanted.tableName) is None:
-            _make(metastore, wanted)
+        _make(metastore, wanted, partial(table, metastore, database, wanted.tableName))
     if not is_prepared(metastore, database):
         raise BackendError(f"{metastore.url}: a table was dropped while it was made: run the command again")
 
@@ -63,14 +68,28 @@ def table(metastore: Metastore, database: str, name: str) -> Table | None:
         return None
 
 
-def _make(metastore: Metastore, what: Database | Table) -> None:
+def _database(metastore: Metastore, name: str) -> Database | None:
     try:
-        if isinstance(what, Database):
-            metastore.call(lambda client: client.create_database(what), AlreadyExistsException)
-        else:
-            metastore.call(lambda client: client.create_table(what), AlreadyExistsException)
-    except AlreadyExistsException:
-        pass  # before, by somebody else meanwhile, or by the first try of this call
+        return metastore.call(lambda client: client.get_database(name), NoSuchObjectException)
+    except NoSuchObjectException:
+        return None
+
+
+def _make(metastore: Metastore, what: Database | Table, found: Callable[[], object]) -> None:
+    """Unless it is there. Of several who make a table at once all may get errors: the metastore deletes the
+    folder of one that it refuses, also if another's is in it."""
+    end_s = time.monotonic() + MAKE_S
+    while found() is None:
+        try:
+            if isinstance(what, Database):
+                metastore.call(lambda client: client.create_database(what), AlreadyExistsException)
+            else:
+                metastore.call(lambda client: client.create_table(what), AlreadyExistsException)
+        except AlreadyExistsException:
+            return  # made meanwhile, by somebody else or by the first try of this call
+        except BackendError:
+            if time.monotonic() > end_s:
+                raise
 
 
 def _check(url: str, found: Table, wanted: Table) -> None:

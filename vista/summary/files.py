@@ -30,7 +30,7 @@ READ_AHEAD_BYTES = 2**24
 
 FIRST_ANSWER_S, FIRST_TRIES = 2.5, 2
 """Of a bucket when it is first used: a wrong setting is an error in time. What comes later is waited for as
-pyarrow does: 6 s if nobody listens, 100 s if somebody says nothing."""
+pyarrow does, which may take minutes."""
 
 
 class Digesting(io.RawIOBase):

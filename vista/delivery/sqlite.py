@@ -83,9 +83,7 @@ class Database:
         key = (os.getpid(), threading.get_ident())
         with self._lock:
             kept = self._connections.get(key)
-            if kept is not None and kept.file != _file(
-                self.path
-            ):  # deleted or replaced: it would be the old one
+            if kept is not None and kept.file != _file(self.path):  # it was deleted or replaced
                 self._connections.pop(key).connection.close()
                 kept = None
             if kept is None:

@@ -303,6 +303,7 @@ def test_without_a_release_there_is_nothing_to_go_on_from(tmp_path: Path) -> Non
     config = config_of(shop(tmp_path / "shop", DAYS), "first", warm_start=True)
     with pytest.raises(InputError, match=r"nothing is released in .* run without warm_start first"):
         run_stage("prepare", config, settings_of(tmp_path))
+    assert not list(tmp_path.glob("*.db*")), "who only asks makes no catalog"
 
 
 def copied(settings: Settings, folder: Path) -> Settings:

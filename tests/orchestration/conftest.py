@@ -54,14 +54,8 @@ def stack() -> Iterator[Stack]:
 
 def _knows_dags(airflow: Airflow) -> bool:
     known = {dag["dag_id"] for dag in airflow.call("GET", "/dags")["dags"]}
-    return known == {
-        "one_stage",
-        "one_training",
-        "one_day",
-        "one_release",
-        "retrain_downstream",
-        "experiments",
-    }
+    ours = {"one_stage", "one_training", "one_day", "one_release"}
+    return known >= ours | {"retrain_downstream", "experiments"}  # and a DAG that one of them imports
 
 
 @pytest.fixture(scope="session")

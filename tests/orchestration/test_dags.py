@@ -92,7 +92,8 @@ def test_five_events_during_one_run_lose_no_range(stack: Stack, full_size: bool)
     def processed() -> bool:
         return next_summaries(NoConfig(), settings).watermark_us == 7_000
 
-    assert wait_until(processed, limit_s - (time.monotonic() - last_s)), runs_of(stack, "retrain_downstream")
+    left_s = limit_s - (time.monotonic() - last_s)
+    assert wait_until(processed, left_s, every_s=1.0), runs_of(stack, "retrain_downstream")
     LOG.info("five ranges were processed %.1f s after the last event", time.monotonic() - last_s)
     trained = [job["metadata"]["run"] for job in jobs_of(stack, task="retrain_downstream")]
     assert trained == ["day-2", "day-7"], "the newest run reads all ranges up to it"

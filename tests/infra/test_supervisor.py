@@ -25,11 +25,14 @@ WAIT_S = 120.0
 
 
 def test_what_hangs_is_started_again_and_what_needs_it_is_left_alone(tmp_path: Path) -> None:
-    command = [sys.executable, __file__, str(tmp_path)]
+    command, log = [sys.executable, __file__, str(tmp_path)], tmp_path / "first" / "first.log"
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
         try:
             assert wait_until(lambda: len(_seen(tmp_path)) == 2, WAIT_S)
+            asked = log.read_text().count("GET")
+            assert wait_until(lambda: log.read_text().count("GET") > asked + 1, WAIT_S)
             before = _seen(tmp_path)
+            assert {seen.restarts for seen in before.values()} == {0}  # nobody asked while the second started
             hanging = before["first"].pid
             assert hanging is not None
             os.kill(hanging, signal.SIGSTOP)
@@ -66,22 +69,23 @@ def _seen(place: Path) -> dict[str, Seen]:
     return {seen.name: seen for seen in state.services} if state else {}
 
 
-def _web_server(place: Path, needs: Callable[[], bool] = lambda: True) -> Server:
-    """Python's own; it counts as ready only while what it needs is."""
+def _web_server(place: Path, start_s: float, needs: Callable[[], bool] = lambda: True) -> Server:
+    """Python's own, which takes its time to start; it counts as ready only while what it needs is."""
     place = private_folder(place)
     (port,) = kept_ports(place, 1)
-    command = [sys.executable, "-m", "http.server", str(port), "--bind", HOST, "--directory", str(place)]
+    serve = [sys.executable, "-m", "http.server", str(port), "--bind", HOST, "--directory", str(place)]
+    command = ["sh", "-c", f'sleep {start_s}; exec "$@"', "sh", *serve]
     return Server(place.name, place, command, lambda: needs() and answers(f"http://{HOST}:{port}"), WAIT_S)
 
 
 def main(place: Path) -> None:
-    """Watch two servers, the second of which needs the first, until told to stop; silence counts soon."""
+    """Watch two servers, the second of which needs the first and starts for longer than silence may last."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     supervisor.PROBE_S, supervisor.LATE_S, supervisor.HANGS_S = 0.2, 1.0, 8.0
     watching = Supervisor(Place(place), embedded=True)
-    first = _web_server(place / "first")
+    first = _web_server(place / "first", 0.0)
     with Services(watching.tell) as services:
-        for server in (first, _web_server(place / "second", first.answers)):
+        for server in (first, _web_server(place / "second", 10.0, first.answers)):
             services.enter(server.name, running([server]))
             services.ready(server.name, server, "-")
         watching.watch(services)

@@ -52,6 +52,7 @@ class Supervisor:
     def watch(self, services: Services) -> None:
         """For ever, until this process is told to stop."""
         for service in services.started:
+            service.excused_s = time.monotonic()  # nobody asked while the others were started
             # A question to a server that hangs may take minutes: nobody else waits for it
             threading.Thread(target=_ask, args=(service,), daemon=True).start()
         while True:

@@ -1,7 +1,6 @@
 """Airflow's four real services and a real Ray head, once for all tests of this folder."""
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -56,9 +55,3 @@ def _knows_dags(airflow: Airflow) -> bool:
     known = {dag["dag_id"] for dag in airflow.call("GET", "/dags")["dags"]}
     ours = {"one_stage", "one_training", "one_day", "one_release"}
     return known >= ours | {"retrain_downstream", "experiments"}  # and a DAG that one of them imports
-
-
-@pytest.fixture(scope="session")
-def full_size() -> bool:
-    """The specification's times, which hold on a machine that does nothing else."""
-    return os.environ.get("VISTA_FULL_SIZE") == "1"

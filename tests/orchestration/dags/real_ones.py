@@ -17,7 +17,7 @@ QUICK = {**TASK_DEFAULTS, "retry_delay": timedelta(seconds=1)}
 with DAG(
     "one_day",
     schedule=dags.production_refresh.dag.schedule,
-    catchup=dags.production_refresh.dag.catchup,
+    catchup=False,  # without a scheduled run Airflow would make up every day since the backfill's last
     max_active_runs=dags.production_refresh.dag.max_active_runs,
     default_args={**QUICK, "start_date": None},
     is_paused_upon_creation=False,

@@ -28,8 +28,8 @@ MANY = 10_000
 PROGRESS_S = 5.0
 WIDEST = 24
 """Characters of a parameter's value in the table; the JSON has all of them."""
-NOT_PARAMETERS = ("run_id",)
-"""Every run's own, so that they always differ."""
+NOT_PARAMETERS = ("run_id", "name")
+"""What the name of a run says already."""
 
 
 class Run(Frozen):

@@ -13,8 +13,8 @@ CODE = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "vi
 
 
 def test_every_option_exists() -> None:
-    compare = commands.commands["compare"]
-    known = {option for one in compare.params if isinstance(one, click.Option) for option in one.opts}
+    params = [one for name in ("compare", "experiment") for one in commands.commands[name].params]
+    known = {option for one in params if isinstance(one, click.Option) for option in one.opts}
     named = set(re.findall(r"`(--[a-z-]+)", GUIDE))
     assert named <= known
     assert len(named) > 3

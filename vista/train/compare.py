@@ -159,7 +159,7 @@ def _run(run: Any) -> Run:
     return Run(
         id=run.info.run_id,
         name=run.info.run_name,
-        started=f"{datetime.fromtimestamp(run.info.start_time / 1_000, UTC):%Y-%m-%d %H:%M:%S}",
+        started=datetime.fromtimestamp(run.info.start_time / 1_000, UTC).isoformat(timespec="milliseconds"),
         model=tags.get("vista.model", ""),
         seed=tags.get("vista.seed", ""),
         data=tags.get("vista.data_digest", ""),

@@ -149,7 +149,7 @@ def test_lines_come_while_the_job_runs_and_each_once(ray: RealHead, caplog: pyte
     thread.start()
     event = follow("lines", caplog)
     thread.join()
-    assert event == {"status": "SUCCEEDED", "exit_code": 0, "reason": ""}
+    assert event == {"status": "SUCCEEDED", "exit_code": 0, "reason": "", "report": None}
     said = [line for line in lines(caplog) if re.fullmatch(r"line \d+|last", line)]  # Ray has its own too
     assert said == [*(f"line {number}" for number in range(1, 301)), "last"]
 
@@ -159,7 +159,7 @@ def test_deadline_stops_the_job(ray: RealHead, caplog: pytest.LogCaptureFixture)
     asyncio.run(submit(ray.url, ray.token, "late", "late"))
     event = follow("late", caplog, seconds=0.5)
     assert event == {
-        "status": "DEADLINE", "exit_code": None,
+        "status": "DEADLINE", "exit_code": None, "report": None,
         "reason": "the execution deadline passed, so the job was stopped",
     }  # fmt: skip
     state = find(ray, "late")

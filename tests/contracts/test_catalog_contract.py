@@ -134,6 +134,7 @@ def test_of_many_committers_of_one_export_one_wins_and_nobody_sees_a_part(
 ) -> None:
     """One winner among 8 committers in each of 6 rounds."""
     try_commit(catalog_url, tmp_path, 1_000, 0)  # imports, once for all children, what writing needs
+    catalog.close()  # SQLite forbids to carry a connection over a fork
     with FORK.Pool(8) as pool:
         for round_ in range(1, 7):
             as_of_us = 1_000 + round_

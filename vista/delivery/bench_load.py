@@ -254,7 +254,7 @@ class Watch:
         }
         return Sample(
             time.monotonic(),
-            int(said["vista_records_total", "written"]),
+            int(said.get(("vista_records_total", "written"), 0)),  # absent until one was written
             said.get(("vista_lag_records", None)),
             {name: resident_bytes(pid) for name, pid in self.pids.items()},
         )

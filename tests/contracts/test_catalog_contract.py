@@ -1,6 +1,8 @@
 """What every catalog does, whatever is behind its URL."""
 
 import multiprocessing
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -127,6 +129,28 @@ def test_of_many_swaps_at_once_one_wins(catalog: Catalog, catalog_url: str) -> N
             assert won[int(current.id.split("-")[2])]
             catalog.swap_release(current.id, release(f"r-{round_}", current.id), audit())
     assert len(catalog.releases()) == len(catalog.audit()) == 16
+
+
+def test_threads_may_share_a_catalog(catalog: Catalog) -> None:
+    """Whoever asks while another thread swaps never gets a history that is wrong from then on."""
+    names = [f"r-{number}" for number in range(12)]
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            found = [one.id for one in catalog.releases()]
+            assert found == names[: len(found)]
+
+    with ThreadPoolExecutor(3) as threads:
+        asking = [threads.submit(ask) for _ in range(3)]
+        try:
+            for before, name in zip([None, *names], names, strict=False):
+                catalog.swap_release(before, release(name, before), audit())
+                assert catalog.releases()[-1].id == name
+        finally:
+            done.set()
+        for one in asking:
+            one.result()
 
 
 def test_of_many_committers_of_one_export_one_wins_and_nobody_sees_a_part(

@@ -206,14 +206,15 @@ class HiveCatalog:
         if not self._exists():
             return []
         _, head = self._head()
-        new = range(len(self._history) + 1, head.number + 1)
+        known = self._history  # once: another thread may replace it meanwhile, by one as right as this
+        new = range(len(known) + 1, head.number + 1)
         if len(new) > FEW:
-            self._history = [self._read(Operation, body) for body in self._journal.all(_OPERATIONS)]
+            found = [self._read(Operation, body) for body in self._journal.all(_OPERATIONS)]
         else:
             bodies = (self._journal.get(_OPERATIONS, number) for number in new)
-            added = [self._read(Operation, body) for body in bodies if body is not None]
-            self._history = [*self._history, *added]
-        return self._history
+            found = [*known, *(self._read(Operation, body) for body in bodies if body is not None)]
+        self._history = found
+        return found
 
     def _hide(self, space: str, epoch: int) -> None:
         """Mark a published epoch as withdrawn and let SQL find no file of it, in one change."""

@@ -12,27 +12,23 @@ ANSWER_S = 5.0
 
 def answers(url: str, headers: Mapping[str, str] | None = None) -> bool:
     """Whether a GET is answered with 200."""
-    return _status(url, headers or {}) == 200
+    answer = _asked(url, headers or {})
+    return answer is not None and answer[0] == 200
 
 
 def says(url: str) -> Any:
     """The JSON that a GET is answered with, whatever the status; None if it is not answered."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with direct.open(url, timeout=ANSWER_S) as response:
-            return json.load(response)
-    except urllib.error.HTTPError as error:
-        return json.load(error)
-    except (OSError, http.client.HTTPException):
-        return None
+    answer = _asked(url, {})
+    return None if answer is None else json.loads(answer[1])
 
 
-def _status(url: str, headers: Mapping[str, str]) -> int | None:
+def _asked(url: str, headers: Mapping[str, str]) -> tuple[int, bytes] | None:
+    """Status and body of the answer to a GET; None without one."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # nobody between us and loopback
     try:
         with direct.open(urllib.request.Request(url, headers=dict(headers)), timeout=ANSWER_S) as response:
-            return int(response.status)
+            return response.status, response.read()
     except urllib.error.HTTPError as error:
-        return error.code
+        return error.code, error.read()
     except (OSError, http.client.HTTPException):
         return None

@@ -8,6 +8,7 @@ runs/<run_id>/report.json, .html   written by the last stage
 runs/latest                        link to the newest run
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -40,6 +41,14 @@ def write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """One process at a time is inside; `lock` is a file in a directory that exists."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

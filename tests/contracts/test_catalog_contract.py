@@ -3,6 +3,7 @@
 import multiprocessing
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -158,7 +159,6 @@ def test_of_many_committers_of_one_export_one_wins_and_nobody_sees_a_part(
 ) -> None:
     """One winner among 8 committers in each of 6 rounds."""
     try_commit(catalog_url, tmp_path, 1_000, 0)  # imports, once for all children, what writing needs
-    catalog.close()  # SQLite forbids to carry a connection over a fork
     with FORK.Pool(8) as pool:
         for round_ in range(1, 7):
             as_of_us = 1_000 + round_
@@ -186,17 +186,18 @@ def assert_whole(epoch: Epoch) -> None:
 
 
 def try_swap(url: str, expected: str | None, name: str) -> bool:
-    try:
-        open_catalog(url).swap_release(expected, release(name, expected), audit())
-    except ReleaseConflictError:
-        return False
+    with closing(open_catalog(url)) as catalog:  # one that waits for the collector is carried over a fork
+        try:
+            catalog.swap_release(expected, release(name, expected), audit())
+        except ReleaseConflictError:
+            return False
     return True
 
 
 def try_commit(url: str, home: Path, as_of_us: int, number: int) -> str:
     """One exporter of the export: opens the epoch, writes its own attempt, commits. Returns what won."""
-    catalog = open_catalog(url)
-    epoch = opened(catalog, as_of_us=as_of_us)
-    attempt = attempt_directory(home / "warehouse", epoch, f"{number}")
-    write_attempt(attempt, epoch, users=24)
-    return commit(catalog, epoch, attempt).location
+    with closing(open_catalog(url)) as catalog:
+        epoch = opened(catalog, as_of_us=as_of_us)
+        attempt = attempt_directory(home / "warehouse", epoch, f"{number}")
+        write_attempt(attempt, epoch, users=24)
+        return commit(catalog, epoch, attempt).location

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from delivery_samples import fresh_database
 from pymetastore.hive_metastore.ttypes import Database, FieldSchema, SerDeInfo, StorageDescriptor, Table
+from refusals import LIMIT_S, refused
 
 from infra.hive import Metastore
 from infra.ports import free_block
@@ -25,19 +26,9 @@ from vista.delivery.catalog import open_catalog
 from vista.delivery.hive_thrift import SILENT_S
 from vista.delivery.hive_thrift import Metastore as Client
 from vista.delivery.interfaces import AuditLine
-from vista.errors import BackendError, EpochError, InputError
+from vista.errors import EpochError, InputError
 
-LIMIT_S = 10.0  # that a wrong setting may take until it is an error
 LINE = AuditLine(time_us=1, actor="test", action="note", reason=uuid.uuid4().hex, before="", after="")
-
-
-@contextmanager
-def refused(said: str) -> Iterator[None]:
-    """The block ends in time with a `BackendError` that says so."""
-    started_s = time.monotonic()
-    with pytest.raises(BackendError, match=said):
-        yield
-    assert time.monotonic() - started_s < LIMIT_S
 
 
 @pytest.mark.parametrize(

@@ -5,27 +5,18 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 from kafka_topics import addresses, new_topic, plain_url, read_all, secret_url
+from refusals import LIMIT_S, refused
 
 from infra.kafka import Kafka
 from infra.processes import wait_until
 from vista.delivery.log import open_log
 from vista.errors import BackendError
 
-SOON_S = 10.0
 RIGHTS = "the user needs Describe, DescribeConfigs, Read and Write on the topic"
 TOPIC, GROUP, CLUSTER = ResourceType.TOPIC, ResourceType.GROUP, ResourceType.CLUSTER
-
-
-@contextmanager
-def refused() -> Iterator[None]:
-    started_s = time.monotonic()
-    with pytest.raises(BackendError, match=RIGHTS):
-        yield
-    assert time.monotonic() - started_s < SOON_S
 
 
 @contextmanager
@@ -58,25 +49,25 @@ def test_rights_of_a_topic(kafka: Kafka, servers_place: Path) -> None:
         log.append(0, [b"a"])
     assert reads(kafka, url)
     with only(kafka, TOPIC, topic):
-        assert wait_until(lambda: not reads(kafka, url), SOON_S)
-        with refused():
+        assert wait_until(lambda: not reads(kafka, url), LIMIT_S)
+        with refused(RIGHTS):
             open_log(url)
-        with refused():
+        with refused(RIGHTS):
             open_log(url, 2)
     with only(kafka, TOPIC, topic, ACLOperation.DESCRIBE, ACLOperation.WRITE):
-        assert wait_until(lambda: open_log(url).partitions == 2, SOON_S)
+        assert wait_until(lambda: open_log(url).partitions == 2, LIMIT_S)
         with closing(open_log(url)) as log:
             assert log.append(1, [b"b"]) == 1
-            with refused():
+            with refused(RIGHTS):
                 log.read(0, 0, 10)
-        with refused():  # the topic's settings cannot be checked
+        with refused(RIGHTS):  # the topic's settings cannot be checked
             open_log(url, 2)
     with only(kafka, TOPIC, topic, ACLOperation.DESCRIBE, ACLOperation.READ):
-        assert wait_until(lambda: reads(kafka, url), SOON_S)
+        assert wait_until(lambda: reads(kafka, url), LIMIT_S)
         with closing(open_log(url)) as log:
-            with refused():
+            with refused(RIGHTS):
                 log.append(1, [b"c"])
-            with refused():
+            with refused(RIGHTS):
                 log.broadcast([0, 1], b"c")
             assert log.read(1, 0, 10) == [(0, b"b")], "nothing is lost, and nothing was added"
     with closing(open_log(url, 2)) as log:
@@ -89,7 +80,7 @@ def test_rights_to_make_a_topic(kafka: Kafka, servers_place: Path) -> None:
     with (
         only(kafka, TOPIC, topic, ACLOperation.DESCRIBE),
         only(kafka, CLUSTER, "kafka-cluster", ACLOperation.DESCRIBE),
-        refused(),
+        refused(RIGHTS),
     ):
         open_log(url, 2)
     open_log(url, 2).close()
@@ -102,7 +93,7 @@ def test_rights_of_a_regions_group(kafka: Kafka, servers_place: Path) -> None:
     with closing(open_log(url, 2)) as log:
         with only(kafka, GROUP, f"{topic}.east"):
             subscription = log.subscribe("east", assigned.extend, lambda gone: None)
-            with refused():
+            with refused(RIGHTS):
                 while True:
                     subscription.poll()
                     time.sleep(0.1)  # as a worker polls, between its rounds

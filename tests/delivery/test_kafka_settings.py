@@ -1,9 +1,8 @@
 """The log on Kafka: every wrong setting is a typed error that names it, soon; every right one works."""
 
 import socket
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,23 +10,13 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import ScramMechanism, UserScramCredentialUpsertion
 from kafka_topics import addresses, alter, new_topic, plain_url, secret_url
+from refusals import refused
 
 from infra.kafka import Kafka, running_kafka
 from infra.ports import free_block
 from infra.tls import make_certificates
 from vista.delivery.log import open_log
-from vista.errors import BackendError, InputError, VistaError
-
-SOON_S = 10.0
-"""The delivery's limit for a wrong setting."""
-
-
-@contextmanager
-def refused(kind: type[VistaError], match: str) -> Iterator[None]:
-    started_s = time.monotonic()
-    with pytest.raises(kind, match=match):
-        yield
-    assert time.monotonic() - started_s < SOON_S
+from vista.errors import BackendError, InputError
 
 
 def test_tls_and_a_password(kafka: Kafka, servers_place: Path) -> None:
@@ -43,7 +32,7 @@ def test_scram_where_the_broker_has_it(servers_place: Path) -> None:
     certificates = make_certificates(servers_place / "tls")
     with running_kafka(servers_place / "scram", 1, certificates, "PLAIN,SCRAM-SHA-256") as kafka:
         url = secret_url(kafka, certificates.authority, new_topic())
-        with refused(BackendError, "password_file"):  # SCRAM is taken, and does not know the user yet
+        with refused("password_file"):  # SCRAM is taken, and does not know the user yet
             open_log(url, 2)
         assert kafka.vista_password is not None
         user = UserScramCredentialUpsertion(
@@ -58,7 +47,7 @@ def test_scram_where_the_broker_has_it(servers_place: Path) -> None:
 def test_a_host_or_port_where_no_broker_is() -> None:
     nobody = f"127.0.0.1:{free_block(1)}"
     for place in (nobody, "nowhere.invalid:9092"):
-        with refused(BackendError, rf"kafka://{place}/log: no broker can be used .*check host and port"):
+        with refused(rf"kafka://{place}/log: no broker can be used .*check host and port"):
             open_log(f"kafka://{place}/log", 4)
 
 
@@ -66,9 +55,9 @@ def test_a_listener_that_takes_everything_and_says_nothing(tmp_path: Path) -> No
     (tmp_path / "password").write_text("secret")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         place = f"127.0.0.1:{listener.getsockname()[1]}"
-        with refused(BackendError, "no broker can be used .*check host and port"):
+        with refused("no broker can be used .*check host and port"):
             open_log(f"kafka://{place}/log", 4)
-        with refused(BackendError, "cannot be used .*check host and port"):
+        with refused("cannot be used .*check host and port"):
             open_log(f"kafkas://vista@{place}/log?password_file={tmp_path}/password", 4)
 
 
@@ -85,10 +74,10 @@ def test_hosts_that_are_dead_or_silent_do_no_harm_beside_one_that_answers(
 
 
 def test_the_wrong_kind_of_listener(kafka: Kafka, servers_place: Path) -> None:
-    with refused(BackendError, "the scheme fits the listener"):
+    with refused("the scheme fits the listener"):
         open_log(f"kafka://{kafka.bootstrap[0]}/{new_topic()}", 4)
     plain = replace(kafka, bootstrap=addresses(kafka))
-    with refused(BackendError, "the scheme fits the listener"):
+    with refused("the scheme fits the listener"):
         open_log(secret_url(plain, servers_place / "tls" / "authority.pem", new_topic()), 4)
 
 
@@ -96,16 +85,16 @@ def test_a_wrong_password_user_or_authority(kafka: Kafka, servers_place: Path, t
     authority = servers_place / "tls" / "authority.pem"
     (tmp_path / "password").write_text("guessed")
     guessed = replace(kafka, vista_password=tmp_path / "password")
-    with refused(BackendError, "the user or what password_file holds is wrong"):
+    with refused("the user or what password_file holds is wrong"):
         open_log(secret_url(guessed, authority, new_topic()), 4)
-    with refused(BackendError, "the user or what password_file holds is wrong"):
+    with refused("the user or what password_file holds is wrong"):
         open_log(secret_url(kafka, authority, new_topic(), user="nobody"), 4)
     strange = make_certificates(tmp_path / "strange").authority
-    with refused(BackendError, "cannot be trusted .*ca must name the authority"):
+    with refused("cannot be trusted .*ca must name the authority"):
         open_log(secret_url(kafka, strange, new_topic()), 4)
-    with refused(InputError, "ca cannot be read"):
+    with refused("ca cannot be read", InputError):
         open_log(secret_url(kafka, tmp_path / "missing.pem", new_topic()), 4)
-    with refused(InputError, "password_file cannot be read"):
+    with refused("password_file cannot be read", InputError):
         open_log(secret_url(replace(kafka, vista_password=tmp_path / "missing"), authority, new_topic()), 4)
 
 
@@ -120,20 +109,20 @@ def test_urls_that_say_too_little_or_too_much() -> None:
         "kafkas://vista@localhost:9092/log": r"\?password_file=PATH",
     }
     for url, says in wrong.items():
-        with refused(InputError, says):
+        with refused(says, InputError):
             open_log(url, 4)
 
 
 def test_a_topic_that_is_not_there(kafka: Kafka) -> None:
     topic = new_topic()
-    with refused(BackendError, f"there is no topic {topic}; deliver an epoch first"):
+    with refused(f"there is no topic {topic}; deliver an epoch first"):
         open_log(plain_url(kafka, topic))
 
 
 def test_two_deployments_on_one_topic(kafka: Kafka) -> None:
     url = plain_url(kafka, new_topic())
     open_log(url, 4).close()
-    with refused(BackendError, "has 4 buckets, this run has 8: .*use another topic"):
+    with refused("has 4 buckets, this run has 8: .*use another topic"):
         open_log(url, 8)
 
 
@@ -152,7 +141,7 @@ def test_a_topic_with_other_settings(kafka: Kafka) -> None:
         topic = new_topic()
         open_log(plain_url(kafka, topic), 2).close()
         alter(kafka, topic, **settings)
-        with refused(BackendError, f"topic {topic} {says}: change the topic"):
+        with refused(f"topic {topic} {says}: change the topic"):
             open_log(plain_url(kafka, topic), 2)
         open_log(plain_url(kafka, topic)).close()  # who only reads takes it as it is
     roomier = new_topic()

@@ -2,24 +2,21 @@
 
 import http.client
 import socket
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pyarrow.fs as fs
 import pytest
 from delivery_samples import record, users_of
+from refusals import refused
 
 from infra.ports import free_block
 from infra.s3 import S3, running_s3
 from infra.servers import HOST
-from vista.errors import BackendError
 from vista.summary.files import names_in, read
 from vista.summary.table import write_shard
-
-LIMIT_S = 10.0  # that a wrong setting may take until it is an error
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +35,6 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "vista")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
-
-
-@contextmanager
-def refused(said: str) -> Iterator[None]:
-    started_s = time.monotonic()
-    with pytest.raises(BackendError, match=said):
-        yield
-    assert time.monotonic() - started_s < LIMIT_S
 
 
 def uses(bucket: str) -> list[Callable[[], object]]:

@@ -4,13 +4,15 @@ import contextlib
 import os
 import signal
 import time
+from typing import Any
 
+import psutil
 import pytest
 from scripted_stages import wait_for_signal
 from stack import Stack, until
 
 from infra.processes import descendants
-from infra.ray_head import wait_for
+from infra.ray_head import RayHead, wait_for
 from infra.servers import Server
 
 pytestmark = pytest.mark.slow
@@ -55,17 +57,22 @@ def test_triggerer_killed(stack: Stack) -> None:
 
 def test_scheduler_and_worker_killed_while_they_submit(stack: Stack) -> None:
     """A worker that dies after it submitted and before it says so: the retry goes on with its job."""
-    run = stack.trigger("worker-killed", counting("worker-killed", 5))
-    run.until_state("running")
-    api = stack.airflow.services["api-server"]
-    _signal(api, signal.SIGSTOP)  # so that the worker cannot say that it waits now
+    scheduler, api = (stack.airflow.services[name] for name in ("scheduler", "api-server"))
+    port = stack.head.address.ports["dashboard-port"]
+    _signal_all(listening := _listening(stack.head, port), signal.SIGSTOP)
+    try:  # until the worker waits for Ray: by then it needs nothing more of Airflow to submit
+        run = stack.trigger("worker-killed", counting("worker-killed", 5))
+        until(lambda: _asks(scheduler, port), "a worker that asks Ray")
+        _signal(api, signal.SIGSTOP)  # so that the worker cannot say that it waits now
+    finally:
+        _signal_all(listening, signal.SIGCONT)
     try:
         until(lambda: run.statuses() == ["RUNNING"], "the submission")
-        stack.airflow.services["scheduler"].kill()
+        scheduler.kill()
     finally:
         _signal(api, signal.SIGCONT)
     assert run.state() == "running"
-    stack.airflow.services["scheduler"].start()
+    scheduler.start()
     until(lambda: run.attempt() > 1, "the next attempt")
     run.until_waiting()
     assert run.statuses() == ["RUNNING"]
@@ -168,5 +175,32 @@ def test_job_lost_with_its_head(stack: Stack) -> None:
 
 
 def _signal(server: Server, number: int) -> None:
-    for pid in (server.pid, *descendants(server.pid)):
+    _signal_all({server.pid, *descendants(server.pid)}, number)
+
+
+def _signal_all(pids: set[int], number: int) -> None:
+    for pid in pids:
         os.kill(pid, number)
+
+
+def _listening(head: RayHead, port: int) -> set[int]:
+    """The processes of a head that take connections there."""
+    return {
+        pid
+        for pid in descendants(head.guard.pid)
+        for connection in _connections(pid)
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+    }
+
+
+def _asks(server: Server, port: int) -> bool:
+    """Whether a process of the server has a connection to there."""
+    connections = (one for pid in descendants(server.pid) for one in _connections(pid))
+    return any(one.status == psutil.CONN_ESTABLISHED and one.raddr.port == port for one in connections)
+
+
+def _connections(pid: int) -> list[Any]:
+    """A process's connections; none when it has just ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).net_connections("tcp")
+    return []

@@ -15,10 +15,12 @@ from playwright.sync_api import Page
 from infra.kept_secrets import SECRETS
 from vista.config import RefreshConfig
 from vista.jobs import STAGES
+from vista.train.registry import FOUNDATION
 
 pytestmark = pytest.mark.timeout(3 * RUN_S)
 DAG = "production_refresh"
 SEEDS = "8"
+TASKS = (*STAGES, "approve_promotion")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def runs(airflow: Airflow) -> tuple[str, str]:
     form.locator("[name=element_recipe]").fill("smoke")
     keep_picture(airflow.page, "airflow-form")
     first = airflow.send(form)
-    assert airflow.states_at_the_end(DAG, first) == dict.fromkeys(STAGES, "Success")
+    assert airflow.states_at_the_end(DAG, first) == dict.fromkeys(TASKS, "Success")
     keep_picture(airflow.page, "airflow-run")
     form = airflow.open_form(DAG)
     form.locator("[name=element_recipe]").fill("smoke")
@@ -70,7 +72,7 @@ def runs(airflow: Airflow) -> tuple[str, str]:
     form.locator("[name=element_seeds]").scroll_into_view_if_needed()
     keep_picture(airflow.page, "airflow-form-seeds")
     second = airflow.send(form)
-    assert airflow.states_at_the_end(DAG, second) == dict.fromkeys(STAGES, "Success")
+    assert airflow.states_at_the_end(DAG, second) == dict.fromkeys(TASKS, "Success")
     return first, second
 
 
@@ -98,8 +100,8 @@ def test_what_the_form_says_is_in_the_conf_and_in_every_ray_job(
 
 
 def test_mlflow_compares_the_two_runs(mlflow: Mlflow, jobs: list[list[dict[str, str]]]) -> None:
-    names = [f"{of_run[0]['run']}/foundation" for of_run in jobs]
-    mlflow.compare("vista-smoke", names)
+    names = [of_run[0]["run"] for of_run in jobs]
+    mlflow.compare(FOUNDATION, names)
     assert set(mlflow.values("recipe")) == {"smoke"}
     assert set(mlflow.values("seeds")) == {"None", SEEDS}
     assert set(mlflow.values("model.seeds")) == {"4", SEEDS}  # what the recipe made of it

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from vista.delivery.bench_load_clients import LIVE_PER_S
 from vista.delivery.bench_load_report import DRAIN_OF_BARE, READ_P99_S, Phase
-from vista.evaluate.figures import COLOURS, STYLE
+from vista.evaluate.figures import COLOURS, STYLE, save_both
 
-DOTS_PER_INCH = 150
 WINDOW_S = 5.0
 """Of a rate and of a percentile: of 1,000 reads."""
 
@@ -38,8 +37,7 @@ def save_figure(phases: Mapping[str, Phase], bare_per_s: float, path: Path) -> N
         labels = ("written (records/s)", "lag (records)", "one read, p99 (ms)", "memory since the start (MB)")
         for axes, label in zip(panels[:, 0], labels, strict=True):
             axes.set_ylabel(label)
-        figure.savefig(path.with_suffix(".png"), dpi=DOTS_PER_INCH)
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        save_both(figure, path)
 
 
 def _draw_rate(axes: Axes, phase: Phase, wanted_per_s: float, label: str) -> None:

@@ -29,6 +29,7 @@ from vista.errors import BackendError, InputError
 _FIELD = "vista."
 _OPERATIONS = "operations"
 FEW = 8
+"""Operations to read one by one; of more news the whole journal is read at once."""
 Kind = TypeVar("Kind", bound=Frozen)
 
 

@@ -69,9 +69,7 @@ class SqliteLog:
         return after
 
     def broadcast(self, partitions: Iterable[int], record: bytes) -> None:
-        for (
-            partition
-        ) in partitions:  # a step of its own each: a retirement deletes records, and nobody waits long
+        for partition in partitions:  # each by itself: a retirement deletes records, and nobody waits long
             self.append(partition, [record])
 
     def read(self, partition: int, offset: int, max_bytes: int) -> list[tuple[int, bytes]]:

@@ -1,11 +1,12 @@
 """The pictures of a report, as SVG text to place in an HTML page: no address, no script, readable text.
 
-Every function returns one `<svg>` element; the same input gives the same bytes.
+A function that draws returns one `<svg>` element; the same input gives the same bytes.
 """
 
 import io
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -22,6 +23,7 @@ INK, FAINT = "#1f2933", "#d5dbe1"
 COLOURS = ("#0b5fa5", "#d55e00", "#00805f", "#a34a86", "#8a6d00", "#4f9fd4", "#5c6670", "#b03030")
 """Colours that remain distinct with the common colour blindnesses, all readable on white."""
 
+DOTS_PER_INCH = 150
 CURVE_POINTS = 60
 """Of the longest line of a panel; each is the mean of as many steps as it takes."""
 
@@ -152,6 +154,12 @@ def _panels(count: int, *, columns: int, width: float, height: float) -> tuple[F
     rows = -(-count // columns)
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
     return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
+
+
+def save_both(figure: Figure, path: Path) -> None:
+    """Write `path` with the suffixes .png and .svg."""
+    figure.savefig(path.with_suffix(".png"), dpi=DOTS_PER_INCH)
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
 def _svg(figure: Figure, name: str) -> str:

@@ -9,9 +9,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vista.evaluate.figures import COLOURS, STYLE
-
-DOTS_PER_INCH = 150
+from vista.evaluate.figures import COLOURS, STYLE, save_both
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +29,7 @@ def save_figure(panels: Sequence[Panel], path: Path) -> None:
         figure = Figure(figsize=(9.2, rows * (1.0 + 0.3 * tallest)), layout="constrained")
         for place, panel in enumerate(panels, start=1):
             _draw(figure.add_subplot(rows, 2, place), panel)
-        figure.savefig(path.with_suffix(".png"), dpi=DOTS_PER_INCH)
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        save_both(figure, path)
 
 
 def _draw(axes: Axes, panel: Panel) -> None:

@@ -18,8 +18,9 @@ from vista.evaluate.refresh_report import TrainedOn
 from vista.model.checkpoint import CheckpointMeta, load
 from vista.model.ranker import Ranker
 from vista.train.loop import batch_plan, history_forward, predict
+from vista.train.registry import FOUNDATION
 from vista.train.stage import Fitted, StageContext, checkpoint_meta
-from vista.train.train_foundation import MODEL, FoundationReport
+from vista.train.train_foundation import MODEL, FoundationReport, reported
 from vista.train.warm_start import WarmStart, warm_start
 
 
@@ -32,31 +33,22 @@ def adopt_foundation(config: RefreshConfig, settings: Settings) -> FoundationRep
         )
     stage = StageContext.open(config, settings)
     start = warm_start(stage, trains=False)
-    meta = checkpoint_meta(start.checkpoint)
-    tracked = stage.track(MODEL, start.space, stage.params() | {"start": str(start.checkpoint)})
-    result = stage.result(MODEL)
-    if not result.exists():
-        unfinished = result.begin()
-        shutil.copytree(start.checkpoint, unfinished.checkpoint)
-        fitted = Fitted(
-            model=MODEL, trained_on=trained_on(stage, meta), note=f"adopted from {start.checkpoint}"
-        )
-        unfinished.write(fitted, scores_of(stage, start, meta))
-        result.end(unfinished)
-    metrics = stage.measure(result.scores())
-    named = {f"test_{name}": value for name, value in metrics.model_dump().items() if value is not None}
-    tracked.finish(named, {stage.run.config_file: "config"})
-    return FoundationReport(
-        space=start.space,
-        checkpoint=str(result.checkpoint),
-        start=start.checkpoint,
-        digest=meta.digest,
-        trained_until_us=meta.trained_until_us,
-        mlflow_run_id=tracked.run_id,
-        metrics=metrics,
-        trained_on=result.fitted().trained_on,
-        adopted=True,
-    )
+    tracked = stage.track(FOUNDATION, start.space, {"start": str(start.checkpoint)})
+    with tracked.running():
+        tracked.add_inputs([stage.input()])
+        if not stage.result(MODEL).exists():
+            adopt(stage, start)
+        return reported(stage, start.space, start.checkpoint, tracked, adopted=True)
+
+
+def adopt(stage: StageContext, start: WarmStart) -> None:
+    """Make the result of the stage: the checkpoint as it is, and its scores of the test day."""
+    meta, result = checkpoint_meta(start.checkpoint), stage.result(MODEL)
+    unfinished = result.begin()
+    shutil.copytree(start.checkpoint, unfinished.checkpoint)
+    fitted = Fitted(model=MODEL, trained_on=trained_on(stage, meta), note=f"adopted from {start.checkpoint}")
+    unfinished.write(fitted, scores_of(stage, start, meta))
+    result.end(unfinished)
 
 
 def trained_on(stage: StageContext, meta: CheckpointMeta) -> TrainedOn:

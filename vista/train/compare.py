@@ -14,7 +14,7 @@ from vista.config import Frozen, Settings
 from vista.errors import InputError
 from vista.evaluate.bootstrap import PairedDifference, paired_bootstrap
 from vista.evaluate.report import difference, figure, text_table
-from vista.train.mlflow_store import client, file_of, mapped
+from vista.train.mlflow_store import MANY, client, file_of, mapped
 from vista.train.model_run import ROWS, kept_scores
 from vista.train.tracking import PARENT
 
@@ -24,7 +24,6 @@ METRICS = ("test_auc", "test_ne", "test_gauc", "test_calibration")
 """Shown unless others are asked for; the first one sorts."""
 
 REFERENCE = "vista"
-MANY = 10_000
 PROGRESS_S = 5.0
 WIDEST = 24
 """Characters of a parameter's value in the table; the JSON has all of them."""

@@ -17,6 +17,8 @@ from typing import Any, ParamSpec, TypeVar
 from vista.errors import BackendError
 
 SQLITE = "sqlite:///"
+MANY = 10_000
+"""Runs that one search may find."""
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -5,7 +5,6 @@ The store's own history is the high-water mark: a batch of metrics is one transa
 it holds is what need not be logged again.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from vista.config import Frozen, Settings
 from vista.errors import BackendError
+from vista.runs import alone
 from vista.train.experiments.fingerprint import short_digest
 from vista.train.mlflow_store import client, file_of, make_store, mapped
 
@@ -285,6 +285,5 @@ def _alone(settings: Settings) -> Iterator[None]:
     file = file_of(settings.mlflow_url)
     folder = settings.home if file is None else file.parent
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "mlflow.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(folder / "mlflow.lock"):
         yield

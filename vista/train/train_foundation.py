@@ -55,28 +55,26 @@ def train_foundation(config: RefreshConfig, settings: Settings) -> FoundationRep
             with ray_session(job.train.workers):
                 state = train_on_ray(job, tracked, storage=stage.run.training(MODEL), name=config.run_id)
             finish(stage, training, space, state)
-        report = _report(stage, job, space, tracked)
-        _track_result(stage, report, tracked)
-    return report
+        return reported(stage, space, job.start, tracked)
 
 
-def _report(stage: StageContext, job: RankerJob, space: str, tracked: Tracked) -> FoundationReport:
+def reported(
+    stage: StageContext, space: str, start: Path | None, tracked: Tracked, *, adopted: bool = False
+) -> FoundationReport:
+    """The report of the stage's result, which is logged, registered, and ends the MLflow run."""
     result = stage.result(MODEL)
     meta = checkpoint_meta(result.checkpoint)
-    return FoundationReport(
+    report = FoundationReport(
         space=space,
         checkpoint=str(result.checkpoint),
-        start=job.start,
+        start=start,
         digest=meta.digest,
         trained_until_us=meta.trained_until_us,
         mlflow_run_id=tracked.run_id,
         metrics=stage.measure(result.scores()),
         trained_on=result.fitted().trained_on,
+        adopted=adopted,
     )
-
-
-def _track_result(stage: StageContext, report: FoundationReport, tracked: Tracked) -> None:
-    result = stage.result(MODEL)
     rows = stage.scored_rows(result.scores())
     keep_scores(tracked, rows)
     tracked.finish(
@@ -84,7 +82,8 @@ def _track_result(stage: StageContext, report: FoundationReport, tracked: Tracke
         {stage.run.config_file: "config", result.checkpoint: ARTIFACT},
         pictures(result.fitted().curves(MODEL), {MODEL: rows}),
     )
-    register(tracked, FOUNDATION, stage.version_tags(report.space, result.checkpoint))
+    register(tracked, FOUNDATION, stage.version_tags(space, result.checkpoint))
+    return report
 
 
 def planned(stage: StageContext) -> tuple[RankerJob, str]:

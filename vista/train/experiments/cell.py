@@ -134,9 +134,7 @@ def put(directory: Path, cell: Cell, scores_N: NDArray[np.float32]) -> Cell:
         try:
             unfinished.rename(directory)
         except OSError:
-            if (
-                not directory.exists()
-            ):  # else another process has made it meanwhile, equal but for its seconds
+            if not directory.exists():  # else another process made it meanwhile, equal but for its seconds
                 raise
     return kept
 

@@ -11,14 +11,12 @@ from vista.config import ExperimentConfig, Settings
 from vista.evaluate.scored_rows import ScoredRows
 from vista.train.experiments.cell import CELL_FILE, Cell, CellJob
 from vista.train.experiments.fingerprint import short_digest
-from vista.train.mlflow_store import client, mapped
+from vista.train.mlflow_store import MANY, client, mapped
 from vista.train.model_run import keep_scores, of_test_rows, pictures
 from vista.train.tracking import PARENT, Tracked, airflow_tags, flattened, track
 
 WHICH_CELLS = ("sets", "models", "seeds")
 """Options of an experiment."""
-
-MANY = 10_000
 
 
 @dataclass(frozen=True, slots=True)

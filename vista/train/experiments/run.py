@@ -3,7 +3,6 @@
 N test rows.
 """
 
-import fcntl
 import logging
 import os
 import shutil
@@ -23,7 +22,7 @@ from vista.data.prepare import prepare_dataset
 from vista.errors import InputError, StageError
 from vista.evaluate.bootstrap import PairedDifference, paired_bootstrap
 from vista.evaluate.scored_rows import ScoredRows
-from vista.runs import read_as
+from vista.runs import alone, read_as
 from vista.train.experiments.cell import CELL_FILE, CODE, SCORES_FILE, Cell, CellJob
 from vista.train.experiments.fingerprint import code_digest, short_digest
 from vista.train.experiments.grid_runs import cell_name, finished_cells, track_cell, track_grid
@@ -109,8 +108,7 @@ def _alone(lock: Path) -> Iterator[None]:
     made = [folder for folder in lock.parents if not folder.exists()]
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with alone(lock):
             yield
     finally:
         lock.unlink(missing_ok=True)

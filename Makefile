@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(COMPUTE)/bin/python -m pytest
 AIRFLOW_PYTEST := AIRFLOW_HOME=$(CURDIR)/build/airflow-tests AIRFLOW__CORE__DAGS_FOLDER=$(CURDIR)/dags \
   AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python -m pytest
 
-.PHONY: help install infra run ui up status logs down test test-airflow test-compute test-infra test-stack test-faults \
+.PHONY: help install infra run ui sql up status logs down test test-airflow test-compute test-infra test-stack test-faults \
   pictures check fmt golden lock bench bench-gpu bench-data bench-load bench-log bench-memory bench-store bench-train clean
 
 help:  ## list the commands
@@ -41,6 +41,9 @@ run: install  ## one production refresh: make run [DATASET=generated] [DATA_DIR=
 
 ui: install  ## MLflow's page on the store of the last run: make ui [DATASET=generated] [BACKENDS=real]
 	@$(COMPUTE)/bin/python -m infra.ui $(RUN_VARIABLES)
+
+sql:  ## ask HiveServer2 of the stack, or of a run over real servers: make sql QUERY="SELECT ..." [DATASET=generated]
+	@$(COMPUTE)/bin/python -m infra.sql  # make puts its variables into the environment, whatever is in them
 
 up: install  ## the local stack, in the background: make up [EMBEDDED=1: Airflow, Ray, MLflow over embedded back ends]
 	@$(if $(filter-out 0,$(EMBEDDED)),true,$(COMPUTE)/bin/python -m infra.install_servers)

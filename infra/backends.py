@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
 
-from infra.hive import HiveServer, running_hiveserver, running_metastore
+from infra.hive import HiveServer, Metastore, running_hiveserver, running_metastore
 from infra.kafka import running_kafka
 from infra.postgres import Postgres, running_postgres
 from infra.redis import running_redis
@@ -14,6 +14,8 @@ from infra.services import Services
 
 REGIONS = ("east", "west")
 CATALOG_DATABASE, TOPIC = "vista", "vista-summaries"
+HIVESERVER = "hiveserver2"
+"""The service and its folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,32 +23,45 @@ class Backends:
     """What was started; `environment` is what `Settings` reads, URLs without secrets."""
 
     postgres: Postgres
-    hiveserver: HiveServer
     environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Hive:
+    """What a table needs to be read by SQL."""
+
+    postgres: Postgres
+    metastore: Metastore
+    hiveserver: HiveServer
 
 
 def start_backends(services: Services, place: Path) -> Backends:
     """Start all of them below a folder, ready, in order; `services` stops them. Raises `BackendError`."""
-    postgres = services.enter("postgres", running_postgres(place / "postgres"))
-    services.ready("postgres", postgres.server, f"{HOST}:{postgres.port}")
-    metastore = services.enter("metastore", running_metastore(place / "metastore", postgres))
-    services.ready("metastore", metastore.server, f"{HOST}:{metastore.port}")
-    hiveserver = services.enter("hiveserver2", running_hiveserver(place / "hiveserver2", metastore))
-    services.ready("hiveserver2", hiveserver.server, f"{HOST}:{hiveserver.port}")
+    hive = start_hive(services, place)
     kafka = services.enter("kafka", running_kafka(place / "kafka"))
     (broker,), (address,) = kafka.brokers, kafka.bootstrap
     services.ready("kafka", broker.server, address)
     stores = {region: _start_store(services, place, region) for region in REGIONS}
     return Backends(
-        postgres,
-        hiveserver,
+        hive.postgres,
         {
-            "VISTA_CATALOG_URL": f"hive://{HOST}:{metastore.port}/{CATALOG_DATABASE}",
+            "VISTA_CATALOG_URL": f"hive://{HOST}:{hive.metastore.port}/{CATALOG_DATABASE}",
             "VISTA_LOG_URL": f"kafka://{address}/{TOPIC}",
             "VISTA_REGIONS": ",".join(f"{region}={url}" for region, url in stores.items()),
             "VISTA_WAREHOUSE": str(place / "warehouse"),
         },
     )
+
+
+def start_hive(services: Services, place: Path) -> Hive:
+    """Start what SQL needs of them."""
+    postgres = services.enter("postgres", running_postgres(place / "postgres"))
+    services.ready("postgres", postgres.server, f"{HOST}:{postgres.port}")
+    metastore = services.enter("metastore", running_metastore(place / "metastore", postgres))
+    services.ready("metastore", metastore.server, f"{HOST}:{metastore.port}")
+    hiveserver = services.enter(HIVESERVER, running_hiveserver(place / HIVESERVER, metastore))
+    services.ready(HIVESERVER, hiveserver.server, f"{HOST}:{hiveserver.port}")
+    return Hive(postgres, metastore, hiveserver)
 
 
 def _start_store(services: Services, place: Path, region: str) -> str:

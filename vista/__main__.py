@@ -120,6 +120,23 @@ def _experiment(name: str, record: bool, **values: Any) -> None:
     click.echo(report.table())
 
 
+@commands.command("join-reports")
+@click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="folder of the whole report")
+@click.option("--record", is_flag=True, help="add the result to EXPERIMENTS.md")
+def _join_reports(reports: tuple[Path, ...], out: Path, record: bool) -> None:
+    """Put the REPORTS (report.json) of an experiment that was made in parts together: seeds, models or sets
+    by day or by machine, all by the same code on the same data."""
+    from vista.train.experiments.join import join, read_report
+    from vista.train.experiments.report import append_record
+
+    report = join([read_report(path) for path in reports])
+    report.write(out)
+    if record:
+        append_record(EXPERIMENTS_FILE, report.record())
+    click.echo(report.table())
+
+
 @commands.command("compare")
 @click.argument("experiment")
 @click.option("--parent", default="", help="of a grid: the run whose cells are compared; default: its newest")

@@ -376,7 +376,8 @@ class ExperimentConfig(Frozen):
         description="models, comma-separated: vista, vista_hstu, no_history, mean_pool, ttsn, din, mha, "
         "sasrec, hstu, vista_permuted; of table2 also lightgbm; empty: all",
     )
-    seeds: int = Field(3, ge=1, description="every model is trained with the seeds 0 .. SEEDS - 1")
+    seeds: int = Field(3, ge=1, description="every model is trained with so many seeds")
+    first_seed: int = Field(0, ge=0, description="the first of the seeds; the others follow it")
     workers: int = Field(2, ge=1, description="cells at a time, each a process of one thread")
     out: str = Field("", description="folder of the results; empty: experiments/NAME below VISTA_RUNS")
 

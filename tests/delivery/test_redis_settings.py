@@ -121,7 +121,7 @@ def test_certificates(encrypted: Redis, plain: Redis, certificates: Certificates
 
 
 def test_the_wrong_kind_of_url(plain: Redis) -> None:
-    with refused("write redis instead of redis+cluster"):
+    with refused(r"write redis instead of redis\+cluster"):
         use(plain.url.replace("redis:", "redis+cluster:"))
     with pytest.raises(InputError, match="only redis\\+sentinel has a name"):
         open_store(plain.url.replace("?", "/0?"), BUCKETS)
@@ -162,7 +162,7 @@ def test_a_cluster_with_tls(servers_place: Path, certificates: Certificates, sec
     with running_cluster(servers_place / "redis-cluster", certificates) as redis:
         use(redis.url)
         alone = f"rediss://vista@{HOST}:{redis.nodes[0].port}?{redis.url.partition('?')[2]}"
-        with refused("a Cluster needs redis+cluster"):
+        with refused(r"a Cluster needs redis\+cluster"):
             for bucket in range(BUCKETS):
                 open_store(alone, BUCKETS).state(bucket)
         with refused("is wrong"):

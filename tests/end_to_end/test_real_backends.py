@@ -1,19 +1,17 @@
 """`make run BACKENDS=real`: over Hive, Kafka and Redis a refresh ends with the same figures and bytes."""
 
+import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from impala.dbapi import connect
-from refreshes import Places, close
+from refreshes import ROOT, Places, close
 
-from infra.backends import start_backends
-from infra.servers import HOST
-from infra.services import Services, guards_of
+from infra.services import guards_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
 
@@ -57,15 +55,18 @@ def test_figures_and_records_are_those_of_the_embedded_run(
     assert len(found) == 3 * 120  # epochs, users
 
 
-def test_nothing_of_the_run_is_left_and_sql_finds_its_rows(real_refresh: Places) -> None:
+def test_nothing_of_the_run_is_left_and_make_sql_finds_its_rows(real_refresh: Places) -> None:
     place = servers_of(real_refresh)
     assert not guards_of(place)
-    with Services() as services:
-        hive = start_backends(services, place).hiveserver
-        access = {"user": "vista", "password": hive.vista_password.read_text(), "auth_mechanism": "PLAIN"}
-        with closing(connect(HOST, hive.port, timeout=300, **access)) as connection:
-            cursor = connection.cursor()
-            cursor.execute("SELECT epoch, count(*) FROM vista.usable_summaries GROUP BY epoch")
-            rows = dict(cursor.fetchall())
-    assert set(rows.values()) == {120}
-    assert len(rows) == 3
+    query = (
+        "SELECT space, epoch, count(*) AS users FROM usable_summaries GROUP BY space, epoch ORDER BY epoch"
+    )
+    command = ["make", "--silent", "sql", f"QUERY={query}", "DATASET=smoke"]
+    environment = {**os.environ, "VISTA_HOME": str(real_refresh.path / "home")}
+    said = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert not guards_of(place)
+    header, _, *rows = said.splitlines()[-5:]
+    assert header.split() == ["space", "epoch", "users"]
+    assert [row.split()[1:] for row in rows] == [["1", "120"], ["2", "120"], ["3", "120"]]

@@ -18,10 +18,10 @@ WAIT_S = 240.0
 JOB_LOGGER = "vista.orchestration.job"
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for it, or fail with what did not happen."""
+def until(condition: Callable[[], bool], what: str, seen: Callable[[], str] = str) -> None:
+    """Wait for it, or fail with what did not happen, and what is `seen` instead."""
     if not wait_until(condition, WAIT_S, every_s=0.2):
-        pytest.fail(f"{what}: not within {WAIT_S:.0f} s")
+        pytest.fail(f"{what}: not within {WAIT_S:.0f} s {seen()}")
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Run:
         return "\n".join(json.dumps(line) for line in self._messages(attempt))
 
     def until_state(self, state: str) -> None:
-        until(lambda: self.state() == state, f"{self.name} {state}")
+        until(lambda: self.state() == state, f"{self.name} {state}", self._seen)
 
     def until_waiting(self) -> None:
         """It is deferred, and the scheduler has heard so: until then Airflow takes a task that goes on at
@@ -107,10 +107,13 @@ class Run:
             said = self.stack.airflow.services["scheduler"].log.read_text().splitlines()
             return self.state() == "deferred" and any(event in line and task in line for line in said)
 
-        until(waits, f"{self.name} waiting")
+        until(waits, f"{self.name} waiting", self._seen)
 
     def until_status(self, *statuses: str) -> None:
-        until(lambda: self.statuses() == [*statuses], f"{self.name} in Ray {statuses}")
+        until(lambda: self.statuses() == [*statuses], f"{self.name} in Ray {statuses}", self._seen)
+
+    def _seen(self) -> str:
+        return f"(it is {self.state()}, attempt {self.attempt()}, Ray's jobs {self.statuses()})"
 
     def _messages(self, attempt: int) -> list[dict[str, Any]]:
         content = self.stack.airflow.call("GET", f"{self.path}/logs/{attempt}?full_content=true")["content"]

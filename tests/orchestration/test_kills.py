@@ -160,7 +160,7 @@ def test_job_lost_with_its_head(stack: Stack) -> None:
     """kill -9 of Ray's head: the attempt fails and says so, the next one runs on the new head."""
     run = stack.trigger("head-killed", f"test -e again || {{ touch again; {wait_for_signal('never')}; }}")
     run.until_waiting()
-    run.until_status("RUNNING")
+    until(lambda: (stack.stages.place / "again").exists(), "the first job")  # Ray says RUNNING before it runs
     head = stack.head
     for pid in descendants(head.guard.pid):
         with contextlib.suppress(ProcessLookupError):  # it ended with the one before

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sockets import listening
 from infra.ports import LAST_PORT, is_free
 from infra.processes import alive, descendants, wait_until
 from infra.services import guards_of
+from infra.stack.layout import ENVIRONMENT
 from infra.stack.state import Place, Seen
 
 ROOT = Path(__file__).parents[2]
@@ -35,12 +37,18 @@ class Stack:
 
     def make(self, *arguments: str, code: int = 0) -> str:
         """What a command of `make` prints, errors too; it must end with that exit code."""
-        command = [sys.executable, "-m", "infra.stack", *arguments]
-        done = subprocess.run(
-            command, cwd=ROOT, env=self.environment, check=False, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        assert done.returncode == code, done.stdout
+        return _said([sys.executable, "-m", "infra.stack", *arguments], self.environment, code)
+
+    def sql(self, query: str, code: int = 0) -> str:
+        """What `make sql` prints."""
+        return _said([sys.executable, "-m", "infra.sql"], {**self.environment, "QUERY": query}, code)
+
+    def vista(self, *arguments: str) -> str:
+        """What `python -m vista` answers in a shell with the stack's environment."""
+        script = ["bash", "-c", 'source "$0"; exec "$@"', str(self.path / ENVIRONMENT)]
+        command = [*script, sys.executable, "-m", "vista", *arguments]
+        done = subprocess.run(command, cwd=ROOT, check=False, text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
         return done.stdout
 
     def services(self) -> dict[str, Seen]:
@@ -72,6 +80,15 @@ class Stack:
         self.make("down")
         assert not guards_of(self.path)
         shutil.rmtree(self.path.parent)
+
+
+def _said(command: list[str], environment: Mapping[str, str], code: int) -> str:
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, check=False, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout
+    return done.stdout
 
 
 def heals(stack: Stack, name: str, restarts: int) -> bool:

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from dag_runs import Dags
 from local_stack import Stack, heals, killed_and_healed
 from sockets import LOOPBACK, listening
 
+from infra.kept_secrets import SECRETS
 from infra.processes import descendants, memory_bytes, wait_until
 from infra.servers import call, program
 
@@ -18,6 +20,7 @@ NAMES = [
     "airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer", "prometheus",
 ]  # fmt: skip
 WORKERS = ["delivery-east", "delivery-west"]
+pytestmark = pytest.mark.timeout(3_600)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,43 @@ def test_prometheus_asks_the_workers_and_has_the_alerts(stack: Stack) -> None:
     assert wait_until(lambda: targets() == workers, 60), targets()
     (group,) = ask("rules")["groups"]
     assert "RegionLags" in {rule["name"] for rule in group["rules"]}
+
+
+def test_a_refresh_then_sql_scores_and_a_rollback(stack: Stack) -> None:
+    """What docs/guide shows by hand: two releases, the table by SQL, scores, and the first one again."""
+    dags = Dags.of(stack)
+    dags.switch_on("production_refresh", "check_delivery")
+    started_s = time.monotonic()
+    for number in (1, 2):
+        run = dags.start("production_refresh", f"by-hand-{number}", recipe="smoke", run_id=f"walk-{number}")
+        assert run.follow() == "success", run.tasks()
+        if number == 1:
+            stack.measured["a smoke refresh, s"] = round(time.monotonic() - started_s, 1)
+    assert all(stack.services()[name].state == "ready" for name in WORKERS)
+    counts = "SELECT space, epoch, count(*) AS users FROM usable_summaries GROUP BY space, epoch"
+    header, _, *rows = stack.sql(counts).splitlines()
+    assert header.split() == ["space", "epoch", "users"]
+    assert [row.split()[2] for row in rows] == ["120"] * 6
+    assert "ParseException" in stack.sql("SELECT FROM", code=1)
+    assert "no QUERY was given" in stack.sql("", code=2)
+    releases = stack.vista("releases")
+    served = json.loads(stack.vista("score", "--user", "7", "--candidates", "1,2,3"))
+    assert served["release"] in releases
+    assert len(served["scores"]) == 3
+    stack.vista("rollback", "--reason", "the walk")
+    back = json.loads(stack.vista("score", "--user", "7", "--candidates", "1,2,3"))
+    assert back["release"] != served["release"]
+    assert "the walk" in stack.vista("audit")
+    assert dags.start("check_delivery", "after-rollback").follow() == "success"
+
+
+def test_the_logs_of_a_day_hold_no_secret_and_no_traceback(stack: Stack) -> None:
+    logs = [path for path in stack.path.rglob("*.log*") if path.is_file()]
+    said = {str(path.relative_to(stack.path)): path.read_text(errors="replace") for path in logs}
+    assert len(said) > len(NAMES)
+    secrets = json.loads((stack.path / SECRETS).read_text())
+    assert not [(log, name) for log, text in said.items() for name, one in secrets.items() if one in text]
+    assert not [log for log, text in said.items() if "Traceback (most recent call last)" in text]
 
 
 @pytest.mark.parametrize("name", NAMES)

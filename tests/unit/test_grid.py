@@ -10,7 +10,9 @@ from training_data import foundation_in_place, settings_of
 from vista.config import GridCell, GridConfig, RefreshConfig, Settings
 from vista.errors import InputError
 from vista.runs import RunDirectory
+from vista.train.compare import compare
 from vista.train.experiments.grid import grid, grid_cell, refresh_of, share_data
+from vista.train.model_run import kept_scores
 
 GRID = GridConfig(grid="shapes", recipe="smoke", seeds="2,4", widths="16", lengths="20")
 
@@ -55,6 +57,13 @@ def test_cells_are_nested_in_one_experiment(settings: Settings) -> None:
     assert shapes == {"seeds": "2", "width": "16", "max_uih": "20"}
     figures = {key for (key,) in rows(settings, "select key from latest_metrics")}
     assert figures >= {"test_auc", "test_ne", "best_test_auc", "cells", "missing"}
+
+
+def test_a_cell_keeps_its_scores_for_the_comparison(settings: Settings) -> None:
+    grid(GRID, settings)
+    (run,) = compare(settings, "vista-grid-shapes").runs
+    kept = kept_scores(settings.mlflow_url, run.id, run.rows)
+    assert len(kept.scores_N) == 8 * 120  # candidates of a user's day, users
 
 
 def test_another_data_set_under_a_grid_s_name_is_refused(settings: Settings, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from vista.train.compare import compare
 from vista.train.experiments.cell import CellJob, put
 from vista.train.experiments.fingerprint import ROOT, code_digest, imported_files
 from vista.train.experiments.grids import EXPERIMENTS, SLOTS, Experiment, UserSplit, kuairand, table2
+from vista.train.experiments.join import join, read_report
 from vista.train.experiments.pool import COMMAND
 from vista.train.experiments.probes import as_stored, through_summary
 from vista.train.experiments.report import ExperimentReport, append_record, verdict
@@ -98,6 +100,46 @@ def test_cells_are_made_once(small: tuple[ExperimentReport, Path], settings: Set
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
     assert ExperimentReport.model_validate_json((directory / "report.json").read_text()) == second
     assert set(second.paired["kuairand-pure ids"][0]) == {"mean_pool", "no_history"}
+
+
+def test_parts_are_joined(data_dir_kuairand: Path, settings: Settings, tmp_path: Path) -> None:
+    """Seeds and models apart, then together: the same report as at once, but for seconds and folders."""
+    data_dir = str(data_dir_kuairand)
+
+    def made(name: str, **options: Any) -> Path:
+        config = ExperimentConfig(data_dir=data_dir, out=str(tmp_path / name), **options)
+        run_experiment("kuairand", config, settings)
+        return tmp_path / name / "report.json"
+
+    both = ExperimentReport.model_validate_json(made("both", models="vista,din", seeds=2).read_text())
+    parts = [made(f"seed-{one}", models="vista,din", seeds=1, first_seed=one) for one in (1, 0)]
+    alone = made("alone", models="no_history", seeds=1)
+    joined = join([read_report(path) for path in (*parts, alone)])
+    (block,) = joined.experiment.blocks
+    assert ([arm.name for arm in block.arms], block.data.path) == (["vista", "din", "no_history"], "")
+    assert [(cell.seed, cell.arm) for cell in joined.cells] == [
+        (0, "vista"), (0, "din"), (0, "no_history"), (1, "vista"), (1, "din"),
+    ]  # fmt: skip
+    assert joined.paired == both.paired
+    assert [cell.metrics for cell in joined.cells if cell.arm != "no_history"] == [
+        cell.metrics for cell in both.cells
+    ]
+    assert (joined.seeds, joined.rows) == (2, both.rows)
+    assert "mean +- sd of 2 seeds" in joined.table()
+    refusals = {
+        "a cell is in two of the reports": [joined, read_report(alone)],
+        "the code: the reports differ": [both, joined.model_copy(update={"code_digest": "other"})],
+        "the experiment: the reports differ": [
+            both,
+            joined.model_copy(update={"experiment": Experiment(name="table2", blocks=())}),
+        ],
+    }
+    for said, refused in refusals.items():
+        with pytest.raises(InputError, match=said):
+            join(refused)
+    (tmp_path / "no-report.json").write_text("{}")
+    with pytest.raises(InputError, match=r"no-report.json cannot be read .*give the report.json"):
+        read_report(tmp_path / "no-report.json")
 
 
 def one_bit_changed(file: Path) -> None:

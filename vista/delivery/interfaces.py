@@ -2,8 +2,9 @@
 one contract suite.
 
 A record is the bytes of `vista.summary.record`; its own header says which space, epoch, user and seq it
-belongs to. Back ends may be shared by threads and by processes; after a fork they connect again. Every
-failure of a back end is a `BackendError` that names its URL and a remedy.
+belongs to. Back ends may be shared by threads and by processes; after a fork they connect again, but those
+on SQLite must be closed before it (SQLite's own rule). Every failure of a back end is a `BackendError` that
+names its URL and a remedy.
 """
 
 import re

@@ -8,8 +8,9 @@ from vista.data.prepare import PrepareReport
 from vista.evaluate.metrics import Metrics
 from vista.jobs import run_stage
 from vista.runs import RunDirectory
-from vista.train.model_run import of_test_rows
-from vista.train.tracking import Tracked, flattened, track
+from vista.train.model_run import keep_scores, of_test_rows
+from vista.train.stage import StageContext
+from vista.train.tracking import CurveLog, Tracked, flattened, track
 
 LOG = logging.getLogger(__name__)
 
@@ -40,8 +41,16 @@ def grid_cell(config: GridCell, settings: Settings) -> CellReport:
     tags = {"vista.run_id": report.run_id, "vista.training": trained["mlflow_run_id"]}
     parent = parent_of(config.grid, settings)
     child = track(settings, experiment_of(config.grid), report.run_id, flattened(config), tags, parent)
+    log_training(StageContext.open(refresh, settings), child)
     child.finish(of_test_rows(report.metrics))
     return report
+
+
+def log_training(stage: StageContext, child: Tracked) -> None:
+    """Curves and scores beside those of the other cells, so that MLflow's page and `compare` have them."""
+    result = stage.result("foundation")
+    CurveLog(child).add(result.fitted().curve)
+    keep_scores(child, stage.scored_rows(result.scores()))
 
 
 def grid(config: GridConfig, settings: Settings) -> GridReport:

@@ -15,7 +15,7 @@ from vista.train.mlflow_store import MANY, client, mapped
 from vista.train.model_run import keep_scores, of_test_rows, pictures
 from vista.train.tracking import PARENT, Tracked, airflow_tags, flattened, track
 
-WHICH_CELLS = ("sets", "models", "seeds")
+WHICH_CELLS = ("sets", "models", "seeds", "first_seed")
 """Options of an experiment."""
 
 

@@ -35,7 +35,7 @@ from vista.train.tracking import git_revision
 LOG = logging.getLogger(__name__)
 
 CELL_LIMIT_S = 20 * 60.0
-REPEATED = ("sets", "models", "seeds", "workers")
+REPEATED = ("sets", "models", "seeds", "first_seed", "workers")
 """Options that belong to what is measured."""
 
 MADE_AGAIN = "the cell is made again"
@@ -133,7 +133,11 @@ def run_experiment(
 
 def command_of(name: str, config: ExperimentConfig) -> str:
     """The command line that repeats an experiment, without this machine's folders."""
-    options = [f"--{option} {getattr(config, option)}" for option in REPEATED if _is_set(config, option)]
+    options = [
+        f"--{option.replace('_', '-')} {getattr(config, option)}"
+        for option in REPEATED
+        if _is_set(config, option)
+    ]
     return " ".join([f"python -m vista experiment {name} --data-dir DATA", *options])
 
 
@@ -149,6 +153,7 @@ class _Run:
     ) -> None:
         self.experiment, self.config, self.settings = experiment, config, settings
         self.directory = directory
+        self.seeds = range(config.first_seed, config.first_seed + config.seeds)
         self.code, self.revision = code_digest(CODE), git_revision()
         self.opened = {block.name: Opened.of(block, directory) for block in experiment.blocks}
         digests = {name: opened.rows.data_digest for name, opened in self.opened.items()}
@@ -183,7 +188,7 @@ class _Run:
         return [
             self._job(opened, arm, seed)
             for opened in self.opened.values()
-            for seed in range(self.config.seeds)
+            for seed in self.seeds
             for arm in opened.block.arms
         ]
 
@@ -236,7 +241,7 @@ class _Run:
     def _paired(self, block: str, made: list[CellJob]) -> dict[int, dict[str, PairedDifference]]:
         """By seed, every arm minus the reference on the same test rows and resamples of users."""
         opened, paired = self.opened[block], {}
-        for seed in range(self.config.seeds):
+        for seed in self.seeds:
             scores = {
                 job.arm.name: np.load(job.directory / SCORES_FILE)
                 for job in made

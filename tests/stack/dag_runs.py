@@ -1,0 +1,99 @@
+"""Runs of the platform's DAGs on a local stack, through Airflow's REST API, and their jobs in Ray."""
+
+import json
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from local_stack import Stack
+
+from infra.airflow import Airflow
+from infra.kept_secrets import kept_secret
+from infra.processes import wait_until
+from vista.errors import BackendError
+
+RUN_S = 1_800.0
+"""For a run; its stages take two minutes on two idle cores."""
+ENDED = ("success", "failed")
+
+
+@dataclass(frozen=True)
+class Dags:
+    """The DAGs of a stack. Airflow may be away for a while: whoever waits asks again."""
+
+    stack: Stack
+    airflow: Airflow
+
+    @classmethod
+    def of(cls, stack: Stack) -> "Dags":
+        address = stack.services()["airflow-api-server"].address
+        return cls(stack, Airflow(address, stack.path / "airflow", {}))
+
+    def switch_on(self, *names: str) -> None:
+        """When they are known: their file is read some seconds after the stack is up."""
+        for name in names:
+            assert wait_until(lambda: self._ask(f"/dags/{name}") is not None, RUN_S), name  # noqa: B023
+            self.airflow.call("PATCH", f"/dags/{name}", {"is_paused": False})
+
+    def start(self, dag: str, name: str, **conf: object) -> "DagRun":
+        body = {"dag_run_id": name, "logical_date": None, "conf": conf}
+        self.airflow.call("POST", f"/dags/{dag}/dagRuns", body)
+        return DagRun(self, dag, name)
+
+    def _ask(self, path: str) -> Any:
+        try:
+            return self.airflow.call("GET", path)
+        except BackendError:  # away, or not known yet
+            return None
+
+
+@dataclass(frozen=True)
+class DagRun:
+    """One run."""
+
+    dags: Dags
+    dag: str
+    name: str
+
+    @property
+    def path(self) -> str:
+        return f"/dags/{self.dag}/dagRuns/{self.name}"
+
+    def state(self) -> str:
+        """Empty while Airflow is away."""
+        found = self.dags._ask(self.path)
+        return "" if found is None else str(found["state"])
+
+    def tasks(self) -> Mapping[str, str]:
+        """The state of each task; empty while Airflow is away."""
+        found = self.dags._ask(f"{self.path}/taskInstances")
+        return {} if found is None else {one["task_id"]: str(one["state"]) for one in found["task_instances"]}
+
+    def follow(self) -> str:
+        """Its state at the end."""
+        ended = wait_until(lambda: self.state() in ENDED, RUN_S, every_s=1.0)
+        assert ended, (self.state(), self.tasks())
+        return self.state()
+
+    def clear_failed(self) -> list[str]:
+        """Clear the tasks that failed, as a person does; which they are."""
+        failed = [task for task, state in self.tasks().items() if state == "failed"]
+        body = {"dry_run": False, "only_failed": True, "dag_run_id": self.name, "task_ids": failed}
+        self.dags.airflow.call("POST", f"/dags/{self.dag}/clearTaskInstances", body)
+        return failed
+
+    def said(self, task: str) -> str:
+        """The log of a task's newest attempt."""
+        number = self.dags.airflow.call("GET", f"{self.path}/taskInstances/{task}")["try_number"]
+        log = f"{self.path}/taskInstances/{task}/logs/{number}?full_content=true"
+        return "\n".join(json.dumps(line) for line in self.dags.airflow.call("GET", log)["content"])
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Its jobs that the head knows, oldest first; a head that was killed has forgotten those before."""
+        ray = self.dags.stack.services()["ray"].address
+        request = urllib.request.Request(f"{ray}/api/jobs/")
+        request.add_header("Authorization", f"Bearer {kept_secret(self.dags.stack.path / 'ray', 'token')}")
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            jobs = [job for job in json.load(answer) if (job["metadata"] or {}).get("dag_run") == self.name]
+        return sorted(jobs, key=lambda job: job["start_time"])

@@ -1,0 +1,100 @@
+"""One report of an experiment that was made in parts, on several machines or days: other seeds, models or
+data sets in each."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from vista.errors import InputError
+from vista.evaluate.bootstrap import PairedDifference
+from vista.runs import read_as
+from vista.train.experiments.cell import Cell
+from vista.train.experiments.grids import Block, Experiment
+from vista.train.experiments.report import BlockRows, ExperimentReport, Missing
+
+T = TypeVar("T")
+Key = tuple[str, str, int]
+"""Block, arm and seed of a cell."""
+
+
+def read_report(path: Path) -> ExperimentReport:
+    """A `report.json`. Raises `InputError` for anything else."""
+    return read_as(ExperimentReport, path, "give the report.json of an experiment", raising=InputError)
+
+
+def join(parts: Sequence[ExperimentReport]) -> ExperimentReport:
+    """The report of all cells; no folder of a machine is in it.
+
+    Raises `InputError` unless the parts are of one experiment with the same data and the same code, and each
+    cell is in one of them.
+    """
+    _same("the experiment", [part.experiment.name for part in parts])
+    _same("the code", [part.code_digest for part in parts])
+    cells = {_key(cell): cell for part in parts for cell in part.cells}
+    if len(cells) < sum(len(part.cells) for part in parts):
+        raise InputError("a cell is in two of the reports: give each part once")
+    lost = {_key(one): one for part in parts for one in part.missing}
+    blocks = _blocks(parts)
+    return ExperimentReport(
+        experiment=Experiment(name=parts[0].experiment.name, blocks=tuple(blocks)),
+        command="; ".join(dict.fromkeys(part.command for part in parts)),
+        when=max(part.when for part in parts),
+        seeds=len({cell.seed for cell in cells.values()}),
+        cores=min(part.cores for part in parts),
+        code_digest=parts[0].code_digest,
+        git_revision=", ".join(dict.fromkeys(part.git_revision for part in parts)),
+        rows={block.name: _rows(block.name, parts) for block in blocks},
+        cells=tuple(cells[key] for key in sorted(cells, key=_order(blocks))),
+        missing=tuple(lost[key] for key in sorted(lost, key=_order(blocks)) if key not in cells),
+        paired={block.name: _paired(block.name, parts) for block in blocks},
+    )
+
+
+def _key(one: Cell | Missing) -> Key:
+    return one.block, one.arm, one.seed
+
+
+def _order(blocks: Sequence[Block]) -> Callable[[Key], tuple[int, int, int]]:
+    """As an experiment makes its cells: block by block, all models of a seed before the next seed."""
+    places = {
+        (block.name, arm.name): (number, place)
+        for number, block in enumerate(blocks)
+        for place, arm in enumerate(block.arms)
+    }
+
+    def order(key: Key) -> tuple[int, int, int]:
+        block, place = places[key[:2]]
+        return block, key[2], place
+
+    return order
+
+
+def _blocks(parts: Sequence[ExperimentReport]) -> list[Block]:
+    """Every block with the arms of all parts."""
+    found: dict[str, Block] = {}
+    for block in (block for part in parts for block in part.experiment.blocks):
+        before = found[block.name].arms if block.name in found else ()
+        arms = {arm.name: arm for arm in (*before, *block.arms)}
+        data = block.data.model_copy(update={"path": ""})
+        found[block.name] = block.model_copy(update={"data": data, "arms": tuple(arms.values())})
+    return list(found.values())
+
+
+def _rows(block: str, parts: Sequence[ExperimentReport]) -> BlockRows:
+    return _same(f"the rows of {block}", [part.rows[block] for part in parts if block in part.rows])
+
+
+def _paired(block: str, parts: Sequence[ExperimentReport]) -> dict[int, dict[str, PairedDifference]]:
+    found: dict[int, dict[str, PairedDifference]] = {}
+    for part in parts:
+        for seed, differences in part.paired.get(block, {}).items():
+            found.setdefault(seed, {}).update(differences)
+    return dict(sorted(found.items()))
+
+
+def _same(what: str, values: Sequence[T]) -> T:
+    """The one value. Raises `InputError` if there are others."""
+    for value in values:
+        if value != values[0]:
+            raise InputError(f"{what}: the reports differ ({values[0]} and {value}), and cannot be compared")
+    return values[0]

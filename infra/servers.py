@@ -109,8 +109,12 @@ class Server:
     @property
     def pid(self) -> int | None:
         """The server's own process, the first below its guard; None if there is none now."""
+        return self.pid_among(children())
+
+    def pid_among(self, below: Mapping[int, list[int]]) -> int | None:
+        """The same, of what `children` has found: looking at every process is not cheap."""
         with suppress(KeyError, OSError):  # it ends just now
-            return min(children()[self.guard_pid], key=started_ticks)
+            return min(below[self.guard_pid], key=started_ticks)
         return None
 
     @property

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -43,7 +44,9 @@ class Supervisor:
 
     def tell(self, services: Services, **changes: object) -> None:
         """Write the state down, if it is new."""
-        found = {"services": tuple(map(_seen, services.started)), "starting": services.starting, **changes}
+        below = children()
+        seen = tuple(_seen(service, below) for service in services.started)
+        found = {"services": seen, "starting": services.starting, **changes}
         state = self.state.model_copy(update=found)
         if state != self.state:
             self._place.write(state)
@@ -126,14 +129,14 @@ def _strays(services: Services) -> set[int]:
     return adopted.union(*map(descendants, adopted))
 
 
-def _seen(service: Service) -> Seen:
+def _seen(service: Service, below: Mapping[int, list[int]]) -> Seen:
     server = service.server
     return Seen(
         name=service.name,
         state=service.shown,
         address=service.address,
         guard=None if server.ended else server.guard_pid,
-        pid=None if server.ended else server.pid,
+        pid=None if server.ended else server.pid_among(below),
         restarts=service.lives - 1,
         log=server.log,
     )

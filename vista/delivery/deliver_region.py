@@ -55,8 +55,7 @@ class _Health:
         if self.told is not None:
             return self.told()
         reason = self.waits_for or "it is starting"
-        waiting = bool(self.waits_for)
-        return RegionHealth(region=self._region, ready=False, waiting=waiting, reasons=(reason,))
+        return RegionHealth(region=self._region, ready=False, waiting=True, reasons=(reason,))
 
 
 def _first_log(url: str, region: str, health: _Health, stop: threading.Event) -> Log | None:
@@ -68,9 +67,9 @@ def _first_log(url: str, region: str, health: _Health, stop: threading.Event) ->
         except BackendError as error:
             if not (health.waits_for or isinstance(error, NoLogError)):
                 raise
-            if not health.waits_for:
+            first, health.waits_for = not health.waits_for, f"it waits for a first delivery: {error}"
+            if first:
                 log.info("region %s waits for a first delivery: %s", region, error)
-            health.waits_for = f"it waits for a first delivery: {error}"
         stop.wait(LOOK_S)
     return None
 

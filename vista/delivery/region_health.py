@@ -40,7 +40,7 @@ class RegionHealth(Frozen):
 
     region: str
     ready: bool
-    waiting: bool = False  # for a first delivery: there is no log yet, and nothing to do
+    waiting: bool = False  # it does not follow a log: it starts, or there is none before a first delivery
     reasons: tuple[str, ...]
     buckets: int = 0
     buckets_needing_backfill: int = 0

@@ -12,7 +12,8 @@ Events -> examples -> foundation training -> summaries -> delivery -> downstream
 day for the events until the end of the day before (UTC; the partition). A backfill of some days is made with
 one active run at a time; so are the days of an outage, oldest first. Every task is a Ray job that runs
 `python -m vista TASK`; the form is `RefreshConfig`. A scheduled run has the values of the Variable `vista`,
-a JSON object of these fields. The first run has no `warm_start`, later ones do.
+a JSON object of these fields; without one the day is skipped. The first run has no `warm_start`, later ones
+do.
 
 | A run | Do |
 |---|---|

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from vista.config import GridCell, GridConfig, RefreshConfig
 from vista.orchestration.conf import config_of
@@ -23,7 +23,9 @@ def context_of(
     conf: dict[str, Any], partition: str | None = None, run: str = "manual__1", **form_of: object
 ) -> Any:
     """What Airflow gives a task, as far as its configuration goes."""
-    run_of = SimpleNamespace(dag_id="some_dag", run_id=run, conf=conf, partition_key=partition)
+    run_of = SimpleNamespace(
+        dag_id="some_dag", run_id=run, conf=conf, partition_key=partition, run_type=run.partition("__")[0]
+    )
     params = {name: param.value for name, param in form(RefreshConfig, **form_of).items()}
     return {"dag_run": run_of, "params": params | conf, "ti": SimpleNamespace(task_id="prepare")}
 
@@ -36,10 +38,23 @@ def test_a_run_s_conf_comes_before_the_deployment_s_and_that_before_the_form_s(
     assert config == RefreshConfig(recipe="smoke", width=8, warm_start=True, run_id="manual__1")
 
 
-def test_a_day_is_one_run_whoever_starts_it() -> None:
+def test_a_day_is_one_run_whoever_starts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_VAR_VISTA", json.dumps({"warm_start": True}))
     scheduled = config_of(RefreshConfig, context_of({}, "2026-01-05", "scheduled__2026-01-06__x"))
     backfilled = config_of(RefreshConfig, context_of({}, "2026-01-05", "backfill__2026-01-06__y"))
-    assert scheduled == backfilled == RefreshConfig(until="2026-01-05", run_id="some_dag-2026-01-05")
+    assert (
+        scheduled
+        == backfilled
+        == RefreshConfig(until="2026-01-05", run_id="some_dag-2026-01-05", warm_start=True)
+    )
+
+
+def test_the_schedule_makes_no_day_of_a_deployment_that_has_not_said_of_what() -> None:
+    """Whoever unpauses the DAG to try it out gets no run of the sample data every day."""
+    with pytest.raises(AirflowSkipException, match="set the Variable 'vista'"):
+        config_of(RefreshConfig, context_of({}, "2026-01-05", "scheduled__2026-01-06__x"))
+    by_hand = config_of(RefreshConfig, context_of({}, "2026-01-05", "backfill__2026-01-06__y"))
+    assert by_hand.until == "2026-01-05"
 
 
 def test_what_an_earlier_task_found_out_comes_before_all() -> None:

@@ -36,24 +36,6 @@ class Dags:
             assert wait_until(lambda: self._ask(f"/dags/{name}") is not None, RUN_S), name  # noqa: B023
             self.airflow.call("PATCH", f"/dags/{name}", {"is_paused": False})
 
-    def values(self, **values: object) -> None:
-        """What scheduled runs have: the Variable `vista`."""
-        self.airflow.call("POST", "/variables", {"key": "vista", "value": json.dumps(values)})
-
-    def scheduled(self, dag: str) -> "DagRun":
-        """The newest run that the schedule has made, when there is one."""
-        found: list[str] = []
-
-        def made() -> bool:
-            runs = self._ask(f"/dags/{dag}/dagRuns?run_type=scheduled&order_by=-run_after") or {
-                "dag_runs": []
-            }
-            found[:] = [run["dag_run_id"] for run in runs["dag_runs"]]
-            return bool(found)
-
-        assert wait_until(made, RUN_S, every_s=1.0), dag
-        return DagRun(self, dag, found[0])
-
     def start(self, dag: str, name: str, **conf: object) -> "DagRun":
         body = {"dag_run_id": name, "logical_date": None, "conf": conf}
         self.airflow.call("POST", f"/dags/{dag}/dagRuns", body)

@@ -45,9 +45,7 @@ def stack(new_stack: Callable[[str], Stack]) -> Stack:
 def test_nine_refreshes_and_thirty_checks_survive_kills(stack: Stack) -> None:
     draw = random.Random(SEED)
     dags = Dags.of(stack)
-    dags.values(recipe="smoke")
     dags.switch_on("production_refresh", "check_delivery")
-    assert ends_well(dags.scheduled("production_refresh")) == 0
     checked, first = 0, dict[str, int]()
     for number, victim in enumerate(KILLED, start=1):
         stage = "train_foundation" if victim == RAY_WORKER else draw.choice([*STAGES][:-1])

@@ -75,17 +75,14 @@ def test_prometheus_asks_the_workers_and_has_the_alerts(stack: Stack) -> None:
 
 
 def test_a_refresh_then_sql_scores_and_a_rollback(stack: Stack) -> None:
-    """What docs/guide shows by hand: the day's release and one more, the table by SQL, scores, and the first
-    release again."""
+    """What docs/guide shows by hand: two releases, the table by SQL, scores, and the first one again."""
     dags = Dags.of(stack)
-    dags.values(recipe="smoke")
     dags.switch_on("production_refresh", "check_delivery")
-    day = dags.scheduled("production_refresh")
-    assert day.follow() == "success", day.tasks()
-    started_s = time.monotonic()
-    run = dags.start("production_refresh", "by-hand", recipe="smoke", run_id="by-hand")
-    assert run.follow() == "success", run.tasks()
-    stack.measured["a smoke refresh, s"] = round(time.monotonic() - started_s, 1)
+    for name in ("first", "second"):
+        started_s = time.monotonic()
+        run = dags.start("production_refresh", name, recipe="smoke")
+        assert run.follow() == "success", run.tasks()
+        stack.measured[f"{name} refresh of smoke, s"] = round(time.monotonic() - started_s, 1)
     assert all(stack.services()[name].state == "ready" for name in WORKERS)
     counts = "SELECT space, epoch, count(*) AS users FROM usable_summaries GROUP BY space, epoch"
     header, _, *rows = stack.sql(counts).splitlines()

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from vista.config import Frozen
 from vista.orchestration import deployment
@@ -31,11 +31,18 @@ def config_of(kind: type[Config], context: "Context", values: Mapping[str, Any] 
     """The configuration of a job in this run; `values`, from an earlier task, come before all else.
 
     A run of a partition reads until its day, and is named after the DAG and the day: whoever starts it, and
-    however often, it is one run. Raises `AirflowFailException` for values that the job refuses.
+    however often, it is one run. Raises `AirflowFailException` for values that the job refuses, and
+    `AirflowSkipException` for a scheduled day of a deployment that has not said what its days are.
     """
     run, fields = context["dag_run"], kind.model_fields
     try:
-        given = dict(context["params"]) | deployment.values() | (run.conf or {}) | dict(values or {})
+        deployed = deployment.values()
+        if run.partition_key and run.run_type == "scheduled" and not deployed:
+            raise AirflowSkipException(
+                f"no events are named for {run.partition_key}: set the Variable {deployment.VALUES!r}, then "
+                "backfill the day if you want it"
+            )
+        given = dict(context["params"]) | deployed | (run.conf or {}) | dict(values or {})
         given = {name: value for name, value in given.items() if name in fields}
         for name in [name for name, value in given.items() if value is None]:  # a text the form left empty
             given[name] = fields[name].default

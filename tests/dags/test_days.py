@@ -9,7 +9,6 @@ from airflow.timetables.base import DagRunInfo
 
 import dags.production_refresh
 
-
 JUST_AFTER = timedelta(hours=2.4)
 """Airflow makes up a tick that is as young as a tenth of the time between two."""
 

@@ -1,5 +1,6 @@
 """The delivery's real back ends, for one run or for the local stack: Hive, Kafka, a Redis per region."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +8,11 @@ from urllib.parse import urlencode
 
 from infra.hive import HiveServer, Metastore, running_hiveserver, running_metastore
 from infra.kafka import running_kafka
+from infra.kept_secrets import keep_together
 from infra.postgres import Postgres, running_postgres
 from infra.redis import running_redis
 from infra.servers import HOST
-from infra.services import Services
+from infra.services import MARK, Services, wait_for_earlier
 
 REGIONS = ("east", "west")
 CATALOG_DATABASE, TOPIC = "vista", "vista-summaries"
@@ -33,6 +35,19 @@ class Hive:
     postgres: Postgres
     metastore: Metastore
     hiveserver: HiveServer
+
+
+def servers_of(home: Path) -> Path:
+    """The folder of a deployment's own servers, those of `make run BACKENDS=real`."""
+    return home / "servers"
+
+
+def claim(place: Path) -> None:
+    """Before servers are started below a folder by this process: wait for those of an earlier one, mark
+    these, keep their secrets together. Raises `BackendError`: earlier ones go on."""
+    wait_for_earlier(place)
+    os.environ[MARK] = str(place)
+    keep_together(place)
 
 
 def start_backends(services: Services, place: Path) -> Backends:

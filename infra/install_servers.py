@@ -4,7 +4,6 @@ Programs come as Debian packages if this user may install them. Jars go into one
 build/servers and must have the checksums of infra/conf/*/SHA256SUMS. What is there already is left alone.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -21,6 +20,7 @@ from infra.kafka import archive_classes
 from infra.processes import wait_until
 from infra.servers import CONF, PACKAGES, call, program
 from vista.errors import BackendError, InputError, VistaError
+from vista.runs import alone
 
 PROGRESS_S = 10.0
 SQL = "scripts/metastore/upgrade/postgres"
@@ -35,8 +35,7 @@ def install() -> None:
         "metastore": _unpack_metastore,
         "hive": _compile_authenticator,
     }
-    with (SERVERS / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(SERVERS / "lock"):
         for name, last_step in finish.items():
             _install_jars(name, last_step)
 
@@ -133,12 +132,9 @@ def main() -> int:
     """Exit code 0 all is there, 1 something failed, 2 an administrator must install something."""
     try:
         install()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except VistaError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
     print(f"the servers are in {SERVERS}")
     return 0
 

@@ -23,12 +23,11 @@ from typing import Any, Literal, cast, get_args
 
 from pydantic import ValidationError
 
-from infra.backends import start_backends
+from infra.backends import claim, servers_of, start_backends
 from infra.environment import ROOT, home_of, jobs_environment
-from infra.kept_secrets import keep_together
 from infra.processes import guarded, stop, wait_until
 from infra.ray_head import CPUS, connection, new_address, start_ray_head, wait_for
-from infra.services import MARK, Services, wait_for_earlier
+from infra.services import Services
 from vista.config import RefreshConfig, Settings
 from vista.errors import BackendError, InputError, StageError, VistaError
 from vista.evaluate.report import StageSeconds, print_table, read_report, write_report
@@ -224,10 +223,8 @@ def _start_servers(given: Launch, stack: contextlib.ExitStack) -> Mapping[str, s
     """Where the back ends are: nothing to say of the embedded ones."""
     if given.backends == "embedded":
         return {}
-    place = given.home / "servers"
-    wait_for_earlier(place)
-    os.environ[MARK] = str(place)
-    keep_together(place)
+    place = servers_of(given.home)
+    claim(place)
     print(f"starting the back ends in {place}", flush=True)
     return start_backends(stack.enter_context(Services()), place).environment
 
@@ -311,12 +308,9 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupted)
     try:
         launch(parse(arguments, os.environ))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except VistaError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
     except OSError as error:  # a place for runs or stores that cannot be used
         print(f"error: {error}: it must exist or be writable, on a disk that is not full", file=sys.stderr)
         return 1

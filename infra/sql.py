@@ -14,8 +14,8 @@ from impala.dbapi import connect
 from impala.error import Error
 from thrift.Thrift import TException
 
-from infra.backends import CATALOG_DATABASE, HIVESERVER, start_hive
-from infra.environment import ROOT, home_of
+from infra.backends import CATALOG_DATABASE, HIVESERVER, claim, servers_of, start_hive
+from infra.environment import home_of
 from infra.kept_secrets import kept_secret
 from infra.servers import HOST
 from infra.services import Services
@@ -41,26 +41,28 @@ def answer(address: str, password: str, query: str) -> str:
             names = [column[0] for column in cursor.description or ()]
             rows = [[str(value) for value in row] for row in cursor.fetchall()] if names else []
     except (Error, TException, OSError) as error:
-        raise BackendError(f"HiveServer2 at {address}: {str(error).splitlines()[0]}") from error
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BackendError(f"HiveServer2 at {address}: {why}") from error
     return text_table(names, rows, left=range(len(names))) if names else "done"
 
 
-def of_stack(place: Path, query: str) -> str:
-    """By the server of the stack in a folder. Raises `InputError`: it has none."""
-    state = Place(place).read() if Place(place).supervisor() else None
+def of_stack(stack: Place, query: str) -> str:
+    """By the server of a stack. Raises `InputError`: it has none."""
+    state = stack.read() if stack.supervisor() else None
     servers = {service.name: service for service in state.services} if state else {}
     if HIVESERVER not in servers:
         raise InputError(
-            f"no HiveServer2 is up in {place}: make up, or DATASET=... of a run with BACKENDS=real"
+            f"no HiveServer2 is up in {stack.path}: make up, or DATASET=... of a run with BACKENDS=real"
         )
-    return answer(servers[HIVESERVER].address, kept_secret(place / HIVESERVER, "vista"), query)
+    return answer(servers[HIVESERVER].address, kept_secret(stack.path / HIVESERVER, "vista"), query)
 
 
 def of_run(home: Path, query: str) -> str:
     """By a server over the tables of a deployment. Raises `InputError`: it has none."""
-    place = home / "servers"
+    place = servers_of(home)
     if not (place / HIVESERVER).is_dir():
         raise InputError(f"there are no tables in {place}: make run BACKENDS=real with this DATASET first")
+    claim(place)
     with Services() as services:
         hive = start_hive(services, place)
         return answer(f"{HOST}:{hive.hiveserver.port}", hive.hiveserver.vista_password.read_text(), query)
@@ -76,13 +78,10 @@ def main(environment: Mapping[str, str]) -> int:
             home = Path(environment.get("VISTA_HOME", home_of(dataset, "real"))).absolute()
             print(of_run(home, query))
         else:
-            print(of_stack(Path(environment.get("VISTA_STACK", ROOT / "var" / "stack")).absolute(), query))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            print(of_stack(Place.named(environment), query))
     except VistaError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
     return 0
 
 

@@ -184,12 +184,9 @@ def main(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return 2
-    except InputError as error:
-        click.echo(f"error: {error}", err=True)
-        return 2
     except VistaError as error:
         click.echo(f"error: {error}", err=True)
-        return 1
+        return error.exit_code
     except OSError as error:  # a place that was named for runs or back ends; sources map their own
         click.echo(f"error: {error}: it must exist or be writable, on a disk that is not full", err=True)
         return 1

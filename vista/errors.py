@@ -1,17 +1,21 @@
 """Every error that the platform raises on purpose.
 
-A message names the value, the limit and the remedy. `InputError` is the caller's to mend (exit code 2 on the
-command line); every other `VistaError` is an operator's (exit code 1). A back end's own exceptions are
-mapped to `BackendError` once, where the back end is called.
+A message names the value, the limit and the remedy. `InputError` is the caller's to mend; every other
+`VistaError` is an operator's. A back end's own exceptions are mapped to `BackendError` once, where the back
+end is called.
 """
 
 
 class VistaError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base of all errors raised on purpose. `exit_code` is that of a command which it ends."""
+
+    exit_code = 1
 
 
 class InputError(VistaError, ValueError):
     """The caller's input cannot be used: a flag, a file, a mapping, a row."""
+
+    exit_code = 2
 
 
 class RejectedDataError(InputError):

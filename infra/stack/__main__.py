@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from infra.environment import ROOT
 from infra.processes import alive, descendants, memory_bytes, wait_until
@@ -154,15 +153,12 @@ def run(command: str, variables: Mapping[str, str], place: Place) -> int:
 def main(arguments: Sequence[str]) -> int:
     """Exit code 0 done, 1 it failed or not all is ready, 2 a wrong argument, 130 interrupted."""
     command, *given = arguments
-    place = Place(Path(os.environ.get("VISTA_STACK", ROOT / "var" / "stack")).absolute())
+    place = Place.named(os.environ)
     try:
         return run(command, dict(argument.split("=", 1) for argument in given), place)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except (VistaError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code if isinstance(error, VistaError) else 1
     except KeyboardInterrupt:
         print("interrupted; nothing runs", file=sys.stderr)
         return 130

@@ -2,12 +2,13 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
+from infra.environment import ROOT
 from infra.servers import write_private
 from infra.services import ServiceState
 from vista.config import Frozen
@@ -41,6 +42,11 @@ class Place:
     """The folder of a stack."""
 
     path: Path
+
+    @classmethod
+    def named(cls, environment: Mapping[str, str]) -> Self:
+        """That of VISTA_STACK, or the default one."""
+        return cls(Path(environment.get("VISTA_STACK", ROOT / "var" / "stack")).absolute())
 
     @property
     def log(self) -> Path:

@@ -1,12 +1,12 @@
 """Airflow and Ray as a test sees them: it starts runs, looks at them, and kills what runs them."""
 
 import json
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from rest_calls import ray_jobs, start_run
 from scripted_stages import ScriptedStages
 
 from infra.airflow import Airflow
@@ -36,17 +36,12 @@ class Stack:
     def trigger(self, run: str, script: str, dag: str = "one_stage", **conf: object) -> "Run":
         """Start a DAG of one stage, which is the script."""
         self.stages.do(run, script)
-        body = {"dag_run_id": run, "logical_date": None, "conf": {"run_id": run, **conf}}
-        self.airflow.call("POST", f"/dags/{dag}/dagRuns", body)
+        start_run(self.airflow, dag, run, {"run_id": run, **conf})
         return Run(self, run, dag)
 
-    def ray(self, path: str) -> Any:
-        """What the head's REST API answers."""
-        request = urllib.request.Request(self.head.address.url + path)
-        request.add_header("Authorization", f"Bearer {self.head.address.token}")
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with direct.open(request, timeout=60) as response:
-            return json.loads(response.read())
+    def jobs(self, **metadata: str) -> list[dict[str, Any]]:
+        """Ray's jobs with these metadata, oldest first."""
+        return ray_jobs(self.head.address.url, self.head.address.token, **metadata)
 
 
 @dataclass(frozen=True)
@@ -80,8 +75,7 @@ class Run:
 
     def jobs(self) -> list[dict[str, Any]]:
         """Ray's jobs of this run, oldest first."""
-        jobs = [job for job in self.stack.ray("/api/jobs/") if job["metadata"].get("dag_run") == self.name]
-        return sorted(jobs, key=lambda job: job["start_time"])
+        return self.stack.jobs(dag_run=self.name)
 
     def statuses(self) -> list[str]:
         return [job["status"] for job in self.jobs()]

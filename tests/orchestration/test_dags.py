@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from delivery_samples import SPACES, keep_report, publish_epoch
+from rest_calls import start_run
 from scripted_stages import REPORT, wait_for_signal
 from stack import Stack, until
 
@@ -54,19 +55,6 @@ def runs_of(stack: Stack, dag: str) -> list[dict[str, Any]]:
     return list(answer["dag_runs"])
 
 
-def start(stack: Stack, dag: str, run: str, conf: dict[str, Any]) -> str:
-    """Trigger a run; where the REST API has it."""
-    body = {"dag_run_id": run, "logical_date": None, "conf": conf}
-    stack.airflow.call("POST", f"/dags/{dag}/dagRuns", body)
-    return f"/dags/{dag}/dagRuns/{run}"
-
-
-def jobs_of(stack: Stack, **metadata: str) -> list[dict[str, Any]]:
-    """Ray's jobs with these metadata, oldest first."""
-    jobs = [job for job in stack.ray("/api/jobs/") if metadata.items() <= job["metadata"].items()]
-    return sorted(jobs, key=lambda job: job["start_time"])
-
-
 def test_five_events_during_one_run_lose_no_range(stack: Stack, full_size: bool) -> None:
     """Must-hold 7: five ranges are delivered while the consumer works; all are processed in time, by a run
     that was not told of them."""
@@ -80,7 +68,7 @@ def test_five_events_during_one_run_lose_no_range(stack: Stack, full_size: bool)
     stack.airflow.call("PATCH", "/dags/retrain_downstream", {"is_paused": False})
     busy = deliver(stack, 2)
     tell(stack, "summaries")
-    until(lambda: bool(jobs_of(stack, run=busy, task="retrain_downstream")), "a run of the consumer")
+    until(lambda: bool(stack.jobs(run=busy, task="retrain_downstream")), "a run of the consumer")
     for number in range(3, 8):
         stack.stages.signal(deliver(stack, number))
         tell(stack, "summaries")
@@ -95,13 +83,13 @@ def test_five_events_during_one_run_lose_no_range(stack: Stack, full_size: bool)
     left_s = limit_s - (time.monotonic() - last_s)
     assert wait_until(processed, left_s, every_s=1.0), runs_of(stack, "retrain_downstream")
     LOG.info("five ranges were processed %.1f s after the last event", time.monotonic() - last_s)
-    trained = [job["metadata"]["run"] for job in jobs_of(stack, task="retrain_downstream")]
+    trained = [job["metadata"]["run"] for job in stack.jobs(task="retrain_downstream")]
     assert trained == ["day-2", "day-7"], "the newest run reads all ranges up to it"
     assert next_summaries(NoConfig(), settings).epochs == ()
 
 
 def test_a_run_with_nothing_to_do_skips_the_rest(stack: Stack) -> None:
-    path = start(stack, "retrain_downstream", "idle", {})
+    path = start_run(stack.airflow, "retrain_downstream", "idle", {})
     until(lambda: stack.airflow.call("GET", path)["state"] == "success", "the end of an idle run")
     states = {
         task["task_id"]: task["state"]
@@ -129,7 +117,7 @@ def test_a_backfill_of_three_days_is_three_runs_and_a_rerun_is_the_same_ones(sta
     assert [run["state"] for run in backfilled()] == ["success"] * 6
     assert sorted(run["partition_key"] for run in backfilled()) == sorted(2 * [name[8:] for name in names])
     assert (stack.stages.place / "order").read_text().split() == 2 * names
-    configs = [json.loads(job["metadata"]["config"]) for job in jobs_of(stack, dag="one_day")]
+    configs = [json.loads(job["metadata"]["config"]) for job in stack.jobs(dag="one_day")]
     assert [config["until"] for config in configs] == 2 * [name[8:] for name in names]
     assert {config["recipe"] for config in configs} == {"smoke"}
 
@@ -153,25 +141,25 @@ def test_a_promotion_waits_for_a_person_s_word(stack: Stack, answer: str, option
     name = f"asks-{answer.lower()}"
     stack.stages.do(name, REPORT)
     with variable(stack, "vista_approval", "true"):
-        path = start(stack, "one_release", name, {"run_id": name})
+        path = start_run(stack.airflow, "one_release", name, {"run_id": name})
         approval = f"{path}/taskInstances/approve_promotion"
         until(lambda: stack.airflow.call("GET", approval)["state"] == "awaiting_input", "the question")
         question = stack.airflow.call("GET", f"{approval}/-1/hitlDetails")
         assert "- it is better" in question["body"]
-        assert jobs_of(stack, run=name, task="promote") == []
+        assert stack.jobs(run=name, task="promote") == []
         until(lambda: heard_that_it_waits(stack, name), "the scheduler")
         stack.airflow.call("PATCH", f"{approval}/-1/hitlDetails", {"chosen_options": [answer]})
         until(lambda: stack.airflow.call("GET", path)["state"] == "success", "the end")
-    (promote,) = jobs_of(stack, run=name, task="promote")
+    (promote,) = stack.jobs(run=name, task="promote")
     assert promote["entrypoint"].endswith(f"{option} admin")
-    assert len(jobs_of(stack, run=name, task="clean_up")) == 1
+    assert len(stack.jobs(run=name, task="clean_up")) == 1
 
 
 def test_a_grid_is_a_job_per_cell_one_after_the_other(stack: Stack) -> None:
     stack.airflow.call("PATCH", "/dags/experiments", {"is_paused": False})
     stack.stages.do("g1", f'mkdir running || exit 1; echo "$stage $*" >> cells; rmdir running; {REPORT}')
     conf = {"grid": "g1", "seeds": "4, 8", "widths": "16", "lengths": "50,100"}
-    path = start(stack, "experiments", "g1", conf)
+    path = start_run(stack.airflow, "experiments", "g1", conf)
     until(lambda: stack.airflow.call("GET", path)["state"] in ("success", "failed"), "the grid")
     assert stack.airflow.call("GET", path)["state"] == "success"
     *cells, last = (stack.stages.place / "cells").read_text().splitlines()

@@ -4,15 +4,15 @@ import contextlib
 import os
 import signal
 import time
-from typing import Any
+from collections.abc import Iterable
 
-import psutil
 import pytest
 from scripted_stages import wait_for_signal
+from sockets import connected, listening
 from stack import Stack, until
 
 from infra.processes import descendants
-from infra.ray_head import RayHead, wait_for
+from infra.ray_head import wait_for
 from infra.servers import Server
 
 pytestmark = pytest.mark.slow
@@ -59,13 +59,14 @@ def test_scheduler_and_worker_killed_while_they_submit(stack: Stack) -> None:
     """A worker that dies after it submitted and before it says so: the retry goes on with its job."""
     scheduler, api = (stack.airflow.services[name] for name in ("scheduler", "api-server"))
     port = stack.head.address.ports["dashboard-port"]
-    _signal_all(listening := _listening(stack.head, port), signal.SIGSTOP)
+    pages = {pid for pid in descendants(stack.head.guard.pid) if port in _ports(listening([pid]))}
+    _signal_all(pages, signal.SIGSTOP)
     try:  # until the worker waits for Ray: by then it needs nothing more of Airflow to submit
         run = stack.trigger("worker-killed", counting("worker-killed", 5))
-        until(lambda: _asks(scheduler, port), "a worker that asks Ray")
+        until(lambda: port in _ports(connected(descendants(scheduler.pid))), "a worker that asks Ray")
         _signal(api, signal.SIGSTOP)  # so that the worker cannot say that it waits now
     finally:
-        _signal_all(listening, signal.SIGCONT)
+        _signal_all(pages, signal.SIGCONT)
     try:
         until(lambda: run.statuses() == ["RUNNING"], "the submission")
         scheduler.kill()
@@ -183,24 +184,5 @@ def _signal_all(pids: set[int], number: int) -> None:
         os.kill(pid, number)
 
 
-def _listening(head: RayHead, port: int) -> set[int]:
-    """The processes of a head that take connections there."""
-    return {
-        pid
-        for pid in descendants(head.guard.pid)
-        for connection in _connections(pid)
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
-    }
-
-
-def _asks(server: Server, port: int) -> bool:
-    """Whether a process of the server has a connection to there."""
-    connections = (one for pid in descendants(server.pid) for one in _connections(pid))
-    return any(one.status == psutil.CONN_ESTABLISHED and one.raddr.port == port for one in connections)
-
-
-def _connections(pid: int) -> list[Any]:
-    """A process's connections; none when it has just ended."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).net_connections("tcp")
-    return []
+def _ports(places: Iterable[tuple[str, int]]) -> set[int]:
+    return {port for _, port in places}

@@ -1,12 +1,12 @@
 """Runs of the platform's DAGs on a local stack, through Airflow's REST API, and their jobs in Ray."""
 
 import json
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from local_stack import Stack
+from rest_calls import ray_jobs, start_run
 
 from infra.airflow import Airflow
 from infra.kept_secrets import kept_secret
@@ -33,18 +33,17 @@ class Dags:
     def switch_on(self, *names: str) -> None:
         """When they are known: their file is read some seconds after the stack is up."""
         for name in names:
-            assert wait_until(lambda: self._ask(f"/dags/{name}") is not None, RUN_S), name  # noqa: B023
+            assert wait_until(lambda: self.asked(f"/dags/{name}") is not None, RUN_S), name  # noqa: B023
             self.airflow.call("PATCH", f"/dags/{name}", {"is_paused": False})
 
     def start(self, dag: str, name: str, **conf: object) -> "DagRun":
-        body = {"dag_run_id": name, "logical_date": None, "conf": conf}
-        self.airflow.call("POST", f"/dags/{dag}/dagRuns", body)
-        return DagRun(self, dag, name)
+        return DagRun(self, dag, name, start_run(self.airflow, dag, name, conf))
 
-    def _ask(self, path: str) -> Any:
+    def asked(self, path: str) -> Any:
+        """What Airflow answers; None while it is away, and of what it does not know."""
         try:
             return self.airflow.call("GET", path)
-        except BackendError:  # away, or not known yet
+        except BackendError:
             return None
 
 
@@ -55,19 +54,16 @@ class DagRun:
     dags: Dags
     dag: str
     name: str
-
-    @property
-    def path(self) -> str:
-        return f"/dags/{self.dag}/dagRuns/{self.name}"
+    path: str
 
     def state(self) -> str:
         """Empty while Airflow is away."""
-        found = self.dags._ask(self.path)
+        found = self.dags.asked(self.path)
         return "" if found is None else str(found["state"])
 
     def tasks(self) -> Mapping[str, str]:
         """The state of each task; empty while Airflow is away."""
-        found = self.dags._ask(f"{self.path}/taskInstances")
+        found = self.dags.asked(f"{self.path}/taskInstances")
         return {} if found is None else {one["task_id"]: str(one["state"]) for one in found["task_instances"]}
 
     def follow(self) -> str:
@@ -91,9 +87,6 @@ class DagRun:
 
     def jobs(self) -> list[dict[str, Any]]:
         """Its jobs that the head knows, oldest first; a head that was killed has forgotten those before."""
-        ray = self.dags.stack.services()["ray"].address
-        request = urllib.request.Request(f"{ray}/api/jobs/")
-        request.add_header("Authorization", f"Bearer {kept_secret(self.dags.stack.path / 'ray', 'token')}")
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            jobs = [job for job in json.load(answer) if (job["metadata"] or {}).get("dag_run") == self.name]
-        return sorted(jobs, key=lambda job: job["start_time"])
+        stack = self.dags.stack
+        token = kept_secret(stack.path / "ray", "token")
+        return ray_jobs(stack.services()["ray"].address, token, dag_run=self.name)

@@ -47,9 +47,7 @@ class Stack:
         """What `python -m vista` answers in a shell with the stack's environment."""
         script = ["bash", "-c", 'source "$0"; exec "$@"', str(self.path / ENVIRONMENT)]
         command = [*script, sys.executable, "-m", "vista", *arguments]
-        done = subprocess.run(command, cwd=ROOT, check=False, text=True, capture_output=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return _said(command, os.environ, 0, errors=subprocess.PIPE)
 
     def services(self) -> dict[str, Seen]:
         state = Place(self.path).read()
@@ -82,12 +80,13 @@ class Stack:
         shutil.rmtree(self.path.parent)
 
 
-def _said(command: list[str], environment: Mapping[str, str], code: int) -> str:
+def _said(
+    command: list[str], environment: Mapping[str, str], code: int, errors: int = subprocess.STDOUT
+) -> str:
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, check=False, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    assert done.returncode == code, done.stdout
+        command, cwd=ROOT, env=environment, check=False, text=True, stdout=subprocess.PIPE, stderr=errors
+    )
+    assert done.returncode == code, done.stderr or done.stdout
     return done.stdout
 
 

@@ -4,13 +4,13 @@
 """
 
 import json
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 from local_stack import Stack
 from pages import RUN_S, Airflow, Mlflow, keep_picture, opened_page
 from playwright.sync_api import Page
+from rest_calls import ray_jobs
 
 from infra.kept_secrets import SECRETS
 from vista.config import RefreshConfig
@@ -79,11 +79,9 @@ def runs(airflow: Airflow) -> tuple[str, str]:
 @pytest.fixture(scope="module")
 def jobs(stack: Stack, secrets: Mapping[str, str], runs: tuple[str, str]) -> list[list[dict[str, str]]]:
     """Of each run what Ray keeps as the metadata of its jobs."""
-    url = f"{stack.services()['ray'].address}/api/jobs/"
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {secrets['ray/token']}"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        kept = [job["metadata"] for job in json.load(answer) if job["metadata"]]
-    return [[job for job in kept if job["dag_run"] == run] for run in runs]
+    head = stack.services()["ray"].address
+    jobs = [ray_jobs(head, secrets["ray/token"], dag_run=run) for run in runs]
+    return [[job["metadata"] for job in of_run] for of_run in jobs]
 
 
 def test_what_the_form_says_is_in_the_conf_and_in_every_ray_job(

@@ -63,7 +63,7 @@ def reported(
 ) -> FoundationReport:
     """The report of the stage's result, which is logged, registered, and ends the MLflow run."""
     result = stage.result(MODEL)
-    meta = checkpoint_meta(result.checkpoint)
+    meta, fitted, scores = checkpoint_meta(result.checkpoint), result.fitted(), result.scores()
     report = FoundationReport(
         space=space,
         checkpoint=str(result.checkpoint),
@@ -71,16 +71,16 @@ def reported(
         digest=meta.digest,
         trained_until_us=meta.trained_until_us,
         mlflow_run_id=tracked.run_id,
-        metrics=stage.measure(result.scores()),
-        trained_on=result.fitted().trained_on,
+        metrics=stage.measure(scores),
+        trained_on=fitted.trained_on,
         adopted=adopted,
     )
-    rows = stage.scored_rows(result.scores())
+    rows = stage.scored_rows(scores)
     keep_scores(tracked, rows)
     tracked.finish(
         of_test_rows(report.metrics),
         {stage.run.config_file: "config", result.checkpoint: ARTIFACT},
-        pictures(result.fitted().curves(MODEL), {MODEL: rows}),
+        pictures(fitted.curves(MODEL), {MODEL: rows}),
     )
     register(tracked, FOUNDATION, stage.version_tags(space, result.checkpoint))
     return report

@@ -11,6 +11,7 @@ from vista.runs import RunDirectory
 from vista.train.model_run import keep_scores, of_test_rows
 from vista.train.stage import StageContext
 from vista.train.tracking import CurveLog, Tracked, flattened, track
+from vista.train.train_foundation import MODEL
 
 LOG = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def grid_cell(config: GridCell, settings: Settings) -> CellReport:
 
 def log_training(stage: StageContext, child: Tracked) -> None:
     """Curves and scores beside those of the other cells, so that MLflow's page and `compare` have them."""
-    result = stage.result("foundation")
+    result = stage.result(MODEL)
     CurveLog(child).add(result.fitted().curve)
     keep_scores(child, stage.scored_rows(result.scores()))
 

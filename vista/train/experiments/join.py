@@ -1,7 +1,7 @@
 """One report of an experiment that was made in parts, on several machines or days: other seeds, models or
 data sets in each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,6 +35,8 @@ def join(parts: Sequence[ExperimentReport]) -> ExperimentReport:
         raise InputError("a cell is in two of the reports: give each part once")
     lost = {_key(one): one for part in parts for one in part.missing}
     blocks = _blocks(parts)
+    seeds = sorted({seed for *_, seed in (*cells, *lost)})
+    keys = [(block.name, arm.name, seed) for block in blocks for seed in seeds for arm in block.arms]
     return ExperimentReport(
         experiment=Experiment(name=parts[0].experiment.name, blocks=tuple(blocks)),
         command="; ".join(dict.fromkeys(part.command for part in parts)),
@@ -44,29 +46,14 @@ def join(parts: Sequence[ExperimentReport]) -> ExperimentReport:
         code_digest=parts[0].code_digest,
         git_revision=", ".join(dict.fromkeys(part.git_revision for part in parts)),
         rows={block.name: _rows(block.name, parts) for block in blocks},
-        cells=tuple(cells[key] for key in sorted(cells, key=_order(blocks))),
-        missing=tuple(lost[key] for key in sorted(lost, key=_order(blocks)) if key not in cells),
+        cells=tuple(cells[key] for key in keys if key in cells),
+        missing=tuple(lost[key] for key in keys if key in lost and key not in cells),
         paired={block.name: _paired(block.name, parts) for block in blocks},
     )
 
 
 def _key(one: Cell | Missing) -> Key:
     return one.block, one.arm, one.seed
-
-
-def _order(blocks: Sequence[Block]) -> Callable[[Key], tuple[int, int, int]]:
-    """As an experiment makes its cells: block by block, all models of a seed before the next seed."""
-    places = {
-        (block.name, arm.name): (number, place)
-        for number, block in enumerate(blocks)
-        for place, arm in enumerate(block.arms)
-    }
-
-    def order(key: Key) -> tuple[int, int, int]:
-        block, place = places[key[:2]]
-        return block, key[2], place
-
-    return order
 
 
 def _blocks(parts: Sequence[ExperimentReport]) -> list[Block]:

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -29,12 +30,13 @@ from vista.data.files import checksum
 from vista.errors import InputError, StageError
 from vista.evaluate.bootstrap import Interval
 from vista.model.ranker import Ranker
+from vista.runs import read_as
 from vista.train.compare import compare
-from vista.train.experiments.cell import CellJob, put
+from vista.train.experiments.cell import CELL_FILE, CODE, Cell, CellJob, put
 from vista.train.experiments.fingerprint import ROOT, code_digest, imported_files
 from vista.train.experiments.grids import EXPERIMENTS, SLOTS, Experiment, UserSplit, kuairand, table2
 from vista.train.experiments.join import join, read_report
-from vista.train.experiments.pool import COMMAND
+from vista.train.experiments.pool import COMMAND, make_cells
 from vista.train.experiments.probes import as_stored, through_summary
 from vista.train.experiments.report import ExperimentReport, append_record, verdict
 from vista.train.experiments.run import command_of, prepared, run_experiment
@@ -216,6 +218,35 @@ def test_a_cell_of_changed_code_is_refused(small: tuple[ExperimentReport, Path],
     assert not (tmp_path / "cell").exists()
 
 
+def test_a_cell_goes_on_after_its_last_epoch(
+    small: tuple[ExperimentReport, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Killed at the limit again and again: the same weights as in one go, and no state is left."""
+    report, directory = small
+    block = report.experiment.blocks[0]
+    train = block.arms[1].train.model_copy(update={"epochs": 200, "patience": 200})
+    arm = block.arms[1].model_copy(update={"train": train})
+    (dataset,) = (path for path in directory.glob("data-*") if path.is_dir())
+
+    def job_in(name: str) -> CellJob:
+        place = tmp_path / name / "cell"
+        return CellJob(block=block, arm=arm, seed=0, dataset=dataset, code=code_digest(CODE), directory=place)
+
+    started = time.monotonic()
+    assert list(make_cells({job_in("whole"): 1.0}, workers=1, limit_s=300.0)) == [(job_in("whole"), 0)]
+    limit_s = 0.75 * (time.monotonic() - started)
+    caplog.set_level("INFO")
+    assert list(make_cells({job_in("parts"): 1.0}, workers=1, limit_s=limit_s)) == [(job_in("parts"), 0)]
+    assert "mean_pool, seed 0: goes on after an epoch that it ended" in caplog.text
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["cell"]
+    whole, parts = (read_as(Cell, job_in(name).directory / CELL_FILE, "") for name in ("whole", "parts"))
+    assert (parts.scores_checksum, parts.metrics) == (whole.scores_checksum, whole.metrics)
+    assert whole.training is not None
+    assert parts.training is not None
+    assert (parts.training.epochs, parts.training.valid_auc) == (200, whole.training.valid_auc)
+    assert parts.seconds > parts.training.train_s
+
+
 def test_two_experiments_prepare_one_data_set(data_dir_kuairand: Path, tmp_path: Path) -> None:
     """At once, in one folder: one makes it, the others wait."""
     data = kuairand(data_dir_kuairand).blocks[0].data
@@ -372,7 +403,7 @@ def test_a_cell_over_its_limit_is_reported(
     config = ExperimentConfig(data_dir=str(data_dir_kuairand), seeds=1, models="din", out=str(tmp_path))
     report = run_experiment("kuairand", config, settings, limit_s=0.01)
     assert [(one.arm, one.failed) for one in report.missing] == [("din", False)]
-    assert "Missing: din, seed 0: not done in" in report.table()
+    assert "Missing: din, seed 0: no epoch done in" in report.table()
     assert not (tmp_path / "cells").exists()
 
 

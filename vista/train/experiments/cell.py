@@ -5,16 +5,20 @@
 A cell that is told through a pipe ends when the pipe closes, so that none outlives its launcher.
 
 The process has one thread, and the cell is there as a whole or not at all, so that any scheduler may run,
-kill and repeat it. `code_digest` of this module is what a cell's result depends on beside its job.
+kill and repeat it: the training goes on after the last epoch that it ended. `code_digest` of this module is
+what a cell's result depends on beside its job.
 """
 
 import logging
 import os
+import shutil
 import stat
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +39,8 @@ from vista.train.experiments.grids import Arm, Block
 from vista.train.experiments.probes import Probes, probe
 from vista.train.experiments.splits import Rows
 from vista.train.lightgbm_baseline import fit_lightgbm
-from vista.train.loop import Task, batch_plan, fit, history_forward, predict
-from vista.train.state import Progress
+from vista.train.loop import Snapshot, Task, batch_plan, fit, history_forward, predict
+from vista.train.state import Progress, read_state
 
 LOG = logging.getLogger(__name__)
 
@@ -61,7 +65,7 @@ class Training(Frozen):
 
 class Cell(Frozen):
     """What was found. `training` is None for LightGBM, `probes` for arms that are not probed; the checksum is
-    that of `scores.npy`."""
+    that of `scores.npy`. `seconds` are those of the process that ended it, and of the epochs before."""
 
     block: str
     arm: str
@@ -87,6 +91,15 @@ class CellJob(Frozen):
     def title(self) -> str:
         return f"{self.block.name}, {self.arm.name}, seed {self.seed}"
 
+    @property
+    def unfinished(self) -> Path:
+        """Folder of a training that has not ended: a state per epoch."""
+        return self.directory.with_name(f".{self.directory.name}.unfinished")
+
+    def last_epoch(self) -> Path | None:
+        """The state after the last epoch that is kept."""
+        return max(self.unfinished.glob("epoch-*"), default=None)
+
 
 @dataclass(frozen=True, slots=True)
 class _Trained:
@@ -100,6 +113,7 @@ class _Trained:
 def make_cell(job: CellJob) -> Cell:
     """Train, measure, and put `cell.json` and `scores.npy` (in the order of `Rows.test_ids`) in place."""
     started = time.monotonic()
+    earlier_s = _trained_s(job)
     torch.set_num_threads(1)
     dataset = Dataset.open(job.dataset)
     rows = Rows.of(dataset, job.block.split)
@@ -115,28 +129,38 @@ def make_cell(job: CellJob) -> Cell:
         metrics=measure(
             candidates.user_id_C[ids_N], candidates.labels_CT[ids_N, 0], scores.own_N, scores.frozen_N
         ),
-        seconds=round(time.monotonic() - started, 1),
+        seconds=round(time.monotonic() - started + earlier_s, 1),
         training=trained.training,
         probes=trained.probes,
     )
-    return put(job.directory, cell, scores.own_N)
+    cell = put(job.directory, cell, scores.own_N)
+    shutil.rmtree(job.unfinished, ignore_errors=True)
+    return cell
 
 
 def put(directory: Path, cell: Cell, scores_N: NDArray[np.float32]) -> Cell:
     """Write the files of a cell, all or none of them; returns it with the checksum of its scores."""
+    with _whole(directory) as unfinished:
+        np.save(unfinished / SCORES_FILE, scores_N)
+        kept = cell.model_copy(update={"scores_checksum": checksum(unfinished / SCORES_FILE)})
+        write_whole(unfinished / CELL_FILE, kept.model_dump_json(indent=2))
+    return kept
+
+
+@contextmanager
+def _whole(directory: Path) -> Iterator[Path]:
+    """An empty folder that becomes `directory`, unless another process has made that meanwhile: what both
+    hold is equal but for the seconds."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
         unfinished = Path(scratch) / directory.name
         unfinished.mkdir()
-        np.save(unfinished / SCORES_FILE, scores_N)
-        kept = cell.model_copy(update={"scores_checksum": checksum(unfinished / SCORES_FILE)})
-        write_whole(unfinished / CELL_FILE, kept.model_dump_json(indent=2))
+        yield unfinished
         try:
             unfinished.rename(directory)
         except OSError:
-            if not directory.exists():  # else another process made it meanwhile, equal but for its seconds
+            if not directory.exists():
                 raise
-    return kept
 
 
 def _ranker(job: CellJob, dataset: Dataset, rows: Rows) -> _Trained:
@@ -146,6 +170,12 @@ def _ranker(job: CellJob, dataset: Dataset, rows: Rows) -> _Trained:
     torch.default_generator.manual_seed(job.seed)
     ranker = Ranker(job.arm.model, dataset.spec(rows.known_until_us()), job.arm.kind)
     forward = history_forward(ranker)
+
+    def keep(snapshot: Snapshot) -> None:
+        if snapshot.progress.step == 0:
+            with _whole(job.unfinished / f"epoch-{snapshot.progress.epoch:03}") as directory:
+                snapshot.write(directory)
+
     progress = fit(
         Task(
             model=ranker,
@@ -154,7 +184,9 @@ def _ranker(job: CellJob, dataset: Dataset, rows: Rows) -> _Trained:
             train=lambda epoch: batch_plan(rows.train, config, max_uih=max_uih, epoch=epoch),
             valid=batch_plan(rows.valid, config, max_uih=max_uih),
             labels_N=candidates.labels_CT[:, 0],
-        )
+        ),
+        resume=job.last_epoch(),
+        keep=keep,
     )
     plans = [batch_plan(part, config, max_uih=max_uih) for part in (rows.test, rows.frozen_test(dataset))]
     own_C, frozen_C = (predict(ranker, forward, plan, dataset.info.candidates) for plan in plans)
@@ -166,18 +198,29 @@ def _ranker(job: CellJob, dataset: Dataset, rows: Rows) -> _Trained:
 
 
 def _training(progress: Progress, rows: int) -> Training:
-    epochs = [point.values for point in progress.curve if "epoch_s" in point.values]
-    train_s = sum(one["epoch_s"] for one in epochs)
+    epochs_s, waits_s = (_of_epochs(progress, name) for name in ("epoch_s", "wait_s"))
+    train_s = sum(epochs_s)
     assert progress.best_epoch is not None, "every epoch is validated"
     assert progress.best_auc is not None, "the validation rows hold both labels"
     return Training(
-        epochs=len(epochs),
+        epochs=len(epochs_s),
         best_epoch=progress.best_epoch,
         valid_auc=progress.best_auc,
         train_s=train_s,
-        rows_per_s=rows * len(epochs) / train_s,
-        wait_share=sum(one["wait_s"] for one in epochs) / train_s,
+        rows_per_s=rows * len(epochs_s) / train_s,
+        wait_share=sum(waits_s) / train_s,
     )
+
+
+def _trained_s(job: CellJob) -> float:
+    """Seconds of the epochs that earlier processes have trained."""
+    last = job.last_epoch()
+    return 0.0 if last is None else sum(_of_epochs(read_state(last)[0], "epoch_s"))
+
+
+def _of_epochs(progress: Progress, name: str) -> list[float]:
+    """What the curve says at the end of each epoch."""
+    return [point.values[name] for point in progress.curve if name in point.values]
 
 
 def _lightgbm(job: CellJob, dataset: Dataset, rows: Rows) -> _Trained:

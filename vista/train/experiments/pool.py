@@ -1,4 +1,8 @@
-"""Cells in processes of their own, some at a time, each for a limited time."""
+"""Cells in processes of their own, some at a time, each for a limited time.
+
+A process that has to be killed has trained for nothing, but for the epochs that it ended: a cell that got on
+in its process gets another one.
+"""
 
 import logging
 import os
@@ -8,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from vista.train.experiments.cell import CellJob
 from vista.train.experiments.fingerprint import ROOT
@@ -24,11 +29,12 @@ POLL_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """A process and the time by which it is over or killed."""
+    """A process, the time by which it is over or killed, and the epoch after which it began."""
 
     job: CellJob
     process: subprocess.Popen[bytes]
     end_s: float
+    after: Path | None
 
     @classmethod
     def start(cls, job: CellJob, limit_s: float) -> "_Running":
@@ -38,7 +44,7 @@ class _Running:
         assert process.stdin is not None
         process.stdin.write(job.model_dump_json().encode() + b"\n")
         process.stdin.flush()  # and stays open: the cell ends when it closes, however this process ends
-        return cls(job, process, time.monotonic() + limit_s)
+        return cls(job, process, time.monotonic() + limit_s, job.last_epoch())
 
     def ended(self) -> bool:
         return self.process.poll() is not None or time.monotonic() > self.end_s
@@ -48,6 +54,9 @@ class _Running:
         code = self.process.poll()
         self.kill()
         return code
+
+    def got_on(self) -> bool:
+        return self.job.last_epoch() != self.after
 
     def kill(self) -> None:
         self.process.kill()
@@ -59,8 +68,8 @@ class _Running:
 def make_cells(
     jobs: Mapping[CellJob, float], workers: int, limit_s: float
 ) -> Iterator[tuple[CellJob, int | None]]:
-    """Each job when it has ended, with the exit code of its process, None if that was killed at the limit.
-    Closing the iterator kills the rest.
+    """Each job when it has ended, with the exit code of its process, None if that was killed at the limit
+    before it ended an epoch. Closing the iterator kills the rest.
 
     A job's value is its work in relation to the others', for the estimate of what is left.
     """
@@ -72,7 +81,12 @@ def make_cells(
                 running.append(_Running.start(waiting.popleft(), limit_s))
             for one in [one for one in running if one.ended()]:
                 running.remove(one)
-                yield one.job, one.exit_code()
+                code = one.exit_code()
+                if code is None and one.got_on():
+                    LOG.info("%s: goes on after an epoch that it ended", one.job.title)
+                    running.append(_Running.start(one.job, limit_s))
+                    continue
+                yield one.job, code
                 finished += jobs[one.job]
                 rest_s = (time.monotonic() - started) * (work - finished) / finished
                 left = len(waiting) + len(running)

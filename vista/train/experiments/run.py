@@ -122,8 +122,8 @@ def run_experiment(
 ) -> ExperimentReport:
     """Make what is missing, compare, and write the report into the folder of results and into MLflow.
 
-    Cells of earlier runs with the same configuration, data and code are used as they are. A cell that takes
-    longer than `limit_s` is reported as missing. Raises `InputError` for names that do not exist and
+    Cells of earlier runs with the same configuration, data and code are used as they are. A cell whose epoch
+    takes longer than `limit_s` is reported as missing. Raises `InputError` for names that do not exist and
     `StageError`, after all else is done, if a cell failed.
     """
     experiment = experiment_of(name, config)
@@ -279,5 +279,5 @@ def _cell(job: CellJob) -> Cell:
 
 
 def _missing(job: CellJob, code: int | None, limit_s: float) -> Missing:
-    why = f"not done in {limit_s / 60:g} min" if code is None else f"failed with exit code {code}"
+    why = f"no epoch done in {limit_s / 60:g} min" if code is None else f"failed with exit code {code}"
     return Missing(block=job.block.name, arm=job.arm.name, seed=job.seed, why=why, failed=code is not None)

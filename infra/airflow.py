@@ -37,6 +37,9 @@ TRAINING_POOL = "vista_training"  # that of vista.orchestration.stages, which ne
 NO_LOG_SERVER = "--skip-serve-logs"
 """It would listen beyond loopback; the pages read the files of this machine."""
 
+LOST_TASK_S = 60
+"""After so long a task whose process was killed with the scheduler is tried again; Airflow's own is 300 s."""
+
 TASKS_AT_ONCE = 4
 """Each is a process of 150 MB; a task that waits for Ray is none."""
 
@@ -115,6 +118,8 @@ def _settings(place: Path, dags: Path, page: int) -> dict[str, str]:
         "API__BASE_URL": f"http://{HOST}:{page}",
         "API__SECRET_KEY": kept_secret(place, "api key"),
         "API_AUTH__JWT_SECRET": kept_secret(place, "jwt key") * 3,  # it wants 64 characters
+        "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": LOST_TASK_S,
+        "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": LOST_TASK_S,
         "USAGE_DATA_COLLECTION__ENABLED": False,
     }
     return {

@@ -144,7 +144,7 @@ def _environment(address: HeadAddress) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": address.token,
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        "RAY_raylet_start_wait_time_s": f"{START_S:.0f}",
+        "RAY_raylet_start_wait_time_s": "60",  # it ends after 30 s without its agents, unheard
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # processes that a single node has no use for
         "RAY_TRAIN_METRICS_ENABLED": "0",
     }

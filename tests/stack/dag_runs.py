@@ -15,6 +15,8 @@ from vista.errors import BackendError
 
 RUN_S = 1_800.0
 """For a run; its stages take two minutes on two idle cores."""
+AWAY_S = 300.0
+"""For a service that was killed."""
 ENDED = ("success", "failed")
 
 
@@ -62,9 +64,17 @@ class DagRun:
         return "" if found is None else str(found["state"])
 
     def tasks(self) -> Mapping[str, str]:
-        """The state of each task; empty while Airflow is away."""
-        found = self.dags.asked(f"{self.path}/taskInstances")
-        return {} if found is None else {one["task_id"]: str(one["state"]) for one in found["task_instances"]}
+        """The state of each task, when Airflow answers."""
+        found: dict[str, str] = {}
+
+        def answered() -> bool:
+            answer = self.dags.asked(f"{self.path}/taskInstances")
+            tasks = [] if answer is None else answer["task_instances"]
+            found.update({one["task_id"]: str(one["state"]) for one in tasks})
+            return bool(found)
+
+        assert wait_until(answered, AWAY_S, every_s=0.5), "Airflow does not answer"
+        return found
 
     def follow(self) -> str:
         """Its state at the end."""

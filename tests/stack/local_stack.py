@@ -1,6 +1,11 @@
-"""A local stack of one's own, by the commands that `make up`, `status`, `logs` and `down` run."""
+"""A local stack of one's own, by the commands that `make up`, `status`, `logs` and `down` run.
 
+What they answer is logged: `pytest --log-cli-level INFO` shows it.
+"""
+
+import logging
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,6 +23,7 @@ from infra.services import guards_of
 from infra.stack.layout import ENVIRONMENT
 from infra.stack.state import Place, Seen
 
+LOG = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[2]
 HEAL_S = 300.0
 """A server starts in seconds on an idle machine; only the condition ends a wait."""
@@ -87,6 +93,7 @@ def _said(
         command, cwd=ROOT, env=environment, check=False, text=True, stdout=subprocess.PIPE, stderr=errors
     )
     assert done.returncode == code, done.stderr or done.stdout
+    LOG.info("%s\n%s", shlex.join(command[1:]), done.stdout)
     return done.stdout
 
 

@@ -9,9 +9,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def home_of(recipe: str, backends: str) -> Path:
-    """Where the deployment of a recipe's runs is by default: one per kind of back ends."""
-    return ROOT / "var" / (recipe if backends == "embedded" else f"{recipe}-{backends}")
+def home_of(recipe: str, backends: str, environment: Mapping[str, str]) -> Path:
+    """Where the deployment of a recipe's runs is: in VISTA_HOME, by default one per kind of back ends."""
+    default = ROOT / "var" / (recipe if backends == "embedded" else f"{recipe}-{backends}")
+    return place_of("VISTA_HOME", default, environment)
+
+
+def place_of(variable: str, default: Path, environment: Mapping[str, str]) -> Path:
+    """The folder that a variable names; one that is empty counts as not set."""
+    return Path(environment.get(variable) or default).absolute()
 
 
 def jobs_environment(runs: Path, home: Path, mlflow_url: str, backends: Mapping[str, str]) -> dict[str, str]:

@@ -75,8 +75,7 @@ def main(environment: Mapping[str, str]) -> int:
         if not query:
             raise InputError(f"no QUERY was given: {EXAMPLE}")
         if dataset:
-            home = Path(environment.get("VISTA_HOME", home_of(dataset, "real"))).absolute()
-            print(of_run(home, query))
+            print(of_run(home_of(dataset, "real", environment), query))
         else:
             print(of_stack(Place.named(environment), query))
     except VistaError as error:

@@ -7,7 +7,7 @@ from shlex import quote
 
 from infra.airflow import USER, running_airflow
 from infra.backends import REGIONS, start_backends
-from infra.environment import ROOT, jobs_environment
+from infra.environment import ROOT, jobs_environment, place_of
 from infra.kept_secrets import SECRETS, keep_together
 from infra.mlflow import running_mlflow
 from infra.postgres import Database
@@ -46,7 +46,7 @@ def _start_orchestration(
 ) -> tuple[str, ...]:
     mlflow = services.enter("mlflow", running_mlflow(place / "mlflow", mlflow_database))
     services.ready("mlflow", mlflow.server, mlflow.url)
-    runs = Path(os.environ.get("VISTA_RUNS", ROOT / "runs")).absolute()
+    runs = place_of("VISTA_RUNS", ROOT / "runs", os.environ)
     environment = jobs_environment(runs, place / HOME, mlflow.url, backends)
     _write_environment(place, environment)
     ray = services.enter("ray", running_ray(place / "ray", environment))

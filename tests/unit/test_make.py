@@ -1,0 +1,72 @@
+"""What make and its launchers do with variables: those on its command line, VISTA_HOME and the like."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from infra.environment import ROOT, home_of
+from infra.run import parse
+from infra.stack.state import Place
+from infra.ui import main as ui_main
+from infra.ui import store_of
+
+
+def arguments_of(*command: str) -> list[str]:
+    """What the last command of a target gets from the shell."""
+    make = ["make", "-n", "--no-print-directory", "-o", "install", *command]
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    line = subprocess.check_output(make, cwd=ROOT, env=outside, text=True).splitlines()[-1]
+    words = subprocess.check_output(["bash", "-c", f"printf '%s\\0' {line}"], text=True).split("\0")
+    return words[3:-1]
+
+
+@pytest.mark.parametrize(
+    "folder", ["my events", "it's", "a;true b", "a (old) & b", 'a"b', "a*", "a\\b", "a #1", "x=y", ""]
+)
+def test_a_value_reaches_the_launcher_as_it_was_typed(folder: str) -> None:
+    given = {f"DATA_DIR={folder}", "DATASET=events"}
+    assert set(arguments_of("run", *given)) == given
+    assert arguments_of("ui", "DATASET=smoke") == ["DATASET=smoke"]
+
+
+def test_only_what_was_typed_is_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATASET", "events")
+    assert arguments_of("run") == []
+
+
+def test_the_page_is_that_of_the_deployment_which_the_run_has_made(tmp_path: Path) -> None:
+    environment = {"VISTA_HOME": str(tmp_path / "home"), "VISTA_RUNS": str(tmp_path)}
+    run = parse(["DATASET=smoke"], environment)
+    run.home.mkdir()
+    (run.home / "mlflow.db").touch()
+    assert store_of(["DATASET=smoke"], environment) == run.home / "mlflow.db"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["DATASETS=smoke"], "make ui DATASETS=...: it takes DATASET, BACKENDS"),
+        (["DATASET=netflix"], "DATASET=netflix does not exist: choose one of smoke"),
+        (["DATASET="], "(VISTA_HOME names the folder): make run DATASET=generated first"),
+    ],
+)
+def test_a_page_of_nothing_is_refused(
+    arguments: list[str],
+    named: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("VISTA_HOME", str(tmp_path))
+    assert ui_main(arguments) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_an_empty_variable_counts_as_not_set() -> None:
+    """Otherwise it would be the folder in which make was called."""
+    empty = dict.fromkeys(("VISTA_HOME", "VISTA_RUNS", "VISTA_STACK"), "")
+    run = parse(["DATASET=smoke"], empty)
+    assert (run.home, run.runs) == (home_of("smoke", "embedded", {}), ROOT / "runs")
+    assert Place.named(empty) == Place.named({})

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from infra.environment import ROOT, home_of
+from infra.environment import ROOT, home_of, jobs_environment
 from infra.run import parse
+from infra.stack import layout
 from infra.stack.state import Place
 from infra.ui import main as ui_main
 from infra.ui import store_of
+from vista.config import Settings
 
 
 def arguments_of(*command: str) -> list[str]:
@@ -70,3 +72,20 @@ def test_an_empty_variable_counts_as_not_set() -> None:
     run = parse(["DATASET=smoke"], empty)
     assert (run.home, run.runs) == (home_of("smoke", "embedded", {}), ROOT / "runs")
     assert Place.named(empty) == Place.named({})
+
+
+def test_a_shell_in_which_another_deployment_was_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run, and the next stack, would have used the back ends of the first."""
+    real = {"VISTA_CATALOG_URL": "hive://127.0.0.1:1/d", "VISTA_REGIONS": "east=redis://127.0.0.1:2"}
+    for name, url in real.items():
+        monkeypatch.setenv(name, url)
+    embedded = jobs_environment(tmp_path, tmp_path / "a home", "sqlite:///m", {})
+    assert Settings.from_environment(embedded).catalog_url == f"sqlite:///{tmp_path}/a home/catalog.db"
+    assert real.items() <= jobs_environment(tmp_path, tmp_path, "sqlite:///m", real).items()
+    layout.write_environment(tmp_path, embedded)
+    shown = ["bash", "-c", f"source {tmp_path}/environment && env"]
+    lines = subprocess.check_output(shown, text=True).splitlines()
+    assert f"VISTA_HOME={tmp_path}/a home" in lines
+    assert [line for line in lines if line.startswith("VISTA_") and line.partition("=")[0] in real] == []

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from infra.backends import HIVESERVER, servers_of
 from infra.environment import ROOT, home_of, jobs_environment
-from infra.run import parse
+from infra.run import only_run, parse
+from infra.sql import of_run
 from infra.stack import layout
 from infra.stack.state import Place
 from infra.ui import main as ui_main
 from infra.ui import store_of
 from vista.config import Settings
+from vista.errors import InputError
 
 
 def arguments_of(*command: str) -> list[str]:
@@ -89,3 +92,13 @@ def test_a_shell_in_which_another_deployment_was_looked_at(
     lines = subprocess.check_output(shown, text=True).splitlines()
     assert f"VISTA_HOME={tmp_path}/a home" in lines
     assert [line for line in lines if line.startswith("VISTA_") and line.partition("=")[0] in real] == []
+
+
+def test_tables_of_a_run_that_goes_on_are_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its servers were taken for those of a launcher that was killed, which are to be ended."""
+    monkeypatch.setattr("infra.run.OTHER_RUN_STOPS_S", 0.1)
+    monkeypatch.setattr("infra.services.OTHERS_STOP_S", 0.1)
+    monkeypatch.setattr("infra.services.guards_of", lambda place: {1})
+    (servers_of(tmp_path) / HIVESERVER).mkdir(parents=True)
+    with only_run(tmp_path), pytest.raises(InputError, match=r"another run uses .*: wait for it"):
+        of_run(tmp_path, "SELECT 1")

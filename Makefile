@@ -8,10 +8,12 @@ AIRFLOW := .venv-airflow
 FUXICTR := .venv-fuxictr
 UV := $(shell command -v uv || echo build/uv/bin/uv)
 PYTHON_VERSIONS := >=3.11,<3.13
-# A make variable set on the command line (SEEDS=16) becomes KEY=VALUE of the launcher; nothing else does.
-RUN_VARIABLES := $(MAKEOVERRIDES)
+# A make variable set on the command line (SEEDS=16) becomes KEY=VALUE of the launcher; nothing else does. It is
+# quoted: make's own MAKEOVERRIDES is not, but for spaces.
+ON_COMMAND_LINE = $(filter command,$(firstword $(origin $(1))))
+RUN_VARIABLES := $(foreach name,$(.VARIABLES),$(if $(call ON_COMMAND_LINE,$(name)),'$(name)=$(subst ','\'',$($(name)))'))
 PYTEST := OMP_NUM_THREADS=1 $(COMPUTE)/bin/python -m pytest
-AIRFLOW_PYTEST := AIRFLOW_HOME=$(CURDIR)/build/airflow-tests AIRFLOW__CORE__DAGS_FOLDER=$(CURDIR)/dags \
+AIRFLOW_PYTEST := AIRFLOW_HOME='$(CURDIR)/build/airflow-tests' AIRFLOW__CORE__DAGS_FOLDER='$(CURDIR)/dags' \
   AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python -m pytest
 
 .PHONY: help install infra run ui sql up status logs down test test-airflow test-compute test-infra test-stack test-faults \

@@ -39,6 +39,15 @@ def children() -> dict[int, list[int]]:
     return found
 
 
+def children_of(pids: Iterable[int]) -> dict[int, list[int]]:
+    """The same of some processes of one thread each: looking at all processes is not cheap."""
+    try:
+        below = {pid: Path(f"/proc/{pid}/task/{pid}/children").read_text().split() for pid in pids}
+        return {pid: [*map(int, found)] for pid, found in below.items() if found}
+    except OSError:  # one of them ended just now, or the kernel has no such list
+        return children()
+
+
 def descendants(pid: int) -> set[int]:
     """All processes below `pid` now, zombies too."""
     below_each = children()
@@ -130,10 +139,17 @@ def guarded(
 
 
 def stop(guard: "subprocess.Popen[bytes]") -> None:
-    """Stop a guarded command and everything below it; returns when it is gone."""
-    if guard.poll() is None:
-        guard.terminate()
+    """Stop a guarded command and everything below it, by force if it takes long; returns when it is gone."""
+    if guard.poll() is not None:
+        return
+    guard.terminate()
+    try:
         guard.wait(STOP_S)
+    except subprocess.TimeoutExpired:  # a busy machine, a scratch folder that takes long to delete
+        below = descendants(guard.pid)
+        guard.kill()
+        guard.wait()
+        kill_all(lambda: {pid for pid in below if alive(pid)})
 
 
 def _prctl(option: int, value: int) -> None:

@@ -24,7 +24,7 @@ from typing import Any, Literal, cast, get_args
 from pydantic import ValidationError
 
 from infra.backends import claim, servers_of, start_backends
-from infra.environment import ROOT, home_of, jobs_environment
+from infra.environment import ROOT, home_of, jobs_environment, place_of
 from infra.processes import guarded, stop, wait_until
 from infra.ray_head import CPUS, connection, new_address, start_ray_head, wait_for
 from infra.services import Services
@@ -72,13 +72,13 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Launch:
     """The launch that KEY=VALUE arguments ask for; nothing of it exists yet. Raises `InputError`: variable,
     value, limit."""
     given = dict(_key_and_value(argument) for argument in arguments)
-    runs = Path(environment.get("VISTA_RUNS", ROOT / "runs")).absolute()
+    runs = place_of("VISTA_RUNS", ROOT / "runs", environment)
     asked = given.pop("BACKENDS", "")
     resumes = given.pop("RESUME", "") not in ("", "0")
     config = _resumed(runs, given) if resumes else _new(given)
     backends = _backends(asked, runs / "latest" / BACKENDS if resumes else None)
     _workers(config)  # limits, before anything is started
-    home = Path(environment.get("VISTA_HOME", home_of(config.recipe, backends))).absolute()
+    home = home_of(config.recipe, backends, environment)
     launch = Launch(config, backends, RunDirectory.named(runs, config.run_id), runs, home)
     if config.warm_start and not resumes and backends == "embedded":  # servers run later: `prepare` asks them
         from vista.train.warm_start import possible_start  # imports torch: no other launch needs it

@@ -47,7 +47,7 @@ class Service:
 
     `answered_s` is when the newest question that it answered was asked; `excused_s` until when its silence is
     not its own fault. One that `may_wait` need not be ready while there is nothing to do for it: it
-    is "waiting".
+    is "waiting" as long as it runs.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Service:
 
     @property
     def shown(self) -> ServiceState:
-        return "waiting" if self.may_wait and self.state != "ready" else self.state
+        return "waiting" if self.may_wait and self.state == "starting" else self.state
 
 
 class Services:

@@ -17,6 +17,7 @@ from thrift.Thrift import TException
 from infra.backends import CATALOG_DATABASE, HIVESERVER, claim, servers_of, start_hive
 from infra.environment import home_of
 from infra.kept_secrets import kept_secret
+from infra.run import only_run
 from infra.servers import HOST
 from infra.services import Services
 from infra.stack.state import Place
@@ -58,12 +59,12 @@ def of_stack(stack: Place, query: str) -> str:
 
 
 def of_run(home: Path, query: str) -> str:
-    """By a server over the tables of a deployment. Raises `InputError`: it has none."""
+    """By a server over the tables of a deployment. Raises `InputError`: it has none, or a run uses them."""
     place = servers_of(home)
     if not (place / HIVESERVER).is_dir():
         raise InputError(f"there are no tables in {place}: make run BACKENDS=real with this DATASET first")
-    claim(place)
-    with Services() as services:
+    with only_run(home), Services() as services:
+        claim(place)
         hive = start_hive(services, place)
         return answer(f"{HOST}:{hive.hiveserver.port}", hive.hiveserver.vista_password.read_text(), query)
 
@@ -75,8 +76,7 @@ def main(environment: Mapping[str, str]) -> int:
         if not query:
             raise InputError(f"no QUERY was given: {EXAMPLE}")
         if dataset:
-            home = Path(environment.get("VISTA_HOME", home_of(dataset, "real"))).absolute()
-            print(of_run(home, query))
+            print(of_run(home_of(dataset, "real", environment), query))
         else:
             print(of_stack(Place.named(environment), query))
     except VistaError as error:

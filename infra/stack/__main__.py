@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from infra.environment import ROOT
+from infra.environment import ROOT, inherited
 from infra.processes import alive, descendants, memory_bytes, wait_until
 from infra.services import MARK, guards_of, wait_for_earlier
 from infra.stack.layout import ENVIRONMENT
@@ -36,7 +36,7 @@ def up(place: Place, *, embedded: bool) -> None:
     with place.log.open("ab") as log:
         said = log.tell()
         process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, MARK: str(place.path)}, start_new_session=True,
+            command, cwd=ROOT, env={**inherited(), MARK: str(place.path)}, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
     try:

@@ -7,7 +7,7 @@ from shlex import quote
 
 from infra.airflow import USER, running_airflow
 from infra.backends import REGIONS, start_backends
-from infra.environment import ROOT, jobs_environment
+from infra.environment import BACKENDS, ROOT, jobs_environment, place_of
 from infra.kept_secrets import SECRETS, keep_together
 from infra.mlflow import running_mlflow
 from infra.postgres import Database
@@ -19,10 +19,7 @@ from infra.services import Services
 
 HOME = "home"
 ENVIRONMENT = "environment"
-DEPLOYMENT = (
-    "VISTA_HOME", "VISTA_RUNS", "VISTA_CATALOG_URL", "VISTA_LOG_URL", "VISTA_REGIONS", "VISTA_WAREHOUSE",
-    "MLFLOW_TRACKING_URI",
-)  # fmt: skip
+DEPLOYMENT = ("VISTA_HOME", "VISTA_RUNS", "MLFLOW_TRACKING_URI", *BACKENDS)
 """What `Settings` reads."""
 
 
@@ -46,9 +43,9 @@ def _start_orchestration(
 ) -> tuple[str, ...]:
     mlflow = services.enter("mlflow", running_mlflow(place / "mlflow", mlflow_database))
     services.ready("mlflow", mlflow.server, mlflow.url)
-    runs = Path(os.environ.get("VISTA_RUNS", ROOT / "runs")).absolute()
+    runs = place_of("VISTA_RUNS", ROOT / "runs", os.environ)
     environment = jobs_environment(runs, place / HOME, mlflow.url, backends)
-    _write_environment(place, environment)
+    write_environment(place, environment)
     ray = services.enter("ray", running_ray(place / "ray", environment))
     services.ready("ray", ray.server, ray.address.url)
     theirs = {**environment, **connection(ray.address.url, ray.address.token)}
@@ -74,7 +71,10 @@ def _start_delivery(services: Services, place: Path, backends: Mapping[str, str]
     return (f"Alerts   {prometheus.url}/alerts",)
 
 
-def _write_environment(place: Path, environment: Mapping[str, str]) -> None:
-    """For a shell that wants to look at the deployment by `python -m vista`."""
-    lines = [f"export {name}={quote(environment[name])}\n" for name in DEPLOYMENT if name in environment]
+def write_environment(place: Path, environment: Mapping[str, str]) -> None:
+    """For a shell that wants to look at the deployment by `python -m vista`, whatever it looked at before."""
+    lines = [
+        f"export {name}={quote(environment[name])}\n" if name in environment else f"unset {name}\n"
+        for name in DEPLOYMENT
+    ]
     write_private(place / ENVIRONMENT, "".join(lines))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-from infra.environment import ROOT
+from infra.environment import ROOT, place_of
 from infra.servers import write_private
 from infra.services import ServiceState
 from vista.config import Frozen
@@ -46,7 +46,7 @@ class Place:
     @classmethod
     def named(cls, environment: Mapping[str, str]) -> Self:
         """That of VISTA_STACK, or the default one."""
-        return cls(Path(environment.get("VISTA_STACK", ROOT / "var" / "stack")).absolute())
+        return cls(place_of("VISTA_STACK", ROOT / "var" / "stack", environment))
 
     @property
     def log(self) -> Path:

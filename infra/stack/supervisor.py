@@ -12,10 +12,11 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from infra.processes import adopt_orphans, children, descendants, kill_all
+from infra.processes import adopt_orphans, children, children_of, descendants, kill_all
 from infra.services import Service, Services
 from infra.stack.layout import start
 from infra.stack.state import Place, Seen, State
@@ -44,7 +45,7 @@ class Supervisor:
 
     def tell(self, services: Services, **changes: object) -> None:
         """Write the state down, if it is new."""
-        below = children()
+        below = children_of(one.server.guard_pid for one in services.started if not one.server.ended)
         seen = tuple(_seen(service, below) for service in services.started)
         found = {"services": seen, "starting": services.starting, **changes}
         state = self.state.model_copy(update=found)
@@ -59,16 +60,20 @@ class Supervisor:
             # A question to a server that hangs may take minutes: nobody else waits for it
             threading.Thread(target=_ask, args=(service,), daemon=True).start()
         while True:
-            excused = False
-            for service in services.started:
-                if excused:  # by one that is not well: what it depends on was started before it
-                    service.excused_s = time.monotonic()
-                self._look(service, services)
-                excused |= not _well(service)
-                keep_short(service.server.log)
-            keep_short(self._place.log)
-            self.tell(services)
+            with suppress(OSError):  # a disk that is full: nothing that runs ends for it
+                self._look_at_all(services)
             time.sleep(LOOK_S)
+
+    def _look_at_all(self, services: Services) -> None:
+        excused = False
+        for service in services.started:
+            if excused:  # by one that is not well: what it depends on was started before it
+                service.excused_s = time.monotonic()
+            self._look(service, services)
+            excused |= not _well(service)
+            keep_short(service.server.log)
+        keep_short(self._place.log)
+        self.tell(services)
 
     def _look(self, service: Service, services: Services) -> None:
         now_s = time.monotonic()
@@ -79,10 +84,9 @@ class Supervisor:
                 service.server.start()
                 service.state, service.since_s, service.lives = "starting", now_s, service.lives + 1
         elif service.server.ended:
-            self._pauses_s[service.name] = self._pause_s(service, so_far_s)
-            if service.shown != "waiting":
-                services.say(f"{service.name} ended; it starts again in {self._pauses_s[service.name]:.0f} s")
+            pause_s = self._pauses_s[service.name] = self._pause_s(service, so_far_s)
             service.state, service.since_s = "ended", now_s
+            services.say(f"{service.name} ended; it starts again in {pause_s:.0f} s")
         elif service.state == "starting" and service.answered_s > service.since_s:
             service.state, service.since_s = "ready", now_s
             services.say(f"{service.name} ready again")
@@ -105,8 +109,9 @@ def _ask(service: Service) -> None:
         now_s = time.monotonic()
         if service.state == "starting" or (service.state == "ready" and now_s - asked_s > PROBE_S):
             asked_s = now_s
-            if service.server.answers():
-                service.answered_s = asked_s
+            with suppress(Exception):  # whatever it answers: nobody else would ask it again
+                if service.server.answers():
+                    service.answered_s = asked_s
         time.sleep(LOOK_S)
 
 
@@ -116,9 +121,11 @@ def _well(service: Service) -> bool:
 
 
 def keep_short(log: Path) -> None:
-    """Move what a log holds to LOG.1 when it is large. Its writers append: they go on at the new end."""
+    """Move what a log holds to LOG.1 when it is large, of a disk that is full what fits there. Its writers
+    append: they go on at the new end."""
     if log.exists() and log.stat().st_size > LOG_BYTES:
-        shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+        with suppress(OSError):
+            shutil.copyfile(log, log.with_name(f"{log.name}.1"))
         os.truncate(log, 0)
 
 

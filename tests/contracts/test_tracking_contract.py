@@ -20,6 +20,7 @@ from vista.config import Settings
 from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import AuditLine, Release
 from vista.errors import BackendError
+from vista.train import tracking
 from vista.train.mlflow_store import client
 from vista.train.registry import CHAMPION, DOWNSTREAM, FOUNDATION, follow_release, link, register
 from vista.train.state import Point
@@ -62,6 +63,22 @@ def test_a_run_is_found_again_and_logs_each_step_once(settings: Settings, experi
     assert (run.data.params, run.info.status) == ({"recipe": "smoke"}, "FINISHED")
     assert len(store.get_metric_history(tracked.run_id, "test_auc")) == 1
     assert [file.path for file in store.list_artifacts(tracked.run_id, "figures")] == ["figures/a.svg"]
+
+
+def test_a_run_whose_maker_was_killed_gets_its_parameters_from_the_next_one(
+    settings: Settings, experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tracking, "_log_params", killed)
+        with pytest.raises(KeyboardInterrupt):
+            track(settings, experiment, "run", {"recipe": "smoke"}, {})
+    tracked = track(settings, experiment, "run", {"recipe": "smoke"}, {})
+    again = track(settings, experiment, "run", {"recipe": "another code's"}, {})
+    assert again == tracked
+    assert client(tracked.url).get_run(tracked.run_id).data.params == {"recipe": "smoke"}
 
 
 def test_a_run_is_tagged_with_its_code_and_with_airflows_ids(

@@ -37,6 +37,7 @@ class Head:
     uploads: int = 0
     submissions: int = 0
     starting: int = 0  # submissions that fail until the head's agent is there
+    is_page: bool = False  # another server of which everything is a page
     lost_answers: int = 0  # submissions that begin a job and whose connection breaks
 
     def stage_is(self, script: str) -> None:
@@ -46,6 +47,8 @@ class Head:
 
     @web.middleware
     async def authorised(self, request: web.Request, handler: object) -> web.StreamResponse:
+        if self.is_page:
+            return web.Response(text="<html></html>", content_type="text/html")
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return web.Response(status=401, text="Unauthorized: invalid token")
         return await handler(request)  # type: ignore[operator, no-any-return]

@@ -3,15 +3,21 @@ submission by 500 though it began it, have no agent yet, and count what is uploa
 """
 
 import asyncio
+import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import TaskDeferred
 from running import follow, lines, prepare, run, submit
 from stand_in_head import TOKEN, Head
 
 from vista.config import RefreshConfig
+from vista.errors import BackendError
 from vista.jobs import STAGES
 from vista.orchestration import ray_jobs
 from vista.orchestration import trigger as trigger_module
+from vista.orchestration.trigger import RayJobTrigger
 
 pytestmark = pytest.mark.usefixtures("metadata_database")
 
@@ -46,6 +52,31 @@ def test_a_submission_whose_answer_is_lost_is_not_repeated(head: Head) -> None:
     assert asyncio.run(prepare()._attach_or_submit(["one"], 1, RefreshConfig(), "run")) == 1
     assert head.submissions == 1
     assert list(head.jobs) == ["one"]
+
+
+def test_a_server_that_is_no_head_is_named(head: Head) -> None:
+    """Airflow's own answers every path with its page."""
+    head.is_page = True
+    with pytest.raises(BackendError, match=f"{head.url} does not answer as Ray's dashboard does: check"):
+        asyncio.run(prepare()._attach_or_submit(["one"], 1, RefreshConfig(), "run"))
+
+
+def test_a_wait_that_no_triggerer_ends_is_over_some_time_after_the_deadline(head: Head) -> None:
+    """Airflow's time-out of a task does not count while it waits."""
+    head.stage_is("exec sleep 60")
+    task = prepare()
+    ti = SimpleNamespace(
+        dag_id="d", run_id="r", task_id="prepare", map_index=-1, try_number=1, max_tries=1,
+        get_task_states=lambda **which: {"r": {"prepare": "running"}},
+    )  # fmt: skip
+    dag_run = SimpleNamespace(dag_id="d", run_id="r", conf={}, partition_key=None, run_type="manual")
+    context: Any = {"dag": task.dag, "dag_run": dag_run, "params": {}, "ti": ti}
+    with pytest.raises(TaskDeferred) as deferred:
+        task.execute(context)
+    trigger, timeout = deferred.value.trigger, deferred.value.timeout
+    assert isinstance(trigger, RayJobTrigger)
+    assert timeout is not None
+    assert time.time() + timeout.total_seconds() > trigger.deadline_s + trigger_module.OUTAGE_S
 
 
 @pytest.mark.parametrize("characters", [None, 1, 40, 10_000])

@@ -12,8 +12,9 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from vista.config import GridCell, GridConfig, RefreshConfig
+from vista.orchestration.approval import PromotionApproval
 from vista.orchestration.conf import config_of
-from vista.orchestration.deployment import alert
+from vista.orchestration.deployment import alert, approval_is_on
 from vista.orchestration.stages import form
 
 pytestmark = pytest.mark.usefixtures("metadata_database")
@@ -26,8 +27,12 @@ def context_of(
     run_of = SimpleNamespace(
         dag_id="some_dag", run_id=run, conf=conf, partition_key=partition, run_type=run.partition("__")[0]
     )
-    params = {name: param.value for name, param in form(RefreshConfig, **form_of).items()}
-    return {"dag_run": run_of, "params": params | conf, "ti": SimpleNamespace(task_id="prepare")}
+    fields = form(RefreshConfig, **form_of)
+    params = {name: param.value for name, param in fields.items()}
+    return {
+        "dag": SimpleNamespace(params=fields), "dag_run": run_of, "params": params | conf,
+        "ti": SimpleNamespace(task_id="prepare"),
+    }  # fmt: skip
 
 
 def test_a_run_s_conf_comes_before_the_deployment_s_and_that_before_the_form_s(
@@ -74,7 +79,14 @@ def test_a_grid_is_named_after_its_run_and_its_cells_after_it() -> None:
 
 @pytest.mark.parametrize(
     ("variable", "conf", "message"),
-    [('["smoke"]', {}, "write a JSON object of a form's fields"), ("{}", {"width": 0}, "width")],
+    [
+        ('["smoke"]', {}, "write a JSON object of a form's fields"),
+        ("{'recipe': 'smoke'}", {}, "the Variable 'vista' is no JSON .*write a JSON object"),
+        ('{"warmstart": true}', {}, "the Variable 'vista' has 'warmstart': it takes codec, .*warm_start"),
+        ('{"until": "2026-01-01"}', {}, "the Variable 'vista' has 'until'"),
+        ("{}", {"width": 0}, "width"),
+        ("{}", {"widht": 8}, "'widht' is unknown: some_dag takes recipe, .*width"),
+    ],
 )
 def test_values_that_no_run_can_have(
     monkeypatch: pytest.MonkeyPatch, variable: str, conf: dict[str, Any], message: str
@@ -82,6 +94,25 @@ def test_values_that_no_run_can_have(
     monkeypatch.setenv("AIRFLOW_VAR_VISTA", variable)
     with pytest.raises(AirflowFailException, match=message):
         config_of(RefreshConfig, context_of(conf))
+
+
+@pytest.mark.parametrize(("variable", "on"), [(None, False), ("true", True), ("false", False)])
+def test_approval_is_what_the_variable_says(
+    monkeypatch: pytest.MonkeyPatch, variable: str | None, on: bool
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("AIRFLOW_VAR_VISTA_APPROVAL", variable)
+    assert approval_is_on() is on
+
+
+@pytest.mark.parametrize("variable", ["True", '"false"', "0", "yes"])
+def test_what_may_mean_approval_or_not_promotes_nothing(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv("AIRFLOW_VAR_VISTA_APPROVAL", variable)
+    approval = PromotionApproval(task_id="approve_promotion", retrained="retrain_downstream")
+    with pytest.raises(AirflowFailException, match=r"is .*: write true or false"):
+        approval.execute(context_of({}))
 
 
 class Receiver(HTTPServer):

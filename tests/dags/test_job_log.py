@@ -31,7 +31,7 @@ def test_lines_of_every_triggerer_since_the_submitting_attempt(
     (folder / "attempt=1.log.trigger.1.log").write_text(
         job * 100
     )  # another job's, before the task was cleared
-    (folder / "attempt=2.log.trigger.1.log").write_text(other + job * 3 + other)
+    (folder / "attempt=2.log.trigger.1.log").write_text(other + job * 3 + "7\n" + other)
     (folder / "attempt=2.log.trigger.2.log").write_text(job * 2 + job[:20])  # killed while it wrote
     (folder / "attempt=3.log.trigger.2.log").write_text(job)
     (folder / "attempt=3.log").write_text(job * 100)  # the worker's

@@ -3,21 +3,25 @@
 `python test_supervisor.py PLACE` is one over two small servers; it knows no other children, unlike a test.
 """
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from infra import processes
 from infra.http_calls import answers
 from infra.processes import wait_until
 from infra.servers import HOST, Server, kept_ports, private_folder, running
-from infra.services import Services
+from infra.services import Service, Services
 from infra.stack import supervisor
-from infra.stack.state import Place, Seen
+from infra.stack.state import Place, Seen, State
 from infra.stack.supervisor import Supervisor, keep_short
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +66,89 @@ def test_a_long_log_is_moved_and_its_writer_goes_on_in_the_short_one(
     newest = server.log.read_bytes()
     assert b"line " in newest
     assert b"\0" not in newest  # it appends: there is no hole where the old lines were
+
+
+def test_a_log_that_fits_nowhere_is_cut_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LOG_BYTES", 10)
+    monkeypatch.setattr(supervisor.shutil, "copyfile", _full_disk)
+    log = tmp_path / "writer.log"
+    log.write_text("what was written\n" * 10)
+    keep_short(log)
+    assert log.read_text() == ""
+
+
+def test_a_full_disk_ends_no_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The supervisor's end is that of all services; what it could not write down it writes later."""
+    monkeypatch.setattr(supervisor, "LOOK_S", 0.01)
+    written: list[State] = []
+    services, watching = Services(), Supervisor(Place(tmp_path), embedded=True)
+
+    def write(place: Place, state: State) -> None:
+        written.append(state)
+        if len(written) < 3:
+            _full_disk()
+        raise SystemExit
+
+    monkeypatch.setattr(Place, "write", write)
+    services.starting = "something new"
+    with pytest.raises(SystemExit):
+        watching.watch(services)
+    assert len(written) == 3
+
+
+def test_a_service_whose_answer_makes_no_sense_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise nobody would ever ask it again, and it would be started again for ever."""
+    monkeypatch.setattr(supervisor, "LOOK_S", 0.01)
+    asked: list[float] = []
+
+    def answer() -> bool:
+        asked.append(time.monotonic())
+        return bool({}["waiting"]) if len(asked) == 1 else True
+
+    server = Server("s", tmp_path, ["true"], answer, WAIT_S)
+    service = Service("s", server, "-", "starting", time.monotonic())
+    threading.Thread(target=supervisor._ask, args=(service,), daemon=True).start()
+    assert wait_until(lambda: service.answered_s > service.since_s, 10.0)
+    service.state = "ended"  # nobody asks any more
+
+
+def test_a_region_s_worker_that_ends_is_not_shown_as_one_that_waits(tmp_path: Path) -> None:
+    """One with a wrong setting ends again and again."""
+    server = Server("s", tmp_path, ["false"], lambda: False, WAIT_S)
+    service = Service("s", server, "-", "starting", 0.0, may_wait=True)
+    assert service.shown == "waiting"
+    service.state = "ended"
+    assert service.shown == "ended"
+
+
+def test_what_does_not_stop_in_time_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "STOP_S", 0.5)
+    script = "trap '' TERM; sleep 60 & echo $!; wait; sleep 60"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True) as guard:
+        assert guard.stdout is not None
+        below = int(guard.stdout.readline())
+        processes.stop(guard)
+        assert guard.poll() == -signal.SIGKILL
+    assert wait_until(lambda: not processes.alive(below), WAIT_S)
+
+
+def test_the_children_of_some_are_those_of_all() -> None:
+    with subprocess.Popen(
+        ["sh", "-c", "sleep 600 & sleep 600 & echo; wait"], stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        found = processes.children_of([parent.pid])
+        assert sorted(found[parent.pid]) == sorted(processes.children()[parent.pid])
+        assert len(found[parent.pid]) == 2
+        processes.kill_all(lambda: processes.descendants(parent.pid))
+    assert processes.children_of([parent.pid]).get(parent.pid) is None
+
+
+def _full_disk(*arguments: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def _seen(place: Path) -> dict[str, Seen]:

@@ -70,3 +70,20 @@ def test_another_data_set_under_a_grid_s_name_is_refused(settings: Settings, tmp
     other = GridCell.model_validate(GRID.cells()[0].model_dump() | {"until": "2022-01-12", "seed": 7})
     with pytest.raises(InputError, match="was started with other values"):
         grid_cell(other, settings)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"width": 5}, "cell seeds-2-width-5-length-20-seed-0: width 5: Input should be greater"),
+        ({"seeds": 5_000}, "seeds 5000: Input should be less"),
+        ({"width": 17}, "width 17 is not a multiple of heads"),
+    ],
+)
+def test_a_cell_that_no_run_can_be_is_refused_before_anything_is_kept(
+    value: dict[str, int], message: str, tmp_path: Path
+) -> None:
+    cell = GridCell.model_validate(GRID.cells()[0].model_dump() | value)
+    with pytest.raises(InputError, match=message):
+        grid_cell(cell, settings_of(tmp_path))
+    assert list(tmp_path.iterdir()) == []

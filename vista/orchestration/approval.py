@@ -4,6 +4,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
+from airflow.sdk.exceptions import AirflowFailException
 
 from vista.orchestration.deployment import approval_is_on
 
@@ -34,7 +35,11 @@ class PromotionApproval(ApprovalOperator):
         self.retrained = retrained
 
     def execute(self, context: "Context") -> dict[str, str]:
-        if not approval_is_on():
+        try:
+            wanted = approval_is_on()
+        except ValueError as error:
+            raise AirflowFailException(f"stage {self.task_id} failed: {error}") from error
+        if not wanted:
             self.log.info("no approval is wanted: the Variable vista_approval is not true")
             return {}
         if not context["ti"].xcom_pull(task_ids=self.retrained)["gate"]["promote"]:

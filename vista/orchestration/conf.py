@@ -8,12 +8,10 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from vista.config import Frozen
 from vista.orchestration import deployment
+from vista.orchestration.deployment import NAMES
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-
-NAMES = ("run_id", "grid")
-"""Fields that are the run's own name if they are empty."""
 
 Config = TypeVar("Config", bound=Frozen)
 
@@ -42,6 +40,9 @@ def config_of(kind: type[Config], context: "Context", values: Mapping[str, Any] 
                 f"no events are named for {run.partition_key}: set the Variable {deployment.VALUES!r}, then "
                 "backfill the day if you want it"
             )
+        if unknown := sorted((run.conf or {}).keys() - context["dag"].params.keys()):
+            takes = ", ".join(context["dag"].params) or "no values"
+            raise ValueError(f"{unknown[0]!r} is unknown: {run.dag_id} takes {takes}")
         given = dict(context["params"]) | deployed | (run.conf or {}) | dict(values or {})
         given = {name: value for name, value in given.items() if name in fields}
         for name in [name for name, value in given.items() if value is None]:  # a text the form left empty
@@ -53,4 +54,4 @@ def config_of(kind: type[Config], context: "Context", values: Mapping[str, Any] 
         return kind.model_validate(given)
     except ValueError as error:
         task_id = context["ti"].task_id
-        raise AirflowFailException(f"stage {task_id} failed: the run's conf: {error}") from error
+        raise AirflowFailException(f"stage {task_id} failed: the run's values: {error}") from error

@@ -45,6 +45,7 @@ def _triggerers_files(task_log: Path) -> Iterator[Path]:
 
 def _is_of_job(line: str) -> bool:
     try:
-        return bool(json.loads(line).get("logger") == JOB_LOG.name)
+        found = json.loads(line)
     except ValueError:  # cut off by a kill: it is logged again
         return False
+    return isinstance(found, dict) and found.get("logger") == JOB_LOG.name

@@ -5,6 +5,7 @@ import hashlib
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
@@ -27,6 +28,8 @@ INPUT_ERROR = 2
 CONNECTION = "ray_default"
 SUBMIT_OUTAGE_S = 120.0
 """How long a head may be away while a worker waits for it."""
+LATE_S = 3_600.0
+"""How long after its deadline a job's end may be told: no triggerer may be there to tell it."""
 PYTHON = '"${VISTA_PYTHON:-python}"'
 """Expanded by the shell on Ray's node: only the node knows where its environment is."""
 
@@ -107,6 +110,7 @@ class RayJobOperator(BaseOperator):
         self.defer(
             trigger=RayJobTrigger(CONNECTION, names[attempt - 1], attempt, time.time() + self.deadline_s),
             method_name="finish",
+            timeout=timedelta(seconds=self.deadline_s + LATE_S),
         )
 
     def finish(self, context: "Context", event: dict[str, Any]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class RayJobs:
         status, body = await self._request("GET", f"/api/jobs/{submission_id}", missing_is_fine=True)
         if status == 404:
             return None
-        details = json.loads(body)
+        details = self._details(body, "status")
         return JobState(details["status"], details.get("message") or "", details.get("driver_exit_code"))
 
     async def submit(
@@ -123,7 +123,7 @@ class RayJobs:
     async def log(self, submission_id: str) -> str:
         """The whole text of the job's log until now; empty for a job that Ray does not know."""
         status, body = await self._request("GET", f"/api/jobs/{submission_id}/logs", missing_is_fine=True)
-        return "" if status == 404 else str(json.loads(body)["logs"])
+        return "" if status == 404 else str(self._details(body, "logs")["logs"])
 
     async def _upload(self, code: Package) -> None:
         path = f"/api/packages/gcs/{code.name}"
@@ -146,6 +146,19 @@ class RayJobs:
                 raise HeadAwayError(f"{answer}; see the head's dashboard.log")
             raise BackendError(f"{answer}; check the Airflow connection's host and token")
         return status, text
+
+    def _details(self, body: str, name: str) -> dict[str, Any]:
+        """What an answer holds, `name` at least: any server with a page may have answered."""
+        try:
+            found = json.loads(body)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or name not in found:
+            raise BackendError(
+                f"{self._address} does not answer as Ray's dashboard does: check the host of the Airflow "
+                "connection"
+            )
+        return found
 
     def _unreachable(self, error: BaseException) -> HeadAwayError:
         reason = str(error) or type(error).__name__

@@ -41,7 +41,8 @@ DEADLINES_S = {
     "grid_cell": 24 * HOUR_S,
     "grid": HOUR_S / 4,
 }
-"""The trigger enforces a job's deadline and stops it; Airflow's own time-out is the net below it."""
+"""The trigger enforces a job's deadline and stops it; the net below it is the operator's `LATE_S` while the
+task waits, and Airflow's own time-out while it does not."""
 NET_S = 600.0
 KEEPS = {"retrain_downstream": ("gate",), "next_summaries": ("config",)}
 

@@ -190,6 +190,8 @@ def track(
             tracked = Tracked(settings.mlflow_url, runs[0].info.run_id)
             store.update_run(tracked.run_id, status="RUNNING")
             tracked.tag(tags)
+            if params and not runs[0].data.params:  # who made it was killed before they were logged
+                _log_params(store, tracked.run_id, params)
             return tracked
         revision = git_revision()
         found = {

@@ -3,10 +3,14 @@ below that of the grid."""
 
 import logging
 
+from pydantic import ValidationError
+
 from vista.config import Frozen, GridCell, GridConfig, RefreshConfig, Settings
 from vista.data.prepare import PrepareReport
+from vista.errors import InputError
 from vista.evaluate.metrics import Metrics
 from vista.jobs import run_stage
+from vista.recipes import recipe_of
 from vista.runs import RunDirectory
 from vista.train.model_run import keep_scores, of_test_rows
 from vista.train.stage import StageContext
@@ -36,6 +40,7 @@ class GridReport(Frozen):
 def grid_cell(config: GridCell, settings: Settings) -> CellReport:
     """Train and measure one cell. Run again, it trains nothing anew."""
     refresh = refresh_of(config)
+    recipe_of(refresh)  # its limits, before anything is prepared or kept
     share_data(config, refresh, settings)
     trained = run_stage("train_foundation", refresh, settings)
     report = cell_report(config, settings)
@@ -77,9 +82,13 @@ def run_id_of(cell: GridCell) -> str:
 
 
 def refresh_of(cell: GridCell) -> RefreshConfig:
-    """A cell as a run."""
+    """A cell as a run. Raises `InputError` for a value that no run can have."""
     values = cell.model_dump(exclude={"grid"})
-    return RefreshConfig(run_id=run_id_of(cell), **values)
+    try:
+        return RefreshConfig(run_id=run_id_of(cell), **values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"cell {cell.name}: {first['loc'][0]} {first['input']}: {first['msg']}") from error
 
 
 def share_data(cell: GridCell, refresh: RefreshConfig, settings: Settings) -> None:

@@ -1,0 +1,104 @@
+"""What make and its launchers do with variables: those on its command line, VISTA_HOME and the like."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from infra.backends import HIVESERVER, servers_of
+from infra.environment import ROOT, home_of, jobs_environment
+from infra.run import only_run, parse
+from infra.sql import of_run
+from infra.stack import layout
+from infra.stack.state import Place
+from infra.ui import main as ui_main
+from infra.ui import store_of
+from vista.config import Settings
+from vista.errors import InputError
+
+
+def arguments_of(*command: str) -> list[str]:
+    """What the last command of a target gets from the shell."""
+    make = ["make", "-n", "--no-print-directory", "-o", "install", *command]
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    line = subprocess.check_output(make, cwd=ROOT, env=outside, text=True).splitlines()[-1]
+    words = subprocess.check_output(["bash", "-c", f"printf '%s\\0' {line}"], text=True).split("\0")
+    return words[3:-1]
+
+
+@pytest.mark.parametrize(
+    "folder", ["my events", "it's", "a;true b", "a (old) & b", 'a"b', "a*", "a\\b", "a #1", "x=y", ""]
+)
+def test_a_value_reaches_the_launcher_as_it_was_typed(folder: str) -> None:
+    given = {f"DATA_DIR={folder}", "DATASET=events"}
+    assert set(arguments_of("run", *given)) == given
+    assert arguments_of("ui", "DATASET=smoke") == ["DATASET=smoke"]
+
+
+def test_only_what_was_typed_is_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATASET", "events")
+    assert arguments_of("run") == []
+
+
+def test_the_page_is_that_of_the_deployment_which_the_run_has_made(tmp_path: Path) -> None:
+    environment = {"VISTA_HOME": str(tmp_path / "home"), "VISTA_RUNS": str(tmp_path)}
+    run = parse(["DATASET=smoke"], environment)
+    run.home.mkdir()
+    (run.home / "mlflow.db").touch()
+    assert store_of(["DATASET=smoke"], environment) == run.home / "mlflow.db"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["DATASETS=smoke"], "make ui DATASETS=...: it takes DATASET, BACKENDS"),
+        (["DATASET=netflix"], "DATASET=netflix does not exist: choose one of smoke"),
+        (["DATASET="], "(VISTA_HOME names the folder): make run DATASET=generated first"),
+    ],
+)
+def test_a_page_of_nothing_is_refused(
+    arguments: list[str],
+    named: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("VISTA_HOME", str(tmp_path))
+    assert ui_main(arguments) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_an_empty_variable_counts_as_not_set() -> None:
+    """Otherwise it would be the folder in which make was called."""
+    empty = dict.fromkeys(("VISTA_HOME", "VISTA_RUNS", "VISTA_STACK"), "")
+    run = parse(["DATASET=smoke"], empty)
+    assert (run.home, run.runs) == (home_of("smoke", "embedded", {}), ROOT / "runs")
+    assert Place.named(empty) == Place.named({})
+
+
+def test_a_shell_in_which_another_deployment_was_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run, and the next stack, would have used the back ends of the first."""
+    real = {"VISTA_CATALOG_URL": "hive://127.0.0.1:1/d", "VISTA_REGIONS": "east=redis://127.0.0.1:2"}
+    for name, url in real.items():
+        monkeypatch.setenv(name, url)
+    embedded = jobs_environment(tmp_path, tmp_path / "a home", "sqlite:///m", {})
+    assert Settings.from_environment(embedded).catalog_url == f"sqlite:///{tmp_path}/a home/catalog.db"
+    assert real.items() <= jobs_environment(tmp_path, tmp_path, "sqlite:///m", real).items()
+    layout.write_environment(tmp_path, embedded)
+    shown = ["bash", "-c", f"source {tmp_path}/environment && env"]
+    lines = subprocess.check_output(shown, text=True).splitlines()
+    assert f"VISTA_HOME={tmp_path}/a home" in lines
+    assert [line for line in lines if line.startswith("VISTA_") and line.partition("=")[0] in real] == []
+
+
+def test_tables_of_a_run_that_goes_on_are_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its servers were taken for those of a launcher that was killed, which are to be ended."""
+    monkeypatch.setattr("infra.run.OTHER_RUN_STOPS_S", 0.1)
+    monkeypatch.setattr("infra.services.OTHERS_STOP_S", 0.1)
+    monkeypatch.setattr("infra.services.guards_of", lambda place: {1})
+    (servers_of(tmp_path) / HIVESERVER).mkdir(parents=True)
+    with only_run(tmp_path), pytest.raises(InputError, match=r"another run uses .*: wait for it"):
+        of_run(tmp_path, "SELECT 1")

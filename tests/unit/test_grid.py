@@ -8,7 +8,7 @@ import torch
 from training_data import foundation_in_place, settings_of
 
 from vista.config import GridCell, GridConfig, RefreshConfig, Settings
-from vista.errors import InputError
+from vista.errors import InputError, StageError
 from vista.runs import RunDirectory
 from vista.train.compare import compare
 from vista.train.experiments.grid import grid, grid_cell, refresh_of, share_data
@@ -46,9 +46,13 @@ def test_a_cell_is_a_run_with_its_shape() -> None:
 
 
 def test_cells_are_nested_in_one_experiment(settings: Settings) -> None:
-    report = grid(GRID, settings)
+    with pytest.raises(
+        StageError, match=r"1 of 2 cells are not trained \(seeds-4-width-16-length-20-seed-0\)"
+    ):
+        grid(GRID, settings)  # the other one is compared
+    report = grid(GRID.model_copy(update={"seeds": "2"}), settings)
     (cell,) = report.cells
-    assert (cell.cell, report.missing) == (GRID.cells()[0], ("seeds-4-width-16-length-20-seed-0",))
+    assert cell.cell == GRID.cells()[0]
     experiments = rows(settings, "select name from experiments where name like 'vista-grid%'")
     assert experiments == [("vista-grid-shapes",)]
     parents = rows(settings, "select value from tags where key = 'mlflow.parentRunId'")
@@ -60,7 +64,7 @@ def test_cells_are_nested_in_one_experiment(settings: Settings) -> None:
 
 
 def test_a_cell_keeps_its_scores_for_the_comparison(settings: Settings) -> None:
-    grid(GRID, settings)
+    grid(GRID.model_copy(update={"seeds": "2"}), settings)
     (run,) = compare(settings, "vista-grid-shapes").runs
     kept = kept_scores(settings.mlflow_url, run.id, run.rows)
     assert len(kept.scores_N) == 8 * 120  # candidates of a user's day, users

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from vista.config import Frozen, GridCell, GridConfig, RefreshConfig, Settings
 from vista.data.prepare import PrepareReport
-from vista.errors import InputError
+from vista.errors import InputError, StageError
 from vista.evaluate.metrics import Metrics
 from vista.jobs import run_stage
 from vista.recipes import recipe_of
@@ -30,11 +30,10 @@ class CellReport(Frozen):
 
 
 class GridReport(Frozen):
-    """All cells that are trained, by falling AUC, and the names of those that are not."""
+    """All cells, by falling AUC."""
 
     mlflow_run_id: str
     cells: tuple[CellReport, ...]
-    missing: tuple[str, ...]
 
 
 def grid_cell(config: GridCell, settings: Settings) -> CellReport:
@@ -60,7 +59,8 @@ def log_training(stage: StageContext, child: Tracked) -> None:
 
 
 def grid(config: GridConfig, settings: Settings) -> GridReport:
-    """Compare the cells that are trained, and end the grid's MLflow run."""
+    """Compare the cells that are trained, and end the grid's MLflow run. Raises `StageError`, after that, if
+    others are not."""
     cells, missing = [], []
     for cell in config.cells():
         if RunDirectory.named(settings.runs, run_id_of(cell)).stage("train_foundation") is None:
@@ -73,7 +73,12 @@ def grid(config: GridConfig, settings: Settings) -> GridReport:
     parent = parent_of(config.grid, settings)
     best = {"best_test_auc": cells[0].metrics.auc} if cells else {}
     parent.finish({"cells": len(cells), "missing": len(missing), **best})
-    return GridReport(mlflow_run_id=parent.run_id, cells=tuple(cells), missing=tuple(missing))
+    if missing:
+        raise StageError(
+            f"{len(missing)} of {len(missing) + len(cells)} cells are not trained ({', '.join(missing)}): "
+            "their tasks say why; clear those, then this one. The others are compared"
+        )
+    return GridReport(mlflow_run_id=parent.run_id, cells=tuple(cells))
 
 
 def run_id_of(cell: GridCell) -> str:

@@ -1,7 +1,7 @@
 """Cells in processes of their own, some at a time, each for a limited time.
 
 A process that has to be killed has trained for nothing, but for the epochs that it ended: a cell that got on
-in its process gets another one.
+in its process gets another one, and gets it at the end of an epoch if the next would be cut off.
 """
 
 import logging
@@ -27,14 +27,16 @@ POLL_S = 0.2
 """Asked in turns: polars' signal handler leaves a thread that waits for a lock asleep on Ctrl-C."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Running:
-    """A process, the time by which it is over or killed, and the epoch after which it began."""
+    """A process, and the time by which it is over or killed; its last epoch, and since when that is kept."""
 
     job: CellJob
     process: subprocess.Popen[bytes]
     end_s: float
-    after: Path | None
+    epoch: Path | None
+    since_s: float
+    got_on: bool = False
 
     @classmethod
     def start(cls, job: CellJob, limit_s: float) -> "_Running":
@@ -44,19 +46,22 @@ class _Running:
         assert process.stdin is not None
         process.stdin.write(job.model_dump_json().encode() + b"\n")
         process.stdin.flush()  # and stays open: the cell ends when it closes, however this process ends
-        return cls(job, process, time.monotonic() + limit_s, job.last_epoch())
+        now_s = time.monotonic()
+        return cls(job, process, now_s + limit_s, job.last_epoch(), now_s)
 
     def ended(self) -> bool:
-        return self.process.poll() is not None or time.monotonic() > self.end_s
+        now_s, epoch = time.monotonic(), self.job.last_epoch()
+        if epoch != self.epoch:
+            if now_s + (now_s - self.since_s) > self.end_s:
+                self.end_s = now_s
+            self.epoch, self.since_s, self.got_on = epoch, now_s, True
+        return self.process.poll() is not None or now_s >= self.end_s
 
     def exit_code(self) -> int | None:
         """None if the time was over and the process had to be killed."""
         code = self.process.poll()
         self.kill()
         return code
-
-    def got_on(self) -> bool:
-        return self.job.last_epoch() != self.after
 
     def kill(self) -> None:
         self.process.kill()
@@ -82,7 +87,7 @@ def make_cells(
             for one in [one for one in running if one.ended()]:
                 running.remove(one)
                 code = one.exit_code()
-                if code is None and one.got_on():
+                if code is None and one.got_on:
                     LOG.info("%s: goes on after an epoch that it ended", one.job.title)
                     running.append(_Running.start(one.job, limit_s))
                     continue

@@ -31,7 +31,8 @@ from vista.delivery.release import announce, current_release, promote, retire, r
 from vista.delivery.retirements import is_retired
 from vista.delivery.sqlite_catalog import SqliteCatalog
 from vista.delivery.worker import drain
-from vista.errors import EpochError, InputError, RegionNotReadyError, ReleaseConflictError
+from vista.errors import BackendError, EpochError, InputError, RegionNotReadyError, ReleaseConflictError
+from vista.serve import operations
 
 SPACE = SPACES[0]
 
@@ -205,6 +206,44 @@ def test_a_rollback_that_was_killed_before_its_announcement_heals_and_goes_no_fu
     assert (done.release, done.changed, done.regions) == (fourth, False, {})
     assert served(backends) == {"r-4"}
     assert len(backends.catalog.releases()) == 4
+
+
+def test_two_who_roll_back_what_both_saw_go_back_once(
+    backends: Backends, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one loads the model to go back to while the first one is done."""
+    for number in (1, 2, 3):
+        promoted(backends, number)
+
+    def meanwhile(release: Release) -> None:
+        assert release.epoch == 2
+        rollback(backends, to=None, actor="the first", reason="worse")
+
+    monkeypatch.setattr(operations, "_check_model", meanwhile)
+    with pytest.raises(ReleaseConflictError, match="somebody was faster"):
+        operations.roll_back(settings, None, "worse", dry_run=False)
+    assert [one.epoch for one in backends.catalog.releases()] == [1, 2, 3, 2]
+
+
+def test_a_rollback_that_the_log_does_not_take_says_that_it_is_done(
+    backends: Backends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who runs it again goes back once more."""
+    for number in (1, 2, 3):
+        promoted(backends, number)
+
+    def away(*_: object) -> None:
+        raise BackendError("no broker answers: run the command again")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(backends.log, "broadcast", away)
+        with pytest.raises(BackendError, match=r"is the release now.*vista repair.*no broker answers"):
+            rollback(backends, to=None, actor="me", reason="worse")
+    release = current_release(backends.catalog)
+    assert release is not None
+    assert release.epoch == 2
+    assert announce(backends, release) == {}
+    assert served(backends) == {release.id}
 
 
 def test_rollback_errors(backends: Backends) -> None:

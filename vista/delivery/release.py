@@ -17,6 +17,7 @@ from vista.delivery.publish import copies_of
 from vista.delivery.readiness import RegionState
 from vista.delivery.regions import Backends
 from vista.delivery.retirements import is_retired, note_retirement, take_back_retirement
+from vista.delivery.rules import check_current
 from vista.delivery.worker import drain
 from vista.errors import BackendError, EpochError, InputError, RegionNotReadyError, ReleaseConflictError
 from vista.summary.record import space_id
@@ -100,11 +101,18 @@ def promote(
 
 
 def rollback(
-    backends: Backends, *, to: str | None, actor: str, reason: str, dry_run: bool = False
+    backends: Backends,
+    *,
+    to: str | None,
+    actor: str,
+    reason: str,
+    instead_of: str | None = None,
+    dry_run: bool = False,
 ) -> ReleaseReport:
     """A new release that names what release `to` named; by default the one before what serves now. If `to`
     names what serves, only the regions are healed: after a crash between a swap and its announcement. A
-    freeze does not stop it: it is the way out of what the freeze is for.
+    freeze does not stop it: it is the way out of what the freeze is for. `instead_of` is what the caller saw
+    serving, if it looked: two who see the same fault must not go back twice.
 
     Raises `InputError` if there is no such release, `EpochError` if its epoch is withdrawn,
     `RegionNotReadyError` if no region holds it any more, `ReleaseConflictError`.
@@ -113,6 +121,8 @@ def rollback(
     if not releases:
         raise InputError("there is no release yet: nothing to roll back")
     target, current = _target(releases, to), releases[-1]
+    if instead_of is not None:
+        check_current(current, instead_of)
     if _content(target) == _content(current):
         regions = {} if dry_run else announce(backends, current)
         return ReleaseReport(release=current, before=current, changed=False, regions=regions)
@@ -246,9 +256,16 @@ def _swap(
     log.info("%s: %s -> %s", action, expected, wanted.id)
     if gone := _gone(backends.catalog, wanted):
         _take_back(backends, before, wanted, actor, gone)
-    # regions within reach wait for no other
-    backends.log.broadcast(range(backends.log.partitions), release_record(wanted))
-    return ReleaseReport(release=wanted, before=before, changed=True, regions=announce(backends, wanted))
+    try:
+        # regions within reach wait for no other
+        backends.log.broadcast(range(backends.log.partitions), release_record(wanted))
+        regions = announce(backends, wanted)
+    except BackendError as error:
+        raise BackendError(
+            f"{wanted.id} is the release now, but not every region has been told: `python -m vista repair "
+            f"--reason ...` announces it, another rollback would go further back: {error}"
+        ) from error
+    return ReleaseReport(release=wanted, before=before, changed=True, regions=regions)
 
 
 def _gone(catalog: Catalog, release: Release) -> str:

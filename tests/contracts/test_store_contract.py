@@ -215,11 +215,12 @@ def test_retire_leaves_buckets_alone_that_the_log_has_not_told(store: Store) -> 
     assert store.get_many(SPACE, 1, [here, there]) == [None, record(there)]
 
 
-def test_retire_deletes_more_than_a_slice(store: Store) -> None:
+def test_retire_deletes_more_than_a_slice_and_ends_when_told(store: Store) -> None:
     users = users_of(0, 2_300)
     store.apply(0, 0, 2_300, [tombstone(user, 0) for user in users])
     store.apply(0, 2_300, 2_301, [retirement(SPACE, 1)])
-    assert store.retire(SPACE, 1) == 2_300
+    assert store.retire(SPACE, 1, at_most=1) == 1_000
+    assert store.retire(SPACE, 1, at_most=1_001) == 1_300
     assert store.retire(SPACE, 1) == 0
 
 

@@ -15,7 +15,7 @@ from delivery_samples import BUCKETS, SPACES, publish_epoch, record, settings_of
 from region_threads import RegionThread, region_thread
 
 from vista.config import Settings
-from vista.delivery import sqlite
+from vista.delivery import sqlite, sqlite_store, worker
 from vista.delivery.audit import audit_line
 from vista.delivery.backfill import backfill
 from vista.delivery.catalog import open_catalog
@@ -27,6 +27,7 @@ from vista.delivery.region_health import RegionHealth, served
 from vista.delivery.region_worker import LIMITS, Limits
 from vista.delivery.sqlite_log import SqliteLog
 from vista.delivery.sqlite_store import SqliteStore
+from vista.delivery.worker import drain
 from vista.errors import BackendError, InputError
 
 SPACE = SPACES[0]
@@ -94,6 +95,45 @@ def test_it_deletes_what_its_forerunner_was_killed_before_deleting_also_while_ro
     with region_thread("east", log, store, Limits(min_free_bytes=2**62)) as running:
         until(lambda: running.worker.held_back)
         until(lambda: held() == 0)
+
+
+def test_the_log_is_followed_while_an_epoch_is_deleted(
+    log: SqliteLog, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deleting one takes minutes: rollbacks and updates do not wait for it."""
+    monkeypatch.setattr(worker, "RETIRE_AT_ONCE", 1)
+    monkeypatch.setattr(sqlite_store, "RETIRE_SLICE", 1)
+    log.append(1, [*(record(user) for user in users_of(1, 10)), retirement(SPACE, 1)])
+    delete, followed = store.retire, list[bool]()
+
+    def retire(space: str, epoch: int, at_most: int | None = None) -> int:
+        followed.append(is_at_end(log, store))
+        log.append(2, [record(users_of(2, 1)[0], len(followed), epoch=2)])
+        return delete(space, epoch, at_most)
+
+    monkeypatch.setattr(store, "retire", retire)
+    with region_thread("east", log, store):
+        until(lambda: len(followed) == 11)
+        until(lambda: is_at_end(log, store))
+    assert len(followed) == 11, "one by one, and once more to find nothing"
+    assert all(followed), "what was appended meanwhile was applied before the next one"
+
+
+def test_who_waits_for_a_region_for_a_time_does_not_wait_for_deletions(
+    log: SqliteLog, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "RETIRE_AT_ONCE", 1)
+    monkeypatch.setattr(sqlite_store, "RETIRE_SLICE", 1)
+    log.append(1, [*(record(user) for user in users_of(1, 10)), retirement(SPACE, 1)])
+    drain("east", log, store, deadline_s=30.0)
+    assert store.retire(SPACE, 1) == 0, "there was time"
+    log.append(1, [*(record(user, epoch=2) for user in users_of(1, 10)), retirement(SPACE, 2)])
+    with monkeypatch.context() as slow:
+        slow.setattr(store, "retire", lambda space, epoch, at_most: time.sleep(0.1) or at_most)
+        drain("east", log, store, deadline_s=0.5)
+    assert is_at_end(log, store)
+    drain("east", log, store)
+    assert store.retire(SPACE, 2) == 0, "the next one has deleted them"
 
 
 def test_a_hole_stops_its_bucket_alone_until_the_store_is_past_it(

@@ -87,7 +87,7 @@ class RedisStore:
     def state(self, bucket: int) -> BucketState:
         return self._nodes.ask(PATIENCE_S, self._state, bucket)
 
-    def retire(self, space: str, epoch: int) -> int:
+    def retire(self, space: str, epoch: int, at_most: int | None = None) -> int:
         deleted = 0
         for bucket in range(self._buckets):
             held = self._nodes.ask(PATIENCE_S, self._held, bucket)
@@ -96,6 +96,8 @@ class RedisStore:
                     continue
                 while (count := self._nodes.ask(PATIENCE_S, self._delete_slice, bucket, tag)) is not None:
                     deleted += count
+                    if at_most is not None and deleted >= at_most:
+                        return deleted
         return deleted
 
     def dead_letters(self, bucket: int) -> list[DeadLetter]:

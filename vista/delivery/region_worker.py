@@ -127,7 +127,7 @@ class RegionWorker:
             self.log_fault = ""
 
     def _round(self, stop: threading.Event) -> bool:
-        """One batch of every bucket that may have one. Returns whether any moved."""
+        """One batch of every bucket that may have one. Returns whether there may be more to do."""
         self.held_back = self._pressure()
         moved = False
         for bucket in () if self.held_back else sorted(self.assigned - self.faults.keys()):
@@ -136,9 +136,9 @@ class RegionWorker:
                 break
         if not self.held_back:
             self._retry(stop)
-        self._retire()
+        retires = self._retire()
         self._look_around(stop)
-        return moved
+        return moved or retires
 
     def _fails(self, bucket: int) -> bool:
         """Whether its back end does not answer. Each round ends there: one that hangs costs a time-out, and
@@ -155,14 +155,15 @@ class RegionWorker:
             if self._fails(bucket):
                 break
 
-    def _retire(self) -> None:
-        """Also while it is held back: deleting makes room."""
+    def _retire(self) -> bool:
+        """Also while it is held back: deleting makes room. Returns whether more is left to delete now."""
         if any(not fault.needs_backfill for fault in self.faults.values()):
-            return
+            return False
         try:
-            self._worker.retire()
+            return self._worker.retire()
         except BackendError as error:  # tried again in the next round
             log.warning("region %s: not all that is retired is deleted yet: %s", self.region, error)
+            return False
 
     def _look_around(self, stop: threading.Event) -> None:
         until_s = time.monotonic() + LOOKING_S

@@ -101,7 +101,7 @@ class SqliteStore:
                 free_bytes=shutil.disk_usage(self._database.path.parent).free,
             )
 
-    def retire(self, space: str, epoch: int) -> int:
+    def retire(self, space: str, epoch: int, at_most: int | None = None) -> int:
         deleted = 0
         while True:  # in slices, so that `apply` is never kept waiting long
             with self._database.write() as connection:
@@ -112,7 +112,7 @@ class SqliteStore:
                     (signed(space_id(space)), epoch, RETIRE_SLICE),
                 ).rowcount
             deleted += count
-            if count < RETIRE_SLICE:
+            if count < RETIRE_SLICE or (at_most is not None and deleted >= at_most):
                 return deleted
 
     def dead_letters(self, bucket: int) -> list[DeadLetter]:

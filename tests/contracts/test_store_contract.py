@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vista.delivery.control import barrier, release_record, retirement
-from vista.delivery.interfaces import Release, Store
+from vista.delivery.interfaces import LETTERS_AT_ONCE, Release, Store
 from vista.delivery.store import open_store
 from vista.errors import BackendError
 from vista.summary.record import inspect, keys_digest, space_id
@@ -135,6 +135,20 @@ def test_bytes_that_are_no_record_of_the_bucket_are_kept_as_dead_letters(store: 
     assert store.delete_dead_letters(0, kept[2:4]) == 1, "one of them has been deleted before"
     assert store.delete_dead_letters(0, []) == 0
     assert store.dead_letters(0) == [kept[0], kept[4]]
+
+
+def test_many_dead_letters_are_counted_and_read_some_at_a_time(store: Store) -> None:
+    letters = [b"garbage %d" % number for number in range(LETTERS_AT_ONCE + 7)]
+    store.apply(0, 0, 200, letters)
+    store.apply(1, 0, 1, [b"another bucket's"])
+    assert (store.count_dead_letters(0), store.count_dead_letters(2)) == (len(letters), 0)
+    first = store.dead_letters(0)
+    rest = store.dead_letters(0, first[-1])
+    assert [letter.data for letter in first + rest] == letters
+    assert len(first) == LETTERS_AT_ONCE
+    store.delete_dead_letters(0, first)
+    assert store.dead_letters(0, first[-1]) == rest
+    assert store.dead_letters(0, rest[-1]) == []
 
 
 def test_barrier_release_and_keys_are_in_the_state(store: Store) -> None:

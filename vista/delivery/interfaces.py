@@ -112,11 +112,19 @@ class DeadLetter:
     data: bytes
 
 
+LETTERS_AT_ONCE = 100
+"""A writer of another format may leave more of them than fit into memory."""
+
+
 class DeadLetters(Protocol):
     """What a region could not apply."""
 
-    def dead_letters(self, bucket: int) -> list[DeadLetter]:
-        """What `apply` could not apply, oldest first; kept until an operator deletes it."""
+    def count_dead_letters(self, bucket: int) -> int:
+        """How many of them there are."""
+
+    def dead_letters(self, bucket: int, after: DeadLetter | None = None) -> list[DeadLetter]:
+        """What `apply` could not apply, kept until an operator deletes it: the `LETTERS_AT_ONCE` oldest, or
+        those behind `after`."""
 
     def delete_dead_letters(self, bucket: int, letters: Sequence[DeadLetter]) -> int:
         """Delete these; returns how many of them were still there."""

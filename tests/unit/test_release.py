@@ -1,7 +1,7 @@
 """Releases: who may become one, what a rollback takes, what is audited, and how a crash heals."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,9 @@ from delivery_samples import (
 )
 
 from vista.config import RefreshConfig, Settings
-from vista.delivery.control import release_record
+from vista.delivery.control import header_of, release_record
 from vista.delivery.freeze import freeze_reason, set_frozen
-from vista.delivery.interfaces import AuditLine, Epoch, Release
+from vista.delivery.interfaces import Applied, AuditLine, Epoch, Release
 from vista.delivery.promote import promote_run
 from vista.delivery.readiness import RegionState
 from vista.delivery.regions import Backends, open_backends
@@ -480,6 +480,32 @@ def test_a_dry_run_of_a_retirement_names_what_would_go(backends: Backends) -> No
     assert len(backends.catalog.audit()) == 1
     assert retire(backends, **values) == [1, 2]
     assert retire(backends, **values) == [], "nothing is held any more"
+
+
+def test_a_retirement_makes_room_in_a_region_that_cannot_follow_the_log(
+    backends: Backends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memory is short, and what waits for room is between it and the retirement."""
+    for number in (1, 2, 3):
+        promoted(backends, number)
+    backends.log.append(0, [record(users_of(0, 1)[0], 999, epoch=3)])
+    east, (user,) = backends.stores["east"], users_of(0, 1)
+    apply, offset = east.apply, east.state(0).offset
+
+    def short(bucket: int, expected_offset: int, next_offset: int, records: Sequence[bytes]) -> Applied:
+        if any(header is not None and not header.control for header in map(header_of, records)):
+            raise BackendError("no memory")
+        return apply(bucket, expected_offset, next_offset, records)
+
+    monkeypatch.setattr(east, "apply", short)
+    assert retire(backends, space=SPACE, epoch=1, actor="me", reason="room") == [1]
+    assert east.state(0).offset == offset, "it goes on from where it is"
+    assert east.retire(SPACE, 1) == 0, "they are deleted"
+    assert east.get_many(SPACE, 1, [user]) == [None]
+    monkeypatch.undo()
+    drain("east", backends.log, east)
+    assert east.get_many(SPACE, 3, [user]) == [record(user, 999, epoch=3)]
+    assert east.state(0).epochs == backends.stores["west"].state(0).epochs
 
 
 def test_a_region_far_behind_holds_up_no_rollback(

@@ -18,7 +18,7 @@ from vista.delivery.readiness import RegionState
 from vista.delivery.regions import Backends
 from vista.delivery.retirements import is_retired, note_retirement, take_back_retirement
 from vista.delivery.rules import check_current
-from vista.delivery.worker import drain
+from vista.delivery.worker import drain, write_beside
 from vista.errors import BackendError, EpochError, InputError, RegionNotReadyError, ReleaseConflictError
 from vista.summary.record import space_id
 
@@ -164,8 +164,21 @@ def retire(
             take_back_retirement(backends.catalog, space, epoch, actor, str(error))
             raise
         backends.log.broadcast(range(backends.log.partitions), retirement(space, epoch))
+        _retire_ahead(backends, space, epoch)
         drain_within_reach(backends)
     return sorted(held)
+
+
+def _retire_ahead(backends: Backends, space: str, epoch: int) -> None:
+    """Do in every region what the log says further on: one whose memory is short would not get there before
+    this has made room. What comes between is ignored, as it would be deleted then."""
+    for name, store in backends.stores.items():
+        try:
+            for bucket in range(backends.log.partitions):
+                write_beside(store, bucket, store.state(bucket).offset, None, [retirement(space, epoch)])
+            store.retire(space, epoch)
+        except BackendError as error:
+            log.warning("region %s: %s", name, error)
 
 
 def withdraw(

@@ -7,7 +7,7 @@ region, a restored or wiped store) is refused and goes on from the stored one.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from vista.config import Frozen
 from vista.delivery.interfaces import Applied, BucketState, Log, Store
@@ -169,3 +169,14 @@ def drain(region: str, source: Log, store: Store, deadline_s: float | None = Non
     while worker.retire() and (deadline_s is None or time.monotonic() - started_s < deadline_s):
         pass
     return worker.report
+
+
+def write_beside(
+    store: Store, bucket: int, offset: int, next_offset: int | None, records: Sequence[bytes]
+) -> tuple[int, int]:
+    """Apply beside a worker that may move the offset meanwhile. Returns offset and records written."""
+    while True:
+        applied = store.apply(bucket, offset, offset if next_offset is None else next_offset, records)
+        if applied.accepted:
+            return applied.offset, applied.written
+        offset = applied.offset

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -235,6 +236,27 @@ def test_a_store_without_room_is_spared_and_nothing_is_lost(log: SqliteLog, stor
     assert [store.state(bucket).offset for bucket in range(BUCKETS)] == [0] * BUCKETS
     with region_thread("east", log, store):
         until(lambda: is_at_end(log, store))
+
+
+def test_a_store_that_fills_faster_than_it_is_looked_at_keeps_its_reserve(
+    log: SqliteLog, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vista.delivery.region_worker.LOOK_S", 600.0)
+    monkeypatch.setattr("vista.delivery.worker.MAX_BATCH_BYTES", 1)
+    for bucket in range(BUCKETS):
+        log.append(bucket, [record(user) for user in users_of(bucket, 50)])
+    size, state = len(record(0)), store.state
+    room, reserve = 100 * size, 40 * size
+
+    def free_bytes() -> int:
+        with store._database.read() as connection:
+            (used,) = connection.execute("SELECT SUM(LENGTH(data)) FROM summaries").fetchone()
+        return int(room - (used or 0))
+
+    monkeypatch.setattr(store, "state", lambda bucket: replace(state(bucket), free_bytes=free_bytes()))
+    with region_thread("east", log, store, Limits(min_free_bytes=reserve)) as running:
+        until(lambda: running.worker.held_back)
+    assert reserve // 2 < free_bytes() < reserve
 
 
 def test_a_store_whose_reads_are_slow_is_given_time_but_never_left_behind(

@@ -73,6 +73,7 @@ class RegionWorker:
         self._worker = Worker(region, source, store, apply_seconds.observe)
         self._read_seconds, self._limits = read_seconds, limits
         self._looked_s: dict[int, float] = {}
+        self._looked_bytes = 0  # what had been moved at the last look
         self._reads_s: deque[float] = deque(maxlen=READS)
         self._hold_until_s = 0.0
 
@@ -132,7 +133,7 @@ class RegionWorker:
         moved = False
         for bucket in () if self.held_back else sorted(self.assigned - self.faults.keys()):
             moved |= self._guarded(bucket, self._pull)
-            if stop.is_set() or self._fails(bucket):
+            if stop.is_set() or self._fails(bucket) or self._room_is_short():
                 break
         if not self.held_back:
             self._retry(stop)
@@ -192,12 +193,15 @@ class RegionWorker:
                 return False
         moved = self._worker.pull(bucket)
         if moved:
+            # of a store that fills fast, time alone would look when the reserve is gone
+            if self._worker.moved_bytes - self._looked_bytes >= self._limits.min_free_bytes // 4:
+                self._look(bucket)
             self._read(bucket)
         return moved
 
     def _look(self, bucket: int) -> bool:
         """Read the bucket's state; go on from its offset if the store was wiped, restored or repaired."""
-        self._looked_s[bucket] = time.monotonic()
+        self._looked_s[bucket], self._looked_bytes = time.monotonic(), self._worker.moved_bytes
         state = self.store.state(bucket)
         self.states = self.states | {bucket: state}
         if self._worker.offset(bucket) != state.offset:

@@ -45,6 +45,7 @@ class Worker:
     ) -> None:
         """`on_applied` hears how many seconds each batch took the store."""
         self.region, self.source, self.store = region, source, store
+        self.moved_bytes = 0
         self._on_applied = on_applied
         self._offsets: dict[int, int] = {}
         self._ends: dict[int, int] = {}  # of the log, as last asked: asked again only when reached
@@ -110,6 +111,7 @@ class Worker:
         applied = self.store.apply(bucket, offset, next_offset, [data for _, data in records])
         self._on_applied(time.monotonic() - started_s)
         self._count(bucket, applied)
+        self.moved_bytes += sum(len(data) for _, data in records)
         if applied.accepted:
             self._offsets[bucket] = applied.offset
             for space, epoch in applied.retirements:

@@ -21,15 +21,18 @@ from delivery_samples import (
 )
 
 from vista.config import RefreshConfig, Settings
-from vista.delivery.control import header_of, release_record
+from vista.delivery.control import barrier, header_of, release_record
 from vista.delivery.freeze import freeze_reason, set_frozen
 from vista.delivery.interfaces import Applied, AuditLine, Epoch, Release
 from vista.delivery.promote import promote_run
 from vista.delivery.readiness import RegionState
 from vista.delivery.regions import Backends, open_backends
 from vista.delivery.release import announce, current_release, promote, retire, rollback, withdraw
+from vista.delivery.repair import repair
 from vista.delivery.retirements import is_retired
 from vista.delivery.sqlite_catalog import SqliteCatalog
+from vista.delivery.sqlite_log import SqliteLog
+from vista.delivery.sqlite_store import SqliteStore
 from vista.delivery.worker import drain
 from vista.errors import BackendError, EpochError, InputError, RegionNotReadyError, ReleaseConflictError
 from vista.serve import operations
@@ -167,6 +170,28 @@ def test_promote_needs_a_published_epoch_in_every_region(
     with pytest.raises(EpochError, match="is withdrawn"):
         promoted(backends, 2)
     assert backends.catalog.releases() == []
+
+
+def test_promote_is_not_deceived_by_a_barrier_behind_a_hole(backends: Backends, epochs: list[Epoch]) -> None:
+    """A wiped region is refilled with what serves; the log begins in the middle of a later epoch."""
+    for number in (1, 2):
+        promoted(backends, number)
+    west, log = backends.stores["west"], backends.log
+    assert isinstance(west, SqliteStore)
+    assert isinstance(log, SqliteLog)
+    with west._database.write() as connection:
+        for table in ("summaries", "barriers", "offsets"):
+            connection.execute(f"DELETE FROM {table} WHERE bucket = 1")
+    last = next(at for at, data in log.read(1, 0, 2**20) if data == barrier(SPACE, 3))
+    with log._database.write() as connection:
+        connection.execute("UPDATE partitions SET first = ? WHERE partition = 1", (last - 1,))
+        connection.execute("DELETE FROM records WHERE partition = 1 AND offset < ?", (last - 1,))
+    repair(backends, epochs[:2], all_bytes=False, actor="me", reason="wiped")
+    assert RegionState.of("west", west, BUCKETS).complete(SPACE, 3)
+    with pytest.raises(RegionNotReadyError, match=f"not complete in west: .*--space {SPACE} --epoch 3 "):
+        promoted(backends, 3)
+    repair(backends, epochs, all_bytes=False, actor="me", reason="as it says")
+    promoted(backends, 3)
 
 
 def test_promote_refuses_when_another_release_serves_than_it_was_judged_against(backends: Backends) -> None:

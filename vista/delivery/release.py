@@ -12,9 +12,9 @@ from vista.delivery.audit import audit_line
 from vista.delivery.control import release_record, retirement
 from vista.delivery.deliver import known_epoch, published_epoch
 from vista.delivery.freeze import check_not_frozen
-from vista.delivery.interfaces import Catalog, Release
+from vista.delivery.interfaces import Catalog, Epoch, Release
 from vista.delivery.publish import copies_of
-from vista.delivery.readiness import RegionState
+from vista.delivery.readiness import RegionState, manifests
 from vista.delivery.regions import Backends
 from vista.delivery.retirements import is_retired, note_retirement, take_back_retirement
 from vista.delivery.rules import check_current
@@ -76,7 +76,7 @@ def promote(
     if a region does not hold the whole epoch, `ReleaseConflictError` if another release than `instead_of`
     serves, or if promotion is frozen.
     """
-    published_epoch(backends.catalog, space, epoch)
+    published = published_epoch(backends.catalog, space, epoch)
     before = current_release(backends.catalog)
     wanted = Release(
         id=_new_id(), space=space, epoch=epoch, foundation=foundation, downstream=downstream,
@@ -91,9 +91,10 @@ def promote(
         )
     check_not_frozen(backends.catalog)
     _check_judged(before, instead_of)
-    if missing := _regions_without(backends, wanted):
+    if missing := _regions_without(backends, wanted, published):
         raise RegionNotReadyError(
-            f"epoch {epoch} of {space} is not complete in {', '.join(missing)}: deliver it first"
+            f"epoch {epoch} of {space} is not complete in {', '.join(missing)}: deliver it first; what was "
+            f"lost since, `python -m vista repair --space {space} --epoch {epoch} --reason ...` refills"
         )
     _check_not_retired(backends.catalog, wanted)
     how = {"action": "promote", "actor": actor, "reason": reason}
@@ -339,10 +340,17 @@ def _held_somewhere(backends: Backends, wanted: Release) -> bool:
     return False
 
 
-def _regions_without(backends: Backends, wanted: Release) -> list[str]:
-    """Regions that could not serve `wanted` once it is announced; those that cannot be reached, too."""
+def _regions_without(backends: Backends, wanted: Release, epoch: Epoch | None = None) -> list[str]:
+    """Regions that could not serve `wanted` once it is announced; those that cannot be reached, too. With its
+    `epoch` also those that lack some of its users."""
     states, unreachable = _look(backends, drain_within_reach(backends))
-    behind = [state.region for state in states if not state.complete(wanted.space, wanted.epoch)]
+    shards = () if epoch is None else manifests(epoch)
+    behind = [
+        state.region
+        for state in states
+        if not state.complete(wanted.space, wanted.epoch)
+        or (epoch is not None and state.lacks_users(epoch, shards))
+    ]
     return [*unreachable, *behind]
 
 

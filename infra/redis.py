@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -43,7 +43,7 @@ class Node:
     server: Server
     port: int
     user: str
-    password: str
+    password: str = field(repr=False)
     certificates: Certificates | None = None
 
     def ask(self, *words: str) -> str:

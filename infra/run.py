@@ -206,8 +206,8 @@ def _run_dag(given: Launch, lock: int) -> dict[str, Any]:
         wait_for(head, given.ray_logs)
         print(f"Ray head ready after {time.monotonic() - started_s:.0f} s", flush=True)
         assert airflow.stdin is not None
-        airflow.stdin.write(b"go\n")
-        airflow.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which is said below
+            os.write(airflow.stdin.fileno(), b"go\n")
         while airflow.poll() is None:
             if head.guard.poll() is not None:
                 raise BackendError(_ended(given, f"the local Ray head ended: see {given.ray_logs}"))

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vista.delivery.control import barrier, release_record, retirement
-from vista.delivery.interfaces import Release, Store
+from vista.delivery.interfaces import LETTERS_AT_ONCE, Release, Store
 from vista.delivery.store import open_store
 from vista.errors import BackendError
 from vista.summary.record import inspect, keys_digest, space_id
@@ -137,6 +137,20 @@ def test_bytes_that_are_no_record_of_the_bucket_are_kept_as_dead_letters(store: 
     assert store.dead_letters(0) == [kept[0], kept[4]]
 
 
+def test_many_dead_letters_are_counted_and_read_some_at_a_time(store: Store) -> None:
+    letters = [b"garbage %d" % number for number in range(LETTERS_AT_ONCE + 7)]
+    store.apply(0, 0, 200, letters)
+    store.apply(1, 0, 1, [b"another bucket's"])
+    assert (store.count_dead_letters(0), store.count_dead_letters(2)) == (len(letters), 0)
+    first = store.dead_letters(0)
+    rest = store.dead_letters(0, first[-1])
+    assert [letter.data for letter in first + rest] == letters
+    assert len(first) == LETTERS_AT_ONCE
+    store.delete_dead_letters(0, first)
+    assert store.dead_letters(0, first[-1]) == rest
+    assert store.dead_letters(0, rest[-1]) == []
+
+
 def test_barrier_release_and_keys_are_in_the_state(store: Store) -> None:
     users = users_of(2, 3)
     release = Release(id="r-1", space=SPACE, epoch=1, foundation="f", downstream="d")
@@ -215,11 +229,12 @@ def test_retire_leaves_buckets_alone_that_the_log_has_not_told(store: Store) -> 
     assert store.get_many(SPACE, 1, [here, there]) == [None, record(there)]
 
 
-def test_retire_deletes_more_than_a_slice(store: Store) -> None:
+def test_retire_deletes_more_than_a_slice_and_ends_when_told(store: Store) -> None:
     users = users_of(0, 2_300)
     store.apply(0, 0, 2_300, [tombstone(user, 0) for user in users])
     store.apply(0, 2_300, 2_301, [retirement(SPACE, 1)])
-    assert store.retire(SPACE, 1) == 2_300
+    assert store.retire(SPACE, 1, at_most=1) == 1_000
+    assert store.retire(SPACE, 1, at_most=1_001) == 1_300
     assert store.retire(SPACE, 1) == 0
 
 

@@ -108,6 +108,8 @@ class Reads:
             users = [(first + step) % USERS for step in range(BATCH)]
             first += 5
             self._batch(_released(self.backends.catalog), users)
+        for reader in self._readers.values():
+            reader.close()
 
     def _batch(self, release: Release, users: list[int]) -> None:
         reader = self._readers.setdefault(release.id, RegionReader(self.backends.stores, release, BUCKETS))

@@ -29,6 +29,8 @@ def vista(redis: Redis, node: Node) -> Node:
 def test_vista_may_use_the_keys_of_stores_and_nothing_else(place: Path) -> None:
     with running_redis(place) as redis:
         node = vista(redis, redis.nodes[0])
+        assert node.password not in repr(redis) + repr(node)
+        assert redis.nodes[0].password not in repr(redis)
         assert node.ask("SET", "s:1:2:{3}:4", "summary") == "OK"
         assert node.ask("GET", "s:1:2:{3}:4") == "summary"
         assert node.ask("FUNCTION", "LOAD", FUNCTION) == "probe"

@@ -3,7 +3,11 @@
 import fcntl
 import json
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -208,6 +212,27 @@ def test_a_launch_that_another_run_keeps_out_leaves_nothing(
         assert run_main(["DATASET=smoke"]) == 2
     assert "another run uses" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_an_airflow_that_ends_before_ray_is_ready_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told to go on by a pipe that nobody reads any more."""
+    airflow = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"], stdin=subprocess.PIPE)
+    head = SimpleNamespace(stop=lambda: None, guard=SimpleNamespace(poll=lambda: None))
+    for name, stands_in in (
+        ("start_ray_head", lambda *_: head),
+        ("wait_for", lambda *_: airflow.wait()),
+        ("_start_airflow", lambda *_: airflow),
+        ("_stopping", lambda: None),
+    ):
+        monkeypatch.setattr(f"infra.run.{name}", stands_in)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run_main(["DATASET=smoke"]) == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "Airflow ended with exit code 3 in the middle of the run" in capsys.readouterr().err
 
 
 def test_how_long_the_installation_took_is_known_or_not(

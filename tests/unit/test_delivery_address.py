@@ -1,10 +1,15 @@
 """URLs of server back ends."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from vista.delivery.address import Address
+from vista.delivery.catalog import open_catalog
+from vista.delivery.log import open_log
+from vista.delivery.store import open_store
 from vista.errors import InputError
 
 OPTIONS = frozenset({"password_file", "ca"})
@@ -47,11 +52,30 @@ def test_what_cannot_be_used_is_named(url: str, said: str) -> None:
     assert said in str(refused.value)
 
 
-def test_a_password_in_a_url_is_refused_and_not_repeated() -> None:
+@pytest.mark.parametrize(
+    "password", ["hunter2", "hunter/2", "hunter?2", "hunter#2", "12/hunter", ":hunter@2"]
+)
+def test_a_password_in_a_url_is_refused_and_not_repeated(password: str) -> None:
     with pytest.raises(InputError) as refused:
-        Address.parse("redis://vista:hunter2@localhost:6379", options=OPTIONS)
-    assert "password_file" in str(refused.value)
+        open_store(f"redis://vista:{password}@localhost:6379", 4)
+    assert "hunter" not in str(refused.value)
+    assert "redis://vista:...@localhost:6379" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://a:1?password=hunter2", "postgresql://vista:hunter2@a:1/x", "amqp://a:1?password=hunter2"],
+)
+@pytest.mark.parametrize("opened", [open_catalog, open_log, partial(open_store, buckets=4)])
+def test_what_is_unknown_of_a_url_repeats_no_password(opened: Callable[[str], object], url: str) -> None:
+    with pytest.raises(InputError, match="unknown") as refused:
+        opened(url)
     assert "hunter2" not in str(refused.value)
+
+
+def test_a_password_file_may_have_any_name() -> None:
+    address = Address.parse("redis://a:1?password_file=/x:y/z@home", options=OPTIONS)
+    assert address.options == {"password_file": "/x:y/z@home"}
 
 
 def test_a_missing_password_file_is_named(tmp_path: Path) -> None:

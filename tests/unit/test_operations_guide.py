@@ -61,6 +61,17 @@ def test_every_metric_is_explained_and_exists() -> None:
     assert told == set(re.findall(r'"(vista_\w+)"', code))
 
 
+def test_every_alert_is_explained_and_exists() -> None:
+    rules = (ROOT / "infra" / "conf" / "prometheus" / "alerts.yml").read_text(encoding="utf-8")
+    alerts = re.findall(r"alert: (\w+)\n +expr: .*\n(?: +for: (\d+)m\n)?", rules)
+    assert len(alerts) == rules.count("alert:")
+    metrics = GUIDE.partition("## Metrics and alerts")[2].partition("\n## ")[0]
+    told = dict(re.findall(r"`([A-Z][A-Za-z]+)`([:,][^|\n]*)", metrics))
+    assert told.keys() == dict(alerts).keys()
+    for name, minutes in alerts:
+        assert not minutes or f"for {minutes} minute" in told[name], name
+
+
 def test_the_capacity_that_is_shown_is_what_is_printed() -> None:
     (typed,) = re.findall(r"^    python -m vista (capacity .*)$", GUIDE, re.MULTILINE)
     (shown,) = re.findall(r"^```\n(.*?)```$", GUIDE, re.MULTILINE | re.DOTALL)

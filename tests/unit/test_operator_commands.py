@@ -1,5 +1,6 @@
 """The operators' commands on the command line, over a delivered deployment without models."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,12 @@ from delivery_samples import (
 
 from vista.__main__ import main
 from vista.config import Settings
+from vista.delivery import sqlite_store
 from vista.delivery.control import release_record
 from vista.delivery.interfaces import Release
 from vista.delivery.regions import open_backends
 from vista.delivery.release import promote
+from vista.delivery.sqlite_log import SqliteLog
 from vista.delivery.sqlite_store import SqliteStore
 from vista.delivery.worker import drain
 from vista.operator_commands import COMMANDS
@@ -184,6 +187,32 @@ def test_dead_letters(settings: Settings, tmp_path: Path, capsys: pytest.Capture
     assert "they strayed\n    dead letters: 1 of east, 2 of west -> nothing" in lines
     assert "a bit flipped\n    dead letters: 1 of east -> nothing" in lines
     assert ": again" not in lines, "nothing was done"
+
+
+def test_dead_letters_that_come_back_while_they_are_replayed_are_not_deleted(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A worker of an older version cannot apply them yet. There are more than are read at once."""
+    monkeypatch.setattr(sqlite_store, "LETTERS_AT_ONCE", 2)
+    strays = [record(user, 500, epoch=2) for user in users_of(1, 5)]
+    with open_backends(settings) as backends:
+        west, offset = backends.stores["west"], backends.stores["west"].state(0).offset
+        assert west.apply(0, offset, offset, strays).dead_letters == 5
+        assert said(capsys, "dead-letters").count("region west, bucket 0") == 5
+        append = backends.log.append
+
+        def older(log: SqliteLog, partition: int, records: Sequence[bytes]) -> int:
+            assert west.apply(0, offset, offset, [*records]).dead_letters == 1
+            return append(partition, records)
+
+        monkeypatch.setattr(SqliteLog, "append", older)
+        assert "5 dead letters are replayed, 0 stay" in said(
+            capsys, "replay-letters", "--reason", "they strayed"
+        )
+        assert west.count_dead_letters(0) == 5
+        monkeypatch.undo()
+        kept = [letter.data for letter in west.dead_letters(0)]
+    assert kept == strays
 
 
 def test_the_stages_options_do_not_mix_with_a_regions(

@@ -1,7 +1,9 @@
 """Reading summaries from the nearest whole region: fail-over, misses, regions that break and heal."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from threading import Event
 
 import pytest
 from delivery_samples import (
@@ -17,11 +19,11 @@ from delivery_samples import (
 from infra.processes import wait_until
 from vista.config import Settings
 from vista.delivery import reader as reader_module
-from vista.delivery.interfaces import Release, Store
+from vista.delivery.interfaces import BucketState, Release, Store
 from vista.delivery.reader import RegionReader
 from vista.delivery.regions import open_regions
 from vista.delivery.sqlite_store import SqliteStore
-from vista.errors import SpaceMismatchError
+from vista.errors import BackendError, SpaceMismatchError
 
 SPACE = SPACES[0]
 RELEASE = Release(id="r-1", space=SPACE, epoch=1, foundation="f", downstream="d")
@@ -41,8 +43,18 @@ def stores(settings: Settings) -> Iterator[dict[str, Store]]:
         yield opened
 
 
+@pytest.fixture
+def reader(stores: dict[str, Store]) -> Iterator[RegionReader]:
+    with closing(RegionReader(stores, RELEASE, BUCKETS)) as opened:
+        yield opened
+
+
 def wanted(user: int) -> bytes:
     return record(user, user)
+
+
+def _away(*_: object) -> None:
+    raise BackendError("it is away")
 
 
 def change(store: Store, statement: str) -> None:
@@ -51,8 +63,7 @@ def change(store: Store, statement: str) -> None:
         assert connection.execute(statement).rowcount > 0
 
 
-def test_the_nearest_region_answers_in_the_order_of_the_question(stores: dict[str, Store]) -> None:
-    reader = RegionReader(stores, RELEASE, BUCKETS)
+def test_the_nearest_region_answers_in_the_order_of_the_question(reader: RegionReader) -> None:
     answers = reader.read([5, 3, 5])
     assert [answer.data for answer in answers] == [wanted(5), wanted(3), wanted(5)]
     assert {answer.region for answer in answers} == {"east"}
@@ -60,23 +71,24 @@ def test_the_nearest_region_answers_in_the_order_of_the_question(stores: dict[st
     assert reader.read([]) == []
 
 
-def test_a_miss_in_a_whole_region_is_an_answer_and_counted(stores: dict[str, Store]) -> None:
-    reader = RegionReader(stores, RELEASE, BUCKETS)
+def test_a_miss_in_a_whole_region_is_an_answer_and_counted(reader: RegionReader) -> None:
     (answer,) = reader.read([10**9])
     assert (answer.data, answer.region) == (None, None)
     assert answer.why == "region east holds no summary of this user"
     assert reader.counts["missed"] == 1
 
 
-def test_a_region_that_does_not_hold_all_of_the_epoch_is_passed_over(stores: dict[str, Store]) -> None:
+def test_a_region_that_does_not_hold_all_of_the_epoch_is_passed_over(
+    reader: RegionReader, stores: dict[str, Store]
+) -> None:
     change(stores["east"], "DELETE FROM barriers WHERE bucket = 2")
-    reader = RegionReader(stores, RELEASE, BUCKETS)
     assert [answer.data for answer in reader.read(USERS)] == [wanted(user) for user in USERS]
     assert reader.counts["failed_over"] == len(USERS)
 
 
-def test_a_region_wiped_after_it_was_found_whole_is_passed_over_at_once(stores: dict[str, Store]) -> None:
-    reader = RegionReader(stores, RELEASE, BUCKETS)
+def test_a_region_wiped_after_it_was_found_whole_is_passed_over_at_once(
+    reader: RegionReader, stores: dict[str, Store]
+) -> None:
     assert reader.read([1])[0].region == "east"
     for table in ("summaries", "barriers", "offsets"):
         change(stores["east"], f"DELETE FROM {table}")
@@ -86,11 +98,10 @@ def test_a_region_wiped_after_it_was_found_whole_is_passed_over_at_once(stores: 
 
 
 def test_a_whole_region_is_looked_at_again_beside_the_reads(
-    stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch
+    reader: RegionReader, stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What happens to a bucket that nobody reads is found out, though no read looks at it."""
     monkeypatch.setattr(reader_module, "CHECK_S", 0.01)
-    reader = RegionReader(stores, RELEASE, BUCKETS)
     (asked,), other = users_of(1, 1), 2
     assert reader.read([asked])[0].region == "east"
     change(stores["east"], f"DELETE FROM barriers WHERE bucket = {other}")
@@ -98,33 +109,63 @@ def test_a_whole_region_is_looked_at_again_beside_the_reads(
 
 
 def test_a_broken_region_is_passed_over_and_used_again_when_it_is_whole(
-    stores: dict[str, Store], settings: Settings, monkeypatch: pytest.MonkeyPatch
+    reader: RegionReader, stores: dict[str, Store], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader_module, "CHECK_S", 0.0)
     east = stores["east"]
     assert isinstance(east, SqliteStore)
     with east._database.write() as connection:
         connection.execute("ALTER TABLE summaries RENAME TO away")
-    reader = RegionReader(stores, RELEASE, BUCKETS)
     assert reader.read([1])[0].region == "west"
     with east._database.write() as connection:
         connection.execute("ALTER TABLE away RENAME TO summaries")
+    assert wait_until(lambda: reader.read([1])[0].region == "east", 60.0)
+
+
+def test_no_read_waits_for_a_region_that_was_away_and_stays_away(
+    reader: RegionReader, stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look at a server that is away takes seconds."""
+    monkeypatch.setattr(reader_module, "CHECK_S", 0.0)
+    looks, back = Event(), Event()
+
+    def away(bucket: int) -> BucketState:
+        if reader.counts:
+            looks.set()
+            assert back.wait(60.0)
+        raise BackendError("it is away")
+
+    monkeypatch.setattr(stores["east"], "state", away)
+    reader.read([1])
+    reader.read([1])
+    assert looks.wait(60.0), "it is looked at"
+    assert [answer.region for answer in reader.read([1, 2])] == ["west", "west"]
+    back.set()
+
+
+def test_a_region_that_nobody_read_for_long_is_looked_at_before_it_is_passed_over(
+    reader: RegionReader, stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_module, "CHECK_S", 0.0)
+    with monkeypatch.context() as broken:
+        broken.setattr(stores["east"], "get_many", _away)
+        assert reader.read([1])[0].region == "west"
+    monkeypatch.setattr(reader_module, "FORGET_S", 0.0)
     assert reader.read([1])[0].region == "east"
 
 
-def test_damaged_bytes_fail_over_for_their_user_alone(stores: dict[str, Store]) -> None:
+def test_damaged_bytes_fail_over_for_their_user_alone(reader: RegionReader, stores: dict[str, Store]) -> None:
     change(stores["east"], "UPDATE summaries SET data = X'00' WHERE user_id = 3")
-    answers = RegionReader(stores, RELEASE, BUCKETS).read([2, 3])
+    answers = reader.read([2, 3])
     assert [(answer.region, answer.data) for answer in answers] == [
         ("east", wanted(2)),
         ("west", wanted(3)),
     ]
 
 
-def test_without_any_region_the_answer_says_why(stores: dict[str, Store]) -> None:
+def test_without_any_region_the_answer_says_why(reader: RegionReader, stores: dict[str, Store]) -> None:
     for store in stores.values():
         change(store, "DELETE FROM barriers")
-    reader = RegionReader(stores, RELEASE, BUCKETS)
     (answer,) = reader.read([1])
     assert answer.data is None
     assert answer.why == "; ".join(
@@ -134,9 +175,11 @@ def test_without_any_region_the_answer_says_why(stores: dict[str, Store]) -> Non
 
 
 @pytest.mark.must_hold(13)
-def test_another_users_record_is_an_error_and_never_an_answer(stores: dict[str, Store]) -> None:
+def test_another_users_record_is_an_error_and_never_an_answer(
+    reader: RegionReader, stores: dict[str, Store]
+) -> None:
     first, second = (user for user in users_of(1, 3)[1:])
     others = f"SELECT data FROM summaries WHERE user_id = {second}"
     change(stores["east"], f"UPDATE summaries SET data = ({others}) WHERE user_id = {first}")
     with pytest.raises(SpaceMismatchError, match=f"answered for user {first}.* the record of user {second}"):
-        RegionReader(stores, RELEASE, BUCKETS).read([first])
+        reader.read([first])

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -15,7 +16,7 @@ from delivery_samples import BUCKETS, SPACES, publish_epoch, record, settings_of
 from region_threads import RegionThread, region_thread
 
 from vista.config import Settings
-from vista.delivery import sqlite
+from vista.delivery import sqlite, sqlite_store, worker
 from vista.delivery.audit import audit_line
 from vista.delivery.backfill import backfill
 from vista.delivery.catalog import open_catalog
@@ -27,6 +28,7 @@ from vista.delivery.region_health import RegionHealth, served
 from vista.delivery.region_worker import LIMITS, Limits
 from vista.delivery.sqlite_log import SqliteLog
 from vista.delivery.sqlite_store import SqliteStore
+from vista.delivery.worker import drain
 from vista.errors import BackendError, InputError
 
 SPACE = SPACES[0]
@@ -94,6 +96,45 @@ def test_it_deletes_what_its_forerunner_was_killed_before_deleting_also_while_ro
     with region_thread("east", log, store, Limits(min_free_bytes=2**62)) as running:
         until(lambda: running.worker.held_back)
         until(lambda: held() == 0)
+
+
+def test_the_log_is_followed_while_an_epoch_is_deleted(
+    log: SqliteLog, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deleting one takes minutes: rollbacks and updates do not wait for it."""
+    monkeypatch.setattr(worker, "RETIRE_AT_ONCE", 1)
+    monkeypatch.setattr(sqlite_store, "RETIRE_SLICE", 1)
+    log.append(1, [*(record(user) for user in users_of(1, 10)), retirement(SPACE, 1)])
+    delete, followed = store.retire, list[bool]()
+
+    def retire(space: str, epoch: int, at_most: int | None = None) -> int:
+        followed.append(is_at_end(log, store))
+        log.append(2, [record(users_of(2, 1)[0], len(followed), epoch=2)])
+        return delete(space, epoch, at_most)
+
+    monkeypatch.setattr(store, "retire", retire)
+    with region_thread("east", log, store):
+        until(lambda: len(followed) == 11)
+        until(lambda: is_at_end(log, store))
+    assert len(followed) == 11, "one by one, and once more to find nothing"
+    assert all(followed), "what was appended meanwhile was applied before the next one"
+
+
+def test_who_waits_for_a_region_for_a_time_does_not_wait_for_deletions(
+    log: SqliteLog, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "RETIRE_AT_ONCE", 1)
+    monkeypatch.setattr(sqlite_store, "RETIRE_SLICE", 1)
+    log.append(1, [*(record(user) for user in users_of(1, 10)), retirement(SPACE, 1)])
+    drain("east", log, store, deadline_s=30.0)
+    assert store.retire(SPACE, 1) == 0, "there was time"
+    log.append(1, [*(record(user, epoch=2) for user in users_of(1, 10)), retirement(SPACE, 2)])
+    with monkeypatch.context() as slow:
+        slow.setattr(store, "retire", lambda space, epoch, at_most: time.sleep(0.1) or at_most)
+        drain("east", log, store, deadline_s=0.5)
+    assert is_at_end(log, store)
+    drain("east", log, store)
+    assert store.retire(SPACE, 2) == 0, "the next one has deleted them"
 
 
 def test_a_hole_stops_its_bucket_alone_until_the_store_is_past_it(
@@ -195,6 +236,27 @@ def test_a_store_without_room_is_spared_and_nothing_is_lost(log: SqliteLog, stor
     assert [store.state(bucket).offset for bucket in range(BUCKETS)] == [0] * BUCKETS
     with region_thread("east", log, store):
         until(lambda: is_at_end(log, store))
+
+
+def test_a_store_that_fills_faster_than_it_is_looked_at_keeps_its_reserve(
+    log: SqliteLog, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vista.delivery.region_worker.LOOK_S", 600.0)
+    monkeypatch.setattr("vista.delivery.worker.MAX_BATCH_BYTES", 1)
+    for bucket in range(BUCKETS):
+        log.append(bucket, [record(user) for user in users_of(bucket, 50)])
+    size, state = len(record(0)), store.state
+    room, reserve = 100 * size, 40 * size
+
+    def free_bytes() -> int:
+        with store._database.read() as connection:
+            (used,) = connection.execute("SELECT SUM(LENGTH(data)) FROM summaries").fetchone()
+        return int(room - (used or 0))
+
+    monkeypatch.setattr(store, "state", lambda bucket: replace(state(bucket), free_bytes=free_bytes()))
+    with region_thread("east", log, store, Limits(min_free_bytes=reserve)) as running:
+        until(lambda: running.worker.held_back)
+    assert reserve // 2 < free_bytes() < reserve
 
 
 def test_a_store_whose_reads_are_slow_is_given_time_but_never_left_behind(

@@ -1,7 +1,7 @@
 """Releases: who may become one, what a rollback takes, what is audited, and how a crash heals."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -21,17 +21,21 @@ from delivery_samples import (
 )
 
 from vista.config import RefreshConfig, Settings
-from vista.delivery.control import release_record
+from vista.delivery.control import barrier, header_of, release_record
 from vista.delivery.freeze import freeze_reason, set_frozen
-from vista.delivery.interfaces import AuditLine, Epoch, Release
+from vista.delivery.interfaces import Applied, AuditLine, Epoch, Release
 from vista.delivery.promote import promote_run
 from vista.delivery.readiness import RegionState
 from vista.delivery.regions import Backends, open_backends
 from vista.delivery.release import announce, current_release, promote, retire, rollback, withdraw
+from vista.delivery.repair import repair
 from vista.delivery.retirements import is_retired
 from vista.delivery.sqlite_catalog import SqliteCatalog
+from vista.delivery.sqlite_log import SqliteLog
+from vista.delivery.sqlite_store import SqliteStore
 from vista.delivery.worker import drain
-from vista.errors import EpochError, InputError, RegionNotReadyError, ReleaseConflictError
+from vista.errors import BackendError, EpochError, InputError, RegionNotReadyError, ReleaseConflictError
+from vista.serve import operations
 
 SPACE = SPACES[0]
 
@@ -168,6 +172,28 @@ def test_promote_needs_a_published_epoch_in_every_region(
     assert backends.catalog.releases() == []
 
 
+def test_promote_is_not_deceived_by_a_barrier_behind_a_hole(backends: Backends, epochs: list[Epoch]) -> None:
+    """A wiped region is refilled with what serves; the log begins in the middle of a later epoch."""
+    for number in (1, 2):
+        promoted(backends, number)
+    west, log = backends.stores["west"], backends.log
+    assert isinstance(west, SqliteStore)
+    assert isinstance(log, SqliteLog)
+    with west._database.write() as connection:
+        for table in ("summaries", "barriers", "offsets"):
+            connection.execute(f"DELETE FROM {table} WHERE bucket = 1")
+    last = next(at for at, data in log.read(1, 0, 2**20) if data == barrier(SPACE, 3))
+    with log._database.write() as connection:
+        connection.execute("UPDATE partitions SET first = ? WHERE partition = 1", (last - 1,))
+        connection.execute("DELETE FROM records WHERE partition = 1 AND offset < ?", (last - 1,))
+    repair(backends, epochs[:2], all_bytes=False, actor="me", reason="wiped")
+    assert RegionState.of("west", west, BUCKETS).complete(SPACE, 3)
+    with pytest.raises(RegionNotReadyError, match=f"not complete in west: .*--space {SPACE} --epoch 3 "):
+        promoted(backends, 3)
+    repair(backends, epochs, all_bytes=False, actor="me", reason="as it says")
+    promoted(backends, 3)
+
+
 def test_promote_refuses_when_another_release_serves_than_it_was_judged_against(backends: Backends) -> None:
     first = promoted(backends, 1)
     for judged in (None, "r-other"):
@@ -205,6 +231,44 @@ def test_a_rollback_that_was_killed_before_its_announcement_heals_and_goes_no_fu
     assert (done.release, done.changed, done.regions) == (fourth, False, {})
     assert served(backends) == {"r-4"}
     assert len(backends.catalog.releases()) == 4
+
+
+def test_two_who_roll_back_what_both_saw_go_back_once(
+    backends: Backends, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one loads the model to go back to while the first one is done."""
+    for number in (1, 2, 3):
+        promoted(backends, number)
+
+    def meanwhile(release: Release) -> None:
+        assert release.epoch == 2
+        rollback(backends, to=None, actor="the first", reason="worse")
+
+    monkeypatch.setattr(operations, "_check_model", meanwhile)
+    with pytest.raises(ReleaseConflictError, match="somebody was faster"):
+        operations.roll_back(settings, None, "worse", dry_run=False)
+    assert [one.epoch for one in backends.catalog.releases()] == [1, 2, 3, 2]
+
+
+def test_a_rollback_that_the_log_does_not_take_says_that_it_is_done(
+    backends: Backends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who runs it again goes back once more."""
+    for number in (1, 2, 3):
+        promoted(backends, number)
+
+    def away(*_: object) -> None:
+        raise BackendError("no broker answers: run the command again")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(backends.log, "broadcast", away)
+        with pytest.raises(BackendError, match=r"is the release now.*vista repair.*no broker answers"):
+            rollback(backends, to=None, actor="me", reason="worse")
+    release = current_release(backends.catalog)
+    assert release is not None
+    assert release.epoch == 2
+    assert announce(backends, release) == {}
+    assert served(backends) == {release.id}
 
 
 def test_rollback_errors(backends: Backends) -> None:
@@ -441,6 +505,32 @@ def test_a_dry_run_of_a_retirement_names_what_would_go(backends: Backends) -> No
     assert len(backends.catalog.audit()) == 1
     assert retire(backends, **values) == [1, 2]
     assert retire(backends, **values) == [], "nothing is held any more"
+
+
+def test_a_retirement_makes_room_in_a_region_that_cannot_follow_the_log(
+    backends: Backends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memory is short, and what waits for room is between it and the retirement."""
+    for number in (1, 2, 3):
+        promoted(backends, number)
+    backends.log.append(0, [record(users_of(0, 1)[0], 999, epoch=3)])
+    east, (user,) = backends.stores["east"], users_of(0, 1)
+    apply, offset = east.apply, east.state(0).offset
+
+    def short(bucket: int, expected_offset: int, next_offset: int, records: Sequence[bytes]) -> Applied:
+        if any(header is not None and not header.control for header in map(header_of, records)):
+            raise BackendError("no memory")
+        return apply(bucket, expected_offset, next_offset, records)
+
+    monkeypatch.setattr(east, "apply", short)
+    assert retire(backends, space=SPACE, epoch=1, actor="me", reason="room") == [1]
+    assert east.state(0).offset == offset, "it goes on from where it is"
+    assert east.retire(SPACE, 1) == 0, "they are deleted"
+    assert east.get_many(SPACE, 1, [user]) == [None]
+    monkeypatch.undo()
+    drain("east", backends.log, east)
+    assert east.get_many(SPACE, 3, [user]) == [record(user, 999, epoch=3)]
+    assert east.state(0).epochs == backends.stores["west"].state(0).epochs
 
 
 def test_a_region_far_behind_holds_up_no_rollback(

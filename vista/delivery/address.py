@@ -27,16 +27,19 @@ class Address:
         """Raises `InputError`: a password in the URL, a host without a port, an option not in `options`."""
         parts = urlsplit(url)
         user, at, places = parts.netloc.rpartition("@")
-        if ":" in user:
-            shown = f"{parts.scheme}://{user.partition(':')[0]}:...{at}{places}"
+        hosts = tuple(filter(None, map(_host, places.split(","))))
+        wrong = [place for place in places.split(",") if _host(place) is None]
+        # one with a / ? or # in it ends what is taken for the host
+        if ":" in user or (wrong and not at and "@" in url):
             raise InputError(
-                f"URL {shown}: it holds a password; write it into a file and add ?password_file=PATH"
+                f"URL {shown(url)}: it holds a password; write it into a file and add ?password_file=PATH"
             )
-        hosts = tuple(_host(url, place) for place in places.split(","))
+        if wrong:
+            raise InputError(f"URL {shown(url)}: {wrong[0]!r} is no host:port")
         given = dict(parse_qsl(parts.query, keep_blank_values=True))
         if unknown := sorted(given.keys() - options):
             known = ", ".join(sorted(options)) or "none"
-            raise InputError(f"URL {url}: option {unknown[0]!r} is unknown; known are {known}")
+            raise InputError(f"URL {shown(url)}: option {unknown[0]!r} is unknown; known are {known}")
         return cls(url, parts.scheme, hosts, unquote(parts.path.strip("/")), unquote(user), given)
 
     def password(self) -> str | None:
@@ -50,8 +53,21 @@ class Address:
             raise InputError(f"URL {self.url}: password_file cannot be read: {error}") from error
 
 
-def _host(url: str, place: str) -> tuple[str, int]:
+def shown(url: str) -> str:
+    """A URL that cannot be used, for a message: without what may be a password, and without its options.
+
+    >>> shown("redis://vista:hunter/2@host:6379?password=hunter2"), shown("redis://vista@a:1,b:2/x?ca=y")
+    ('redis://vista:...@host:6379', 'redis://vista@a:1,b:2/x')
+    """
+    scheme, separator, rest = url.partition("://")
+    name, _, others = rest.partition(":")
+    if "@" not in name and "@" in others:
+        rest = f"{name}:...@{others.rpartition('@')[2]}"
+    return f"{scheme}{separator}{rest.partition('?')[0]}"
+
+
+def _host(place: str) -> tuple[str, int] | None:
     host, colon, port = place.rpartition(":")
     if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
-        raise InputError(f"URL {url}: {place!r} is no host:port")
+        return None
     return host.strip("[]"), int(port)

@@ -104,8 +104,10 @@ def read(pipe: Connection, store_url: str) -> None:
     """Until told to stop, read one user at a time at a fixed rate, late or not. Sends the reader's counts,
     and [reads, 3] when each read was due, began and ended."""
     choice, times_s = random.Random(2), []
-    with closing(open_store(store_url, BUCKETS)) as store:
-        reader = RegionReader({"east": store}, _RELEASE, BUCKETS)
+    with (
+        closing(open_store(store_url, BUCKETS)) as store,
+        closing(RegionReader({"east": store}, _RELEASE, BUCKETS)) as reader,
+    ):
         reader.read([0])
         reader.counts.clear()
         pipe.send("ready")

@@ -1,5 +1,6 @@
 """The catalog that a URL names."""
 
+from vista.delivery.address import shown
 from vista.delivery.interfaces import Catalog
 from vista.delivery.sqlite_catalog import SqliteCatalog
 from vista.errors import InputError
@@ -14,5 +15,5 @@ def open_catalog(url: str) -> Catalog:
 
         return HiveCatalog(url)
     raise InputError(
-        f"catalog URL {url!r}: the scheme is unknown; use sqlite:///path or hive://host:port/database"
+        f"catalog URL {shown(url)!r}: the scheme is unknown; use sqlite:///path or hive://host:port/database"
     )

@@ -5,8 +5,9 @@ partition. Its record has its place in the order of all: a replay can neither be
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 from vista.data.schema import bucket_of
 from vista.delivery.audit import audit_line
@@ -28,58 +29,73 @@ class Letter:
     why: str
 
 
-def letters_of(backends: Backends, bucket: int | None) -> list[Letter]:
+def letters_of(backends: Backends, bucket: int | None) -> Iterator[Letter]:
     """The dead letters of these regions, of one bucket or of all. Raises `BackendError`."""
-    return list(_letters(backends, range(backends.log.partitions) if bucket is None else [bucket]))
+    for letters in _pages(backends, bucket):
+        yield from letters
 
 
-def replay(backends: Backends, letters: Sequence[Letter], *, actor: str, reason: str) -> int:
-    """Append what can be applied now to the log, once for all regions; then delete those letters.
+def replay(backends: Backends, bucket: int | None, *, actor: str, reason: str) -> None:
+    """Append what can be applied now to the log, once for all regions, and delete those letters.
 
-    Returns the number of records appended. Killed in between it is done again: a repeat is harmless.
+    Killed in between it is done again: a repeat is harmless.
     """
-    usable = [letter for letter in letters if letter.usable_in is not None]
-    records = dict.fromkeys((letter.usable_in, letter.kept.data) for letter in usable)
+    usable = (letter for letter in letters_of(backends, bucket) if letter.usable_in is not None)
     _note(backends, "replay", usable, actor, reason)
-    for bucket, data in records:
-        assert bucket is not None
-        backends.log.append(bucket, [data])
-    _delete(backends, usable)
+    sent: set[tuple[int, bytes]] = set()
+    for letters in _pages(backends, bucket):
+        for letter in letters:
+            if letter.usable_in is None:
+                continue
+            record = letter.usable_in, sha256(letter.kept.data).digest()
+            if record not in sent:
+                backends.log.append(letter.usable_in, [letter.kept.data])
+                sent.add(record)
+        _delete(backends, [letter for letter in letters if letter.usable_in is not None])
     drain_within_reach(backends)
-    return len(records)
 
 
-def delete(backends: Backends, letters: Sequence[Letter], *, actor: str, reason: str) -> int:
-    """Delete these letters, for ever. Returns how many there still were."""
-    _note(backends, "delete", letters, actor, reason)
-    return _delete(backends, letters)
+def delete(backends: Backends, bucket: int | None, *, actor: str, reason: str) -> int:
+    """Delete the letters, for ever. Returns how many there still were."""
+    _note(backends, "delete", letters_of(backends, bucket), actor, reason)
+    return sum(_delete(backends, letters) for letters in _pages(backends, bucket))
 
 
-def _letters(backends: Backends, buckets: Sequence[int]) -> Iterator[Letter]:
-    for region, store in backends.stores.items():
-        for bucket in buckets:
-            for kept in store.dead_letters(bucket):
-                try:
-                    header = inspect(kept.data)
-                except RecordError as error:
-                    yield Letter(region, kept, None, str(error))
-                    continue
-                if header.control:
-                    yield Letter(region, kept, None, "a control record: `repair` announces what holds now")
-                else:
-                    yield Letter(region, kept, bucket_of(header.user_id, backends.log.partitions), "")
+def _pages(backends: Backends, bucket: int | None) -> Iterator[list[Letter]]:
+    """Some letters of one region's bucket at a time, of those that are there when it begins: what is replayed
+    may come back."""
+    buckets = range(backends.log.partitions) if bucket is None else [bucket]
+    counts = {
+        (region, number): store.count_dead_letters(number)
+        for region, store in backends.stores.items()
+        for number in buckets
+    }
+    for (region, number), count in counts.items():
+        last: DeadLetter | None = None
+        while count > 0 and (found := backends.stores[region].dead_letters(number, last)[:count]):
+            count, last = count - len(found), found[-1]
+            yield [_letter(region, kept, backends.log.partitions) for kept in found]
 
 
-def _note(backends: Backends, action: str, letters: Sequence[Letter], actor: str, reason: str) -> None:
+def _letter(region: str, kept: DeadLetter, buckets: int) -> Letter:
+    try:
+        header = inspect(kept.data)
+    except RecordError as error:
+        return Letter(region, kept, None, str(error))
+    if header.control:
+        return Letter(region, kept, None, "a control record: `repair` announces what holds now")
+    return Letter(region, kept, bucket_of(header.user_id, buckets), "")
+
+
+def _note(backends: Backends, action: str, letters: Iterable[Letter], actor: str, reason: str) -> None:
     counts = Counter(letter.region for letter in letters)
     what = ", ".join(f"{count} of {region}" for region, count in counts.items())
     backends.catalog.note(audit_line(f"{action}-letters", actor, reason, before=f"dead letters: {what or 0}"))
 
 
 def _delete(backends: Backends, letters: Sequence[Letter]) -> int:
-    deleted = 0
-    for region, store in backends.stores.items():
-        mine = [letter.kept for letter in letters if letter.region == region]
-        for bucket in sorted({kept.bucket for kept in mine}):
-            deleted += store.delete_dead_letters(bucket, [kept for kept in mine if kept.bucket == bucket])
-    return deleted
+    """Delete letters of one region's bucket."""
+    if not letters:
+        return 0
+    store, bucket = backends.stores[letters[0].region], letters[0].kept.bucket
+    return store.delete_dead_letters(bucket, [letter.kept for letter in letters])

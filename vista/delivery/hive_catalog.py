@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pymetastore.hive_metastore.ttypes import AlreadyExistsException, NoSuchObjectException, Partition
 
 from vista.config import Frozen
-from vista.delivery.address import Address
+from vista.delivery.address import Address, shown
 from vista.delivery.hive_journal import HEAD, Journal, partitions_of
 from vista.delivery.hive_schema import SUMMARIES, is_prepared, prepare, table
 from vista.delivery.hive_thrift import Metastore, context
@@ -51,7 +51,7 @@ class HiveCatalog:
         """Raises `InputError` for a URL that is not hive://HOST:PORT/DATABASE, `BackendError`."""
         address = Address.parse(url, options=frozenset())
         if len(address.hosts) != 1 or address.user or not address.name.isidentifier():
-            raise InputError(f"catalog URL {url!r}: write hive://HOST:PORT/DATABASE, and nothing more")
+            raise InputError(f"catalog URL {shown(url)!r}: write hive://HOST:PORT/DATABASE, and nothing more")
         self._database = address.name.lower()  # as the metastore keeps it
         self._metastore = Metastore(address)
         self._found: Journal | None = None

@@ -112,11 +112,19 @@ class DeadLetter:
     data: bytes
 
 
+LETTERS_AT_ONCE = 100
+"""A writer of another format may leave more of them than fit into memory."""
+
+
 class DeadLetters(Protocol):
     """What a region could not apply."""
 
-    def dead_letters(self, bucket: int) -> list[DeadLetter]:
-        """What `apply` could not apply, oldest first; kept until an operator deletes it."""
+    def count_dead_letters(self, bucket: int) -> int:
+        """How many of them there are."""
+
+    def dead_letters(self, bucket: int, after: DeadLetter | None = None) -> list[DeadLetter]:
+        """What `apply` could not apply, kept until an operator deletes it: the `LETTERS_AT_ONCE` oldest, or
+        those behind `after`."""
 
     def delete_dead_letters(self, bucket: int, letters: Sequence[DeadLetter]) -> int:
         """Delete these; returns how many of them were still there."""
@@ -139,9 +147,10 @@ class Store(DeadLetters, Protocol):
     def state(self, bucket: int) -> BucketState:
         """Offset, release, floors and epochs of a bucket; offset 0 for one that was never written."""
 
-    def retire(self, space: str, epoch: int) -> int:
+    def retire(self, space: str, epoch: int, at_most: int | None = None) -> int:
         """Delete, in slices, an epoch and the space's earlier ones from every bucket that the log has told.
-        Returns the number of records deleted."""
+        Returns the number of records deleted; it ends with the slice that reaches `at_most`, and with fewer
+        nothing is left."""
 
     def close(self) -> None: ...
 

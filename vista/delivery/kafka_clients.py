@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from kafka import errors
 
-from vista.delivery.address import Address
+from vista.delivery.address import Address, shown
 from vista.errors import BackendError, InputError
 
 CONNECT_S = 4.0
@@ -53,10 +53,14 @@ def parse(url: str) -> Address:
     """Raises `InputError` for a URL that names no topic, or a user in the plain, or none with TLS."""
     address = Address.parse(url, options=_OPTIONS[url.partition(":")[0]])
     if not _TOPIC.fullmatch(address.name):
-        raise InputError(f"URL {url}: name a topic of letters, digits, '.', '_' and '-' behind the hosts")
+        raise InputError(
+            f"URL {shown(url)}: name a topic of letters, digits, '.', '_' and '-' behind the hosts"
+        )
     secret = address.scheme == "kafkas"
     if secret != bool(address.user) or secret != ("password_file" in address.options):
-        raise InputError(f"URL {url}: kafkas:// takes a user and ?password_file=PATH, kafka:// neither")
+        raise InputError(
+            f"URL {shown(url)}: kafkas:// takes a user and ?password_file=PATH, kafka:// neither"
+        )
     return address
 
 

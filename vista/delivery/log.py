@@ -1,5 +1,6 @@
 """The log that a URL names."""
 
+from vista.delivery.address import shown
 from vista.delivery.interfaces import Log
 from vista.delivery.sqlite_log import SqliteLog
 from vista.errors import InputError
@@ -17,4 +18,6 @@ def open_log(url: str, partitions: int | None = None) -> Log:
         from vista.delivery.kafka_log import KafkaLog  # the embedded log needs no client
 
         return KafkaLog(url, partitions)
-    raise InputError(f"log URL {url!r}: the scheme is unknown; use sqlite:///path, kafka:// or kafkas://")
+    raise InputError(
+        f"log URL {shown(url)!r}: the scheme is unknown; use sqlite:///path, kafka:// or kafkas://"
+    )

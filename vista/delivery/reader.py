@@ -17,7 +17,10 @@ log = logging.getLogger(__name__)
 
 CHECK_S = 1.0
 """How long a region counts as whole, or as one to pass over, before it is looked at again. A look asks for
-every bucket: one that was whole is looked at beside the reads, and none of them waits for it."""
+every bucket, and waits for a store that is away: it is done beside the reads, but for a region's first."""
+
+FORGET_S = 60.0
+"""A verdict that is older says nothing: the region is looked at first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,10 @@ class RegionReader:
         self.counts["unreachable"] += sum(user not in found for user in dict.fromkeys(users))
         return [found.get(user, nowhere) for user in users]
 
+    def close(self) -> None:
+        """Wait for the looks beside; the stores may be closed then."""
+        self._beside.shutdown(cancel_futures=True)
+
     def _read(self, name: str, store: Store, users: Sequence[int]) -> tuple[dict[int, Read], str]:
         """What the region answers, and why it does not answer for the other users."""
         if problem := self._problem(name, store):
@@ -91,16 +98,17 @@ class RegionReader:
         return found, problem
 
     def _problem(self, name: str, store: Store) -> str:
-        until_s, problem = self._verdicts.get(name, (0.0, "it was not looked at yet"))
-        if time.monotonic() < until_s:
+        (until_s, problem), now_s = self._verdicts.get(name, (-FORGET_S, "")), time.monotonic()
+        if now_s < until_s:
             return problem
-        if problem:
+        if now_s >= until_s + FORGET_S:
+            self._looks.pop(name, None)
             return self._look(name, store)
         if name in self._looks and self._looks[name].done():
             self._looks.pop(name).result()  # if it failed, the region cannot be read
         if name not in self._looks:
             self._looks[name] = self._beside.submit(self._look, name, store)
-        return ""
+        return problem
 
     def _look(self, name: str, store: Store) -> str:
         state = RegionState.of(name, store, self._buckets)

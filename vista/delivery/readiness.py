@@ -49,6 +49,11 @@ class RegionState:
         key = (space_id(space), epoch)
         return all(key in bucket.epochs and bucket.epochs[key].barrier for bucket in self.buckets)
 
+    def lacks_users(self, epoch: Epoch, shards: Sequence[Shard]) -> bool:
+        """Whether a bucket holds fewer users than the epoch has there: a barrier says nothing of a hole
+        before it, over which a repair of other epochs has moved the region."""
+        return any(self._users(epoch, shard.bucket) < shard.rows for shard in shards)
+
     def serves(self, release_id: str) -> bool:
         """Every bucket has passed the release's control record."""
         return all(bucket.release is not None and bucket.release.id == release_id for bucket in self.buckets)

@@ -19,7 +19,7 @@ from redis.cluster import ClusterNode
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from vista.delivery.address import Address
+from vista.delivery.address import Address, shown
 from vista.errors import BackendError, InputError
 
 SCHEMES = tuple(f"{base}{kind}" for base in ("redis", "rediss") for kind in ("", "+sentinel", "+cluster"))
@@ -74,12 +74,16 @@ class Nodes:
         self.url = url
         self.address = Address.parse(url, options=frozenset(options))
         if self.address.scheme not in SCHEMES:
-            raise InputError(f"store URL {url!r}: the scheme is unknown; use one of {', '.join(SCHEMES)}")
+            raise InputError(
+                f"store URL {shown(url)!r}: the scheme is unknown; use one of {', '.join(SCHEMES)}"
+            )
         kind = self.address.scheme.partition("+")[2]
         if bool(self.address.name) != (kind == "sentinel"):
-            raise InputError(f"store URL {url!r}: only redis+sentinel has a name after the /, the primary's")
+            raise InputError(
+                f"store URL {shown(url)!r}: only redis+sentinel has a name after the /, the primary's"
+            )
         if not kind and len(self.address.hosts) != 1:
-            raise InputError(f"store URL {url!r}: several hosts need redis+sentinel or redis+cluster")
+            raise InputError(f"store URL {shown(url)!r}: several hosts need redis+sentinel or redis+cluster")
 
     def primary(self, key: str) -> Redis:
         """The node that is asked for a key now."""

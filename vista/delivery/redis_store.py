@@ -28,7 +28,14 @@ from redis.exceptions import ResponseError
 
 from vista.data.schema import bucket_of
 from vista.delivery.changes import Barrier, Retirement, Unusable, change_of
-from vista.delivery.interfaces import Applied, BucketState, DeadLetter, EpochState, Release
+from vista.delivery.interfaces import (
+    LETTERS_AT_ONCE,
+    Applied,
+    BucketState,
+    DeadLetter,
+    EpochState,
+    Release,
+)
 from vista.delivery.redis_nodes import Nodes
 from vista.errors import BackendError
 from vista.summary.record import HEADER_BYTES, Header, digest_text, is_tombstone, space_id, user_digest
@@ -87,7 +94,7 @@ class RedisStore:
     def state(self, bucket: int) -> BucketState:
         return self._nodes.ask(PATIENCE_S, self._state, bucket)
 
-    def retire(self, space: str, epoch: int) -> int:
+    def retire(self, space: str, epoch: int, at_most: int | None = None) -> int:
         deleted = 0
         for bucket in range(self._buckets):
             held = self._nodes.ask(PATIENCE_S, self._held, bucket)
@@ -96,9 +103,15 @@ class RedisStore:
                     continue
                 while (count := self._nodes.ask(PATIENCE_S, self._delete_slice, bucket, tag)) is not None:
                     deleted += count
+                    if at_most is not None and deleted >= at_most:
+                        return deleted
         return deleted
 
-    def dead_letters(self, bucket: int) -> list[DeadLetter]:
+    def count_dead_letters(self, bucket: int) -> int:
+        return self._nodes.ask(PATIENCE_S, self._count_dead_letters, bucket)
+
+    def dead_letters(self, bucket: int, after: DeadLetter | None = None) -> list[DeadLetter]:
+        first = "-" if after is None else f"({after.id}"
         return [
             DeadLetter(
                 name.decode(),
@@ -107,7 +120,7 @@ class RedisStore:
                 letter[b"reason"].decode(),
                 letter[b"data"],
             )
-            for name, letter in self._nodes.ask(PATIENCE_S, self._dead_letters, bucket)
+            for name, letter in self._nodes.ask(PATIENCE_S, self._dead_letters, bucket, first)
         ]
 
     def delete_dead_letters(self, bucket: int, letters: Sequence[DeadLetter]) -> int:
@@ -201,9 +214,14 @@ class RedisStore:
         deleted: int = node.xdel(_dead(bucket), *(letter.id for letter in letters))
         return deleted
 
-    def _dead_letters(self, bucket: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        letters: list[tuple[bytes, dict[bytes, bytes]]] = self._nodes.primary(_bucket(bucket)).xrange(
-            _dead(bucket)
+    def _count_dead_letters(self, bucket: int) -> int:
+        count: int = self._nodes.primary(_bucket(bucket)).xlen(_dead(bucket))
+        return count
+
+    def _dead_letters(self, bucket: int, first: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        node = self._nodes.primary(_bucket(bucket))
+        letters: list[tuple[bytes, dict[bytes, bytes]]] = node.xrange(
+            _dead(bucket), min=first, count=LETTERS_AT_ONCE
         )
         return letters
 

@@ -73,6 +73,7 @@ class RegionWorker:
         self._worker = Worker(region, source, store, apply_seconds.observe)
         self._read_seconds, self._limits = read_seconds, limits
         self._looked_s: dict[int, float] = {}
+        self._looked_bytes = 0  # what had been moved at the last look
         self._reads_s: deque[float] = deque(maxlen=READS)
         self._hold_until_s = 0.0
 
@@ -127,18 +128,18 @@ class RegionWorker:
             self.log_fault = ""
 
     def _round(self, stop: threading.Event) -> bool:
-        """One batch of every bucket that may have one. Returns whether any moved."""
+        """One batch of every bucket that may have one. Returns whether there may be more to do."""
         self.held_back = self._pressure()
         moved = False
         for bucket in () if self.held_back else sorted(self.assigned - self.faults.keys()):
             moved |= self._guarded(bucket, self._pull)
-            if stop.is_set() or self._fails(bucket):
+            if stop.is_set() or self._fails(bucket) or self._room_is_short():
                 break
         if not self.held_back:
             self._retry(stop)
-        self._retire()
+        retires = self._retire()
         self._look_around(stop)
-        return moved
+        return moved or retires
 
     def _fails(self, bucket: int) -> bool:
         """Whether its back end does not answer. Each round ends there: one that hangs costs a time-out, and
@@ -155,14 +156,15 @@ class RegionWorker:
             if self._fails(bucket):
                 break
 
-    def _retire(self) -> None:
-        """Also while it is held back: deleting makes room."""
+    def _retire(self) -> bool:
+        """Also while it is held back: deleting makes room. Returns whether more is left to delete now."""
         if any(not fault.needs_backfill for fault in self.faults.values()):
-            return
+            return False
         try:
-            self._worker.retire()
+            return self._worker.retire()
         except BackendError as error:  # tried again in the next round
             log.warning("region %s: not all that is retired is deleted yet: %s", self.region, error)
+            return False
 
     def _look_around(self, stop: threading.Event) -> None:
         until_s = time.monotonic() + LOOKING_S
@@ -191,12 +193,15 @@ class RegionWorker:
                 return False
         moved = self._worker.pull(bucket)
         if moved:
+            # of a store that fills fast, time alone would look when the reserve is gone
+            if self._worker.moved_bytes - self._looked_bytes >= self._limits.min_free_bytes // 4:
+                self._look(bucket)
             self._read(bucket)
         return moved
 
     def _look(self, bucket: int) -> bool:
         """Read the bucket's state; go on from its offset if the store was wiped, restored or repaired."""
-        self._looked_s[bucket] = time.monotonic()
+        self._looked_s[bucket], self._looked_bytes = time.monotonic(), self._worker.moved_bytes
         state = self.store.state(bucket)
         self.states = self.states | {bucket: state}
         if self._worker.offset(bucket) != state.offset:

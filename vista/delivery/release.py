@@ -12,12 +12,13 @@ from vista.delivery.audit import audit_line
 from vista.delivery.control import release_record, retirement
 from vista.delivery.deliver import known_epoch, published_epoch
 from vista.delivery.freeze import check_not_frozen
-from vista.delivery.interfaces import Catalog, Release
+from vista.delivery.interfaces import Catalog, Epoch, Release
 from vista.delivery.publish import copies_of
-from vista.delivery.readiness import RegionState
+from vista.delivery.readiness import RegionState, manifests
 from vista.delivery.regions import Backends
 from vista.delivery.retirements import is_retired, note_retirement, take_back_retirement
-from vista.delivery.worker import drain
+from vista.delivery.rules import check_current
+from vista.delivery.worker import drain, write_beside
 from vista.errors import BackendError, EpochError, InputError, RegionNotReadyError, ReleaseConflictError
 from vista.summary.record import space_id
 
@@ -75,7 +76,7 @@ def promote(
     if a region does not hold the whole epoch, `ReleaseConflictError` if another release than `instead_of`
     serves, or if promotion is frozen.
     """
-    published_epoch(backends.catalog, space, epoch)
+    published = published_epoch(backends.catalog, space, epoch)
     before = current_release(backends.catalog)
     wanted = Release(
         id=_new_id(), space=space, epoch=epoch, foundation=foundation, downstream=downstream,
@@ -90,9 +91,10 @@ def promote(
         )
     check_not_frozen(backends.catalog)
     _check_judged(before, instead_of)
-    if missing := _regions_without(backends, wanted):
+    if missing := _regions_without(backends, wanted, published):
         raise RegionNotReadyError(
-            f"epoch {epoch} of {space} is not complete in {', '.join(missing)}: deliver it first"
+            f"epoch {epoch} of {space} is not complete in {', '.join(missing)}: deliver it first; what was "
+            f"lost since, `python -m vista repair --space {space} --epoch {epoch} --reason ...` refills"
         )
     _check_not_retired(backends.catalog, wanted)
     how = {"action": "promote", "actor": actor, "reason": reason}
@@ -100,11 +102,18 @@ def promote(
 
 
 def rollback(
-    backends: Backends, *, to: str | None, actor: str, reason: str, dry_run: bool = False
+    backends: Backends,
+    *,
+    to: str | None,
+    actor: str,
+    reason: str,
+    instead_of: str | None = None,
+    dry_run: bool = False,
 ) -> ReleaseReport:
     """A new release that names what release `to` named; by default the one before what serves now. If `to`
     names what serves, only the regions are healed: after a crash between a swap and its announcement. A
-    freeze does not stop it: it is the way out of what the freeze is for.
+    freeze does not stop it: it is the way out of what the freeze is for. `instead_of` is what the caller saw
+    serving, if it looked: two who see the same fault must not go back twice.
 
     Raises `InputError` if there is no such release, `EpochError` if its epoch is withdrawn,
     `RegionNotReadyError` if no region holds it any more, `ReleaseConflictError`.
@@ -113,6 +122,8 @@ def rollback(
     if not releases:
         raise InputError("there is no release yet: nothing to roll back")
     target, current = _target(releases, to), releases[-1]
+    if instead_of is not None:
+        check_current(current, instead_of)
     if _content(target) == _content(current):
         regions = {} if dry_run else announce(backends, current)
         return ReleaseReport(release=current, before=current, changed=False, regions=regions)
@@ -154,8 +165,21 @@ def retire(
             take_back_retirement(backends.catalog, space, epoch, actor, str(error))
             raise
         backends.log.broadcast(range(backends.log.partitions), retirement(space, epoch))
+        _retire_ahead(backends, space, epoch)
         drain_within_reach(backends)
     return sorted(held)
+
+
+def _retire_ahead(backends: Backends, space: str, epoch: int) -> None:
+    """Do in every region what the log says further on: one whose memory is short would not get there before
+    this has made room. What comes between is ignored, as it would be deleted then."""
+    for name, store in backends.stores.items():
+        try:
+            for bucket in range(backends.log.partitions):
+                write_beside(store, bucket, store.state(bucket).offset, None, [retirement(space, epoch)])
+            store.retire(space, epoch)
+        except BackendError as error:
+            log.warning("region %s: %s", name, error)
 
 
 def withdraw(
@@ -246,9 +270,16 @@ def _swap(
     log.info("%s: %s -> %s", action, expected, wanted.id)
     if gone := _gone(backends.catalog, wanted):
         _take_back(backends, before, wanted, actor, gone)
-    # regions within reach wait for no other
-    backends.log.broadcast(range(backends.log.partitions), release_record(wanted))
-    return ReleaseReport(release=wanted, before=before, changed=True, regions=announce(backends, wanted))
+    try:
+        # regions within reach wait for no other
+        backends.log.broadcast(range(backends.log.partitions), release_record(wanted))
+        regions = announce(backends, wanted)
+    except BackendError as error:
+        raise BackendError(
+            f"{wanted.id} is the release now, but not every region has been told: `python -m vista repair "
+            f"--reason ...` announces it, another rollback would go further back: {error}"
+        ) from error
+    return ReleaseReport(release=wanted, before=before, changed=True, regions=regions)
 
 
 def _gone(catalog: Catalog, release: Release) -> str:
@@ -309,10 +340,17 @@ def _held_somewhere(backends: Backends, wanted: Release) -> bool:
     return False
 
 
-def _regions_without(backends: Backends, wanted: Release) -> list[str]:
-    """Regions that could not serve `wanted` once it is announced; those that cannot be reached, too."""
+def _regions_without(backends: Backends, wanted: Release, epoch: Epoch | None = None) -> list[str]:
+    """Regions that could not serve `wanted` once it is announced; those that cannot be reached, too. With its
+    `epoch` also those that lack some of its users."""
     states, unreachable = _look(backends, drain_within_reach(backends))
-    behind = [state.region for state in states if not state.complete(wanted.space, wanted.epoch)]
+    shards = () if epoch is None else manifests(epoch)
+    behind = [
+        state.region
+        for state in states
+        if not state.complete(wanted.space, wanted.epoch)
+        or (epoch is not None and state.lacks_users(epoch, shards))
+    ]
     return [*unreachable, *behind]
 
 

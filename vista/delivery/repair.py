@@ -15,7 +15,7 @@ from vista.delivery.interfaces import Epoch, Log, Store
 from vista.delivery.regions import Backends
 from vista.delivery.release import announce, current_release
 from vista.delivery.verify import Finding, Verdict, verify_region
-from vista.delivery.worker import MAX_BATCH_BYTES, drain
+from vista.delivery.worker import MAX_BATCH_BYTES, drain, write_beside
 from vista.errors import BackendError, RegionNotReadyError
 from vista.summary.table import read_bucket
 
@@ -82,10 +82,10 @@ def refill(store: Store, bucket: int, epochs: Sequence[Epoch], next_offset: int 
     offset, written = store.state(bucket).offset, 0
     for epoch in epochs:
         for records in _batches(epoch, bucket):
-            offset, count = _write(store, bucket, offset, None, records)
+            offset, count = write_beside(store, bucket, offset, None, records)
             written += count
     barriers = [barrier(epoch.space, epoch.epoch) for epoch in epochs]
-    _write(store, bucket, offset, next_offset, barriers)
+    write_beside(store, bucket, offset, next_offset, barriers)
     return written
 
 
@@ -120,14 +120,3 @@ def _batches(epoch: Epoch, bucket: int) -> Iterator[list[bytes]]:
             size += len(data)
     if batch:
         yield batch
-
-
-def _write(
-    store: Store, bucket: int, offset: int, next_offset: int | None, records: Sequence[bytes]
-) -> tuple[int, int]:
-    """Apply beside a worker that may move the offset meanwhile. Returns offset and records written."""
-    while True:
-        applied = store.apply(bucket, offset, offset if next_offset is None else next_offset, records)
-        if applied.accepted:
-            return applied.offset, applied.written
-        offset = applied.offset

@@ -11,7 +11,14 @@ from functools import cached_property
 
 from vista.data.schema import bucket_of
 from vista.delivery.changes import Barrier, Retirement, Unusable, change_of
-from vista.delivery.interfaces import Applied, BucketState, DeadLetter, EpochState, Release
+from vista.delivery.interfaces import (
+    LETTERS_AT_ONCE,
+    Applied,
+    BucketState,
+    DeadLetter,
+    EpochState,
+    Release,
+)
 from vista.delivery.sqlite import Database, fixed_buckets, signed, unsigned
 from vista.summary.record import Header, keys_digest, space_id
 
@@ -101,7 +108,7 @@ class SqliteStore:
                 free_bytes=shutil.disk_usage(self._database.path.parent).free,
             )
 
-    def retire(self, space: str, epoch: int) -> int:
+    def retire(self, space: str, epoch: int, at_most: int | None = None) -> int:
         deleted = 0
         while True:  # in slices, so that `apply` is never kept waiting long
             with self._database.write() as connection:
@@ -112,15 +119,23 @@ class SqliteStore:
                     (signed(space_id(space)), epoch, RETIRE_SLICE),
                 ).rowcount
             deleted += count
-            if count < RETIRE_SLICE:
+            if count < RETIRE_SLICE or (at_most is not None and deleted >= at_most):
                 return deleted
 
-    def dead_letters(self, bucket: int) -> list[DeadLetter]:
+    def count_dead_letters(self, bucket: int) -> int:
+        with self._database.read() as connection:
+            (count,) = connection.execute(
+                "SELECT COUNT(*) FROM dead_letters WHERE bucket = ?", (bucket,)
+            ).fetchone()
+            return int(count)
+
+    def dead_letters(self, bucket: int, after: DeadLetter | None = None) -> list[DeadLetter]:
+        behind = 0 if after is None else int(after.id)
         with self._database.read() as connection:
             rows = connection.execute(
                 "SELECT CAST(number AS TEXT), bucket, next_offset, reason, data FROM dead_letters "
-                "WHERE bucket = ? ORDER BY number",
-                (bucket,),
+                "WHERE bucket = ? AND number > ? ORDER BY number LIMIT ?",
+                (bucket, behind, LETTERS_AT_ONCE),
             ).fetchall()
         return [DeadLetter(*row) for row in rows]
 

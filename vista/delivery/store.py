@@ -1,5 +1,6 @@
 """The store of a region that a URL names."""
 
+from vista.delivery.address import shown
 from vista.delivery.interfaces import Store
 from vista.delivery.sqlite_store import SqliteStore
 from vista.errors import InputError
@@ -17,5 +18,5 @@ def open_store(url: str, buckets: int) -> Store:
 
         return RedisStore(url, buckets)
     raise InputError(
-        f"store URL {url!r}: the scheme is unknown; use sqlite:///path or redis[s][+sentinel|+cluster]://host:port"
+        f"store URL {shown(url)!r}: the scheme is unknown; use sqlite:///path or redis[s][+sentinel|+cluster]://host:port"
     )

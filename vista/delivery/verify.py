@@ -76,7 +76,7 @@ def _findings(
     for epoch, shards in tables:
         for shard in shards:
             yield from _of_bucket(state, store, epoch, shard, all_bytes)
-    letters = sum(len(store.dead_letters(number)) for number in range(source.partitions))
+    letters = sum(map(store.count_dead_letters, range(source.partitions)))
     if letters:
         yield Finding("dead_letters", f"region {state.region} keeps {letters} dead letters")
 

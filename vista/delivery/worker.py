@@ -7,7 +7,7 @@ region, a restored or wiped store) is refused and goes on from the stored one.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from vista.config import Frozen
 from vista.delivery.interfaces import Applied, BucketState, Log, Store
@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 MAX_BATCH_BYTES = 4 * 2**20
 PROGRESS_S = 5.0
+RETIRE_AT_ONCE = 10_000
+"""Records that are deleted between batches: a whole epoch takes minutes."""
 
 
 class WorkerReport(Frozen):
@@ -43,6 +45,7 @@ class Worker:
     ) -> None:
         """`on_applied` hears how many seconds each batch took the store."""
         self.region, self.source, self.store = region, source, store
+        self.moved_bytes = 0
         self._on_applied = on_applied
         self._offsets: dict[int, int] = {}
         self._ends: dict[int, int] = {}  # of the log, as last asked: asked again only when reached
@@ -77,19 +80,20 @@ class Worker:
         return self._offsets.get(bucket)
 
     def step(self) -> bool:
-        """Move at most one batch of every assigned bucket. Returns whether there was one.
+        """Move at most one batch of every assigned bucket. Returns whether there may be more to do.
 
         Raises `RegionNotReadyError` if the log does not hold what the store needs next.
         """
         moved = [self.pull(bucket) for bucket in list(self._offsets)]
-        self.retire()
-        return any(moved)
+        return self.retire() or any(moved)
 
-    def retire(self) -> None:
-        """Delete what has been retired since, once for all buckets: the store looks through each."""
+    def retire(self) -> bool:
+        """Delete some of what has been retired since, once for all buckets: the store looks through each.
+        Returns whether more may be left."""
         for space, epoch in list(self._retirements.items()):
-            self.store.retire(space, epoch)
-            del self._retirements[space]
+            if self.store.retire(space, epoch, RETIRE_AT_ONCE) < RETIRE_AT_ONCE:
+                del self._retirements[space]
+        return bool(self._retirements)
 
     def pull(self, bucket: int) -> bool:
         """Move one batch of an assigned bucket. Returns whether there was one; raises as `step`."""
@@ -107,6 +111,7 @@ class Worker:
         applied = self.store.apply(bucket, offset, next_offset, [data for _, data in records])
         self._on_applied(time.monotonic() - started_s)
         self._count(bucket, applied)
+        self.moved_bytes += sum(len(data) for _, data in records)
         if applied.accepted:
             self._offsets[bucket] = applied.offset
             for space, epoch in applied.retirements:
@@ -143,9 +148,10 @@ class Worker:
 
 
 def drain(region: str, source: Log, store: Store, deadline_s: float | None = None) -> WorkerReport:
-    """Bring every bucket of a region to where the log ends now.
+    """Bring every bucket of a region to where the log ends now, and delete what is retired.
 
     Raises `RegionNotReadyError` if the log does not hold what the store needs, or after `deadline_s` seconds.
+    What is not deleted by then is left to the next one.
     """
     worker, started_s = Worker(region, source, store), time.monotonic()
     logged_s = started_s
@@ -162,5 +168,17 @@ def drain(region: str, source: Log, store: Store, deadline_s: float | None = Non
                     f"{deadline_s:g} s: its worker goes on"
                 )
         worker.revoke([bucket])
-    worker.retire()
+    while worker.retire() and (deadline_s is None or time.monotonic() - started_s < deadline_s):
+        pass
     return worker.report
+
+
+def write_beside(
+    store: Store, bucket: int, offset: int, next_offset: int | None, records: Sequence[bytes]
+) -> tuple[int, int]:
+    """Apply beside a worker that may move the offset meanwhile. Returns offset and records written."""
+    while True:
+        applied = store.apply(bucket, offset, offset if next_offset is None else next_offset, records)
+        if applied.accepted:
+            return applied.offset, applied.written
+        offset = applied.offset

@@ -97,15 +97,15 @@ def promote_by_hand(settings: Settings, run_id: str, reason: str, *, dry_run: bo
 def roll_back(settings: Settings, to: str | None, reason: str, *, dry_run: bool) -> str:
     """Roll back.
 
-    Raises `CheckpointError` if the earlier model cannot be read any more, `RegionNotReadyError` if a region
-    does not follow (the others do).
+    Raises `CheckpointError` if the earlier model cannot be read any more, `ReleaseConflictError` if somebody
+    else was faster, `RegionNotReadyError` if a region does not follow (the others do).
     """
     with open_backends(settings) as backends:
         roll = partial(rollback, backends, to=to, actor=actor_name(), reason=reason)
         done = roll(dry_run=True)
-        _check_model(done.release)
+        _check_model(done.release)  # takes seconds
         if not dry_run:
-            done = roll(dry_run=False)
+            done = roll(dry_run=False, instead_of=None if done.before is None else done.before.id)
     told = _tell_mlflow(settings, done, dry_run)
     for region, why in done.regions.items():
         raise RegionNotReadyError(f"rolled back to {done.release.id}, but region {region} lags: {why}")

@@ -77,8 +77,11 @@ def score(settings: Settings, user: str, candidates: Sequence[str]) -> Answer:
     run = _run_of(release, settings)
     dataset = Dataset.open(run.data)
     (user_id,), items = _ids(dataset, "user", [user]), _ids(dataset, "item", candidates)
-    with open_regions(settings, epoch.buckets) as stores:
-        (read,) = RegionReader(stores, release, epoch.buckets).read([user_id])
+    with (
+        open_regions(settings, epoch.buckets) as stores,
+        closing(RegionReader(stores, release, epoch.buckets)) as reader,
+    ):
+        (read,) = reader.read([user_id])
     found = _decoded(read)
     clock_us = dataset.newest_event_us
     scores_CT = _probabilities(model, found, dataset, user_id, items, clock_us + 1)

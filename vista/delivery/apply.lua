@@ -114,7 +114,9 @@ local function apply(keys, argv)
     changes[argv[at]](batch, argv[at + 1], argv[at + 2], argv[at + 3])
   end
   for tag, new in pairs(batch.new) do
-    for name, value in pairs(new) do redis.call('HINCRBY', keys[1], name .. ':' .. tag, value) end
+    for name, value in pairs(new) do -- as a whole number: Redis may write a large double as 4e+12
+      redis.call('HINCRBY', keys[1], name .. ':' .. tag, string.format('%.0f', value))
+    end
   end
   redis.call('HSET', keys[1], 'offset', argv[2])
   return {argv[2], batch.written, batch.older, batch.conflicts, batch.retired}

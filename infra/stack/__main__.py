@@ -29,7 +29,6 @@ def up(place: Place, *, embedded: bool) -> None:
         raise InputError(f"the stack in {place.path} is up: make status shows it, make down stops it")
     wait_for_earlier(place.path)
     place.path.mkdir(parents=True, exist_ok=True)
-    place.forget()
     started_s = time.monotonic()
     kind = "embedded" if embedded else "real"
     command = [sys.executable, "-m", "infra.stack.supervisor", str(place.path), kind]
@@ -55,7 +54,8 @@ def _follow(place: Place, process: "subprocess.Popen[bytes]", said: int) -> Stat
     """Show what the supervisor says until all is up."""
     spoke_s = time.monotonic()
     while True:
-        ended, state = process.poll() is not None, place.read()
+        ended = process.poll() is not None
+        state = place.read() if place.supervisor() == process.pid else None  # else an earlier one's
         with place.log.open("rb") as log:
             log.seek(said)
             text = log.read()

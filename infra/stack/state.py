@@ -6,13 +6,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import IO, Literal, Self
 
 from infra.environment import ROOT, place_of
+from infra.processes import wait_until
 from infra.servers import write_private
 from infra.services import ServiceState
 from vista.config import Frozen
 from vista.errors import InputError
+
+LOOK_S = 2.0
+"""Whoever looks for a supervisor has its lock for a moment."""
 
 
 class Seen(Frozen):
@@ -54,13 +58,12 @@ class Place:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Be the supervisor. Raises `InputError` if there is one."""
+        """Be the supervisor, who has told nothing yet. Raises `InputError` if there is one."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(f"{self.path} has a stack that is up: make down") from error
+            if not wait_until(lambda: _locked(lock), LOOK_S):
+                raise InputError(f"{self.path} has a stack that is up: make down")
+            self.forget()
             lock.truncate(0)
             lock.write(str(os.getpid()))
             lock.flush()
@@ -90,3 +93,11 @@ class Place:
     @property
     def _file(self) -> Path:
         return self.path / "state.json"
+
+
+def _locked(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -4,6 +4,7 @@
 """
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from infra.services import Service, Services
 from infra.stack import supervisor
 from infra.stack.state import Place, Seen, State
 from infra.stack.supervisor import Supervisor, keep_short
+from vista.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 120.0
@@ -50,6 +52,27 @@ def test_what_hangs_is_started_again_and_what_needs_it_is_left_alone(tmp_path: P
             assert _seen(tmp_path)["second"] == before["second"]
         finally:
             process.terminate()
+
+
+def test_a_second_supervisor_is_refused_and_forgets_nothing_of_the_first(tmp_path: Path) -> None:
+    place, up = Place(tmp_path), State(phase="up", embedded=True)
+    place.write(up)  # of a supervisor that was killed
+    with place.held():
+        assert place.read() is None
+        place.write(up)
+        with pytest.raises(InputError, match="has a stack that is up: make down"), Place(tmp_path).held():
+            pass
+        assert place.read() == up
+        assert place.supervisor() == os.getpid()
+
+
+def test_a_look_for_a_supervisor_keeps_none_from_starting(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as looks:
+        fcntl.flock(looks, fcntl.LOCK_SH)
+        done = threading.Timer(0.3, lambda: fcntl.flock(looks, fcntl.LOCK_UN))
+        done.start()
+        with Place(tmp_path).held():
+            done.join()
 
 
 def test_a_long_log_is_moved_and_its_writer_goes_on_in_the_short_one(

@@ -3,14 +3,16 @@
 N test rows.
 """
 
+import fcntl
 import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +24,7 @@ from vista.data.prepare import prepare_dataset
 from vista.errors import InputError, StageError
 from vista.evaluate.bootstrap import PairedDifference, paired_bootstrap
 from vista.evaluate.scored_rows import ScoredRows
-from vista.runs import alone, read_as
+from vista.runs import read_as
 from vista.train.experiments.cell import CELL_FILE, CODE, SCORES_FILE, Cell, CellJob
 from vista.train.experiments.fingerprint import code_digest, short_digest
 from vista.train.experiments.grid_runs import cell_name, finished_cells, track_cell, track_grid
@@ -107,14 +109,26 @@ def _alone(lock: Path) -> Iterator[None]:
     not even the folders above are left."""
     made = [folder for folder in lock.parents if not folder.exists()]
     lock.parent.mkdir(parents=True, exist_ok=True)
+    file = _locked(lock)
     try:
-        with alone(lock):
-            yield
+        yield
     finally:
-        lock.unlink(missing_ok=True)
+        lock.unlink()
+        file.close()
         for folder in made:  # the lowest first
             if not any(folder.iterdir()):
                 folder.rmdir()
+
+
+def _locked(lock: Path) -> IO[str]:
+    """The file, held; not one that its holder deleted while this process waited for it."""
+    while True:
+        file = lock.open("w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samefile(lock, file.fileno()):
+                return file
+        file.close()
 
 
 def run_experiment(

@@ -247,7 +247,14 @@ def test_a_cell_goes_on_after_its_last_epoch(small: tuple[ExperimentReport, Path
     assert found.seconds > found.training.train_s
 
 
-@pytest.mark.parametrize(("epochs", "code"), [("mkdir -p $0/epoch-001; test -e $1", 0), ("false", None)])
+@pytest.mark.parametrize(
+    ("epochs", "code"),
+    [
+        ("mkdir -p $0/epoch-001; test -e $1", 0),
+        ("false", None),
+        ("mkdir -p $0/epoch-001; sleep 4; rm -r $0; sleep 0.5", 0),  # whole, with its states cleared away
+    ],
+)
 def test_a_process_at_its_limit_is_followed_by_another_if_it_got_on(
     small: tuple[ExperimentReport, Path],
     tmp_path: Path,
@@ -262,7 +269,7 @@ def test_a_process_at_its_limit_is_followed_by_another_if_it_got_on(
     script = f"({epochs}) && exit; touch $1; exec sleep 600"
     command = ("sh", "-c", script, str(job.unfinished), str(tmp_path / "began"))
     monkeypatch.setattr("vista.train.experiments.pool.COMMAND", command)
-    assert list(make_cells({job: 1.0}, workers=1, limit_s=3.0)) == [(job, code)]
+    assert list(make_cells({job: 1.0}, workers=1, limit_s=6.0)) == [(job, code)]
 
 
 def test_two_experiments_prepare_one_data_set(data_dir_kuairand: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class _Running:
 
     def ended(self) -> bool:
         now_s, epoch = time.monotonic(), self.job.last_epoch()
-        if epoch != self.epoch:
+        if epoch not in (None, self.epoch):  # None: there is none yet, or the cell is whole
             if now_s + (now_s - self.since_s) > self.end_s:
                 self.end_s = now_s
             self.epoch, self.since_s, self.got_on = epoch, now_s, True

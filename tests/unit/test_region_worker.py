@@ -61,6 +61,11 @@ def is_at_end(log: SqliteLog, store: SqliteStore, buckets: range = range(BUCKETS
     return all(store.state(bucket).offset == log.bounds(bucket)[1] for bucket in buckets)
 
 
+def ten_then_retired(bucket: int, epoch: int) -> list[bytes]:
+    """Ten summaries of an epoch, and its retirement."""
+    return [*(record(user, epoch=epoch) for user in users_of(bucket, 10)), retirement(SPACE, epoch)]
+
+
 def fill(log: SqliteLog, seq: int = 0) -> None:
     for bucket in range(BUCKETS):
         log.append(bucket, [record(user, seq) for user in users_of(bucket, 10)])
@@ -83,9 +88,8 @@ def test_it_deletes_what_its_forerunner_was_killed_before_deleting_also_while_ro
     log: SqliteLog, store: SqliteStore
 ) -> None:
     for bucket in range(BUCKETS):
-        retired = [*(record(user) for user in users_of(bucket, 10)), retirement(SPACE, 1)]
-        assert store.apply(bucket, 0, 11, retired).accepted
-        log.append(bucket, retired)
+        assert store.apply(bucket, 0, 11, ten_then_retired(bucket, 1)).accepted
+        log.append(bucket, ten_then_retired(bucket, 1))
 
     def held() -> int:
         with store._database.read() as connection:
@@ -104,7 +108,7 @@ def test_the_log_is_followed_while_an_epoch_is_deleted(
     """Deleting one takes minutes: rollbacks and updates do not wait for it."""
     monkeypatch.setattr(worker, "RETIRE_AT_ONCE", 1)
     monkeypatch.setattr(sqlite_store, "RETIRE_SLICE", 1)
-    log.append(1, [*(record(user) for user in users_of(1, 10)), retirement(SPACE, 1)])
+    log.append(1, ten_then_retired(1, 1))
     delete, followed = store.retire, list[bool]()
 
     def retire(space: str, epoch: int, at_most: int | None = None) -> int:
@@ -125,10 +129,10 @@ def test_who_waits_for_a_region_for_a_time_does_not_wait_for_deletions(
 ) -> None:
     monkeypatch.setattr(worker, "RETIRE_AT_ONCE", 1)
     monkeypatch.setattr(sqlite_store, "RETIRE_SLICE", 1)
-    log.append(1, [*(record(user) for user in users_of(1, 10)), retirement(SPACE, 1)])
+    log.append(1, ten_then_retired(1, 1))
     drain("east", log, store, deadline_s=30.0)
     assert store.retire(SPACE, 1) == 0, "there was time"
-    log.append(1, [*(record(user, epoch=2) for user in users_of(1, 10)), retirement(SPACE, 2)])
+    log.append(1, ten_then_retired(1, 2))
     with monkeypatch.context() as slow:
         slow.setattr(store, "retire", lambda space, epoch, at_most: time.sleep(0.1) or at_most)
         drain("east", log, store, deadline_s=0.5)

@@ -1,9 +1,10 @@
 """The topic of a log: made as the delivery needs it, or found to be so."""
 
+import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource
@@ -26,6 +27,10 @@ COMPACTION_LAG_S = 86_400
 """What is erased is gone from the log after this time."""
 MAX_MESSAGE_BYTES = 8 * 2**20
 REQUEST_S = 8.0
+KNOWN_S = 5.0
+"""After a topic is made each broker learns of it in its own time."""
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ def open_topic(address: Address, access: dict[str, Any], partitions: int | None)
     admin = connect(KafkaAdminClient, address, request_timeout_ms=request_ms, **access)
     with closing(admin), mapped(address.url):
         found = _described(admin, address.name)
+        new = found is None
         if found is None and partitions is None:
             raise NoLogError(
                 f"{address.url} is empty: there is no topic {address.name}; deliver an epoch first, or "
@@ -51,15 +57,24 @@ def open_topic(address: Address, access: dict[str, Any], partitions: int | None)
             )
         if found is None:
             _make(admin, address.name, partitions)
-            found = _described(admin, address.name) or []
+            found = once_known(lambda: _described(admin, address.name)) or []
         if partitions not in (None, len(found)):
             raise BackendError(
                 f"{address.url} has {len(found)} buckets, this run has {partitions}: the count is fixed per "
                 "deployment; use another topic, or the same count"
             )
         if partitions is not None:
-            _check(admin, address, min(len(partition["replica_nodes"]) for partition in found))
+            _check(admin, address, min(len(partition["replica_nodes"]) for partition in found), new=new)
         return len(found)
+
+
+def once_known(ask: Callable[[], Answer]) -> Answer:
+    """What a broker says of a topic that was just made, as soon as it says anything: another one than
+    answered before may not know the topic yet. After `KNOWN_S`: nothing."""
+    end_s = time.monotonic() + KNOWN_S
+    while not (answer := ask()) and time.monotonic() < end_s:
+        time.sleep(0.05)
+    return answer
 
 
 def _described(admin: KafkaAdminClient, topic: str) -> list[dict[str, Any]] | None:
@@ -82,10 +97,15 @@ def _make(admin: KafkaAdminClient, topic: str, partitions: int | None) -> None:
     admin.wait_for_topics([topic], timeout_ms=int(REQUEST_S * 1_000))
 
 
-def _check(admin: KafkaAdminClient, address: Address, copies: int) -> None:
+def _check(admin: KafkaAdminClient, address: Address, copies: int, *, new: bool) -> None:
     wanted = {"replication factor": _at_least(_copies(admin)), **_settings(copies)}
     asked = ConfigResource("TOPIC", address.name, [name for name in wanted if "." in name])
-    described = admin.describe_configs([asked], config_filter="all")["topic"][address.name]
+
+    def ask() -> dict[str, dict[str, Any]]:
+        described: dict[str, dict[str, Any]] = admin.describe_configs([asked], config_filter="all")["topic"]
+        return described[address.name]
+
+    described = once_known(ask) if new else ask()
     if not described:  # the client drops the error
         raise TopicAuthorizationFailedError(f"the settings of {address.name} cannot be read")
     found = {name: str(entry["value"]) for name, entry in described.items()}

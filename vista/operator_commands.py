@@ -225,6 +225,18 @@ def delete_letters(region: str | None, bucket: int | None, reason: str, dry_run:
     click.echo(delete_letters(Settings.from_environment(), region, bucket, reason, dry_run=dry_run))
 
 
+@click.command("prune", params=[_reason(), _dry_run()])
+@click.option(
+    "--days", type=click.IntRange(1), required=True, help="runs in which nothing was written for so long"
+)
+def prune(days: int, reason: str, dry_run: bool) -> None:
+    """Delete the data and weights of old runs; their reports and logs stay, and so does all that serves."""
+    from vista.serve.prune import prune
+
+    check_reason(reason, dry_run)
+    click.echo(prune(Settings.from_environment(), days, reason, dry_run=dry_run))
+
+
 def _space_epoch(space: str | None, epoch: int | None) -> tuple[str, int] | None:
     if (space is None) != (epoch is None):
         raise InputError("--space and --epoch name an epoch together: give both, or neither")
@@ -233,5 +245,5 @@ def _space_epoch(space: str | None, epoch: int | None) -> tuple[str, int] | None
 
 COMMANDS = (
     releases, audit, rollback, freeze, unfreeze, withdraw, retire, verify, repair,
-    dead_letters, replay_letters, delete_letters,
+    dead_letters, replay_letters, delete_letters, prune,
 )  # fmt: skip

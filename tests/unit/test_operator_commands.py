@@ -71,6 +71,7 @@ def test_help_says_what_is_required(command: str, capsys: pytest.CaptureFixture[
     "arguments",
     [
         ["rollback"], ["freeze"], ["unfreeze"], ["repair"], ["replay-letters"], ["delete-letters"],
+        ["prune", "--days", "1"],
         ["withdraw", "--space", SPACE, "--epoch", "1"], ["retire", "--space", SPACE, "--epoch", "1"],
     ],
 )  # fmt: skip

@@ -374,7 +374,7 @@ class ExperimentConfig(Frozen):
     models: str = Field(
         "",
         description="models, comma-separated: vista, vista_hstu, no_history, mean_pool, ttsn, din, mha, "
-        "sasrec, hstu, vista_permuted; of table2 also lightgbm; empty: all",
+        "sasrec, hstu, vista_permuted; of table2 also lightgbm, and of ml-1m vista_no_tail; empty: all",
     )
     seeds: int = Field(3, ge=1, description="every model is trained with so many seeds")
     first_seed: int = Field(0, ge=0, description="the first of the seeds; the others follow it")
@@ -402,15 +402,14 @@ class Settings(Frozen):
         `name=url,...`. A variable that is empty counts as not set. Raises `InputError`."""
         environment = {name: value for name, value in environment.items() if value}
         home = Path(environment.get("VISTA_HOME", "var")).absolute()
-        regions = environment.get(
-            "VISTA_REGIONS", f"east=sqlite:///{home}/stores/east.db,west=sqlite:///{home}/stores/west.db"
-        )
+        regions = environment.get("VISTA_REGIONS")
+        embedded = {name: f"sqlite:///{home}/stores/{name}.db" for name in ("east", "west")}
         return cls(
             runs=Path(environment.get("VISTA_RUNS", "runs")).absolute(),
             home=home,
             catalog_url=environment.get("VISTA_CATALOG_URL", f"sqlite:///{home}/catalog.db"),
             log_url=environment.get("VISTA_LOG_URL", f"sqlite:///{home}/log.db"),
-            region_urls=_urls_by_name(regions),
+            region_urls=_urls_by_name(regions) if regions else embedded,
             warehouse=environment.get("VISTA_WAREHOUSE", f"{home}/warehouse"),
             mlflow_url=environment.get("MLFLOW_TRACKING_URI", f"sqlite:///{home}/mlflow.db"),
         )
@@ -425,6 +424,10 @@ def _urls_by_name(regions: str) -> dict[str, str]:
     for part in re.split(r",(?![^,=/?]+:\d+(?:[,/?]|$))", regions):  # a comma before host:port is the URL's
         name, _, url = part.strip().partition("=")
         if not (name and url) or name in urls:
-            raise InputError(f"VISTA_REGIONS holds {part!r}: write it as name=url,name=url, each name once")
+            shown = name if re.fullmatch(r"[\w.-]*", name) else "..."  # what is no name may be a password
+            raise InputError(
+                f"VISTA_REGIONS holds {shown + '=...'!r} as its part {len(urls) + 1}: write it as "
+                "name=url,name=url, each name once"
+            )
         urls[name] = url
     return urls

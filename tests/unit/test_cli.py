@@ -97,14 +97,32 @@ def test_an_experiment_s_help_names_all_that_can_be_chosen(capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    "regions", ["east", "=sqlite:///x", "a=,b=sqlite:///x", "a=sqlite:///x,a=sqlite:///y"]
+    ("regions", "named"),
+    [
+        ("east", "'east=...' as its part 1"),
+        ("=sqlite:///x", "'=...' as its part 1"),
+        ("a=,b=sqlite:///x", "'a=...' as its part 1"),
+        ("a=sqlite:///x,a=sqlite:///y", "'a=...' as its part 2"),
+        ("a=redis://vista:1,hunter/2@host:6379", "'...=...' as its part 2"),
+        ("a=redis://vista:hunter2@host:6379,a=sqlite:///y", "'a=...' as its part 2"),
+    ],
 )
 def test_regions_that_cannot_be_read_are_named(
-    regions: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    regions: str, named: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Without what may be a password."""
     monkeypatch.setenv("VISTA_REGIONS", regions)
     assert main(["releases"]) == 2
-    assert "VISTA_REGIONS holds" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"VISTA_REGIONS holds {named}" in said
+    assert "hunter" not in said
+
+
+def test_a_comma_in_the_name_of_the_home_is_no_region() -> None:
+    settings = Settings.from_environment({"VISTA_HOME": "/srv/vista,eu"})
+    assert settings.region_urls == {
+        "east": "sqlite:////srv/vista,eu/stores/east.db", "west": "sqlite:////srv/vista,eu/stores/west.db",
+    }  # fmt: skip
 
 
 def test_an_empty_variable_counts_as_not_set() -> None:

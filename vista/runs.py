@@ -15,10 +15,10 @@ import os
 import re
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -45,10 +45,23 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def alone(lock: Path) -> Iterator[None]:
-    """One process at a time is inside; `lock` is a file in a directory that exists."""
-    with lock.open("w") as file:
+    """One process at a time is inside; `lock` is a file in a directory that exists, there only meanwhile."""
+    with _locked(lock):
+        try:
+            yield
+        finally:
+            lock.unlink()
+
+
+def _locked(lock: Path) -> IO[str]:
+    """The file, held; not one that its holder deleted while this process waited for it."""
+    while True:
+        file = lock.open("w")
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        with suppress(FileNotFoundError):
+            if os.path.samefile(lock, file.fileno()):
+                return file
+        file.close()
 
 
 @contextmanager

@@ -31,9 +31,10 @@ from vista.evaluate.bootstrap import Interval
 from vista.model.ranker import Ranker
 from vista.runs import read_as
 from vista.train.compare import compare
+from vista.train.experiments.blocks import UserSplit
 from vista.train.experiments.cell import CELL_FILE, CODE, Cell, CellJob, put
 from vista.train.experiments.fingerprint import ROOT, code_digest, imported_files
-from vista.train.experiments.grids import EXPERIMENTS, SLOTS, Experiment, UserSplit, kuairand, table2
+from vista.train.experiments.grids import EXPERIMENTS, SLOTS, Experiment, kuairand, table2
 from vista.train.experiments.join import join, read_report
 from vista.train.experiments.pool import COMMAND, make_cells
 from vista.train.experiments.probes import as_stored, through_summary
@@ -324,7 +325,8 @@ def test_a_report_is_a_table_a_csv_and_two_pictures(
     lines = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")]
     assert lines == ["| model", "| vista", "| mean_pool"]
     assert "160 / 80 / 160 rows train / validate / test (20 users" in table
-    assert "Without the user's summary (zeros)" in table
+    assert "vista without the user's summary (zeros)" in table
+    assert "vista_permuted without" not in table
     assert "Trained and tested on permuted labels" in table
     rows = list(csv.DictReader(report.csv().splitlines()))
     assert [float(row["auc"]) for row in rows] == [cell.metrics.auc for cell in report.cells]
@@ -625,15 +627,26 @@ def test_a_record_is_one_row_with_its_command(small: tuple[ExperimentReport, Pat
 
 
 def test_the_grid_is_the_papers() -> None:
-    """Every slot on ids, on both sets; nothing but the seed and the slot differs within a block."""
+    """Every slot on ids, on both sets; nothing but the seed, the slot and VISTA's recent tail differs within
+    a block."""
     experiment = table2(Path("data"))
     assert [block.name for block in experiment.blocks] == [
         "kuairand-pure ids", "kuairand-pure features", "ml-1m ids", "ml-1m features",
     ]  # fmt: skip
     for block in experiment.blocks:
-        kinds = [arm.kind for arm in block.arms if not arm.permuted_labels]
-        assert kinds == list(SLOTS) if block.inputs == "ids" else {"vista", "din", "lightgbm"} <= set(kinds)
-        assert len({arm.model for arm in block.arms}) == len({arm.train for arm in block.arms}) == 1
+        names = [arm.name for arm in block.arms if not arm.permuted_labels]
+        tails = {arm.name for arm in block.arms if arm.model.recent_tail}
+        if block.data_set == "ml-1m":
+            assert "vista_no_tail" in names
+            assert {"vista"} <= tails <= {"vista", "vista_hstu", "vista_permuted"}
+            names.remove("vista_no_tail")
+        else:
+            assert not tails
+        assert (
+            (names == list(SLOTS)) if block.inputs == "ids" else ({"vista", "din", "lightgbm"} <= set(names))
+        )
+        models = {arm.model.model_copy(update={"recent_tail": 0}) for arm in block.arms}
+        assert len(models) == len({arm.train for arm in block.arms}) == 1
     assert command_of("table2", ExperimentConfig(data_dir="data")) == (
         "python -m vista experiment table2 --data-dir DATA"
     )

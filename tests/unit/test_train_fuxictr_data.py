@@ -10,7 +10,8 @@ from training_data import prepare_small
 
 from vista.data.batches import gather
 from vista.data.dataset import Dataset
-from vista.train.experiments.grids import UserSplit, kuairand
+from vista.train.experiments.blocks import UserSplit
+from vista.train.experiments.grids import kuairand
 from vista.train.experiments.splits import Rows
 from vista.train.fuxictr_data import recipe_of, write_fuxictr_data
 

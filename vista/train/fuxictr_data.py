@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vista.data.dataset import Dataset
 from vista.data.schema import Examples, FeatureSpec
 from vista.runs import write_whole
-from vista.train.experiments.grids import Arm, Block
+from vista.train.experiments.blocks import Arm, Block
 from vista.train.experiments.splits import Rows
 
 LABEL = "label"

@@ -34,8 +34,8 @@ from vista.errors import StageError
 from vista.evaluate.metrics import Metrics, Scores, measure
 from vista.model.ranker import Ranker
 from vista.runs import write_whole
+from vista.train.experiments.blocks import Arm, Block
 from vista.train.experiments.fingerprint import code_digest
-from vista.train.experiments.grids import Arm, Block
 from vista.train.experiments.probes import Probes, probe
 from vista.train.experiments.splits import Rows
 from vista.train.lightgbm_baseline import fit_lightgbm

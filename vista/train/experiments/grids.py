@@ -1,68 +1,23 @@
 """The experiments as values: which data, which rows, which models, each with its whole recipe.
 
 An experiment is a function of a data folder. Its cells are all (block, arm, seed); a cell is what is trained,
-kept and compared. A block holds one data set with one kind of inputs, so that its arms are measured on the
-same rows; an arm is one model with its own configuration.
+kept and compared.
 """
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from vista.config import DataConfig, ExperimentConfig, Frozen, ModelConfig, TrainConfig
 from vista.errors import InputError
 from vista.model.ranker import SlotName
 from vista.recipes import KUAIRAND_TASKS
-
-Inputs = Literal["ids", "features"]
+from vista.train.experiments.blocks import Arm, Block, DateSplit, Inputs, UserSplit
 
 SLOTS: tuple[SlotName, ...] = get_args(SlotName)
 
 REFERENCE = "vista"
 """The arm that the others of its block are compared with."""
-
-
-class DateSplit(Frozen):
-    """By the dates (YYYYMMDD) under which the source's files list the rows."""
-
-    valid_from: int
-    test_from: int
-
-
-class UserSplit(Frozen):
-    """By each user's own order: of n rows the last ceil(n / parts) test, as many before them validate."""
-
-    parts: int
-
-
-class Arm(Frozen):
-    """One model of a block. `permuted_labels`: trained and tested on noise, so that any AUC but .50 is a
-    leak."""
-
-    name: str
-    kind: SlotName | Literal["lightgbm"]
-    model: ModelConfig
-    train: TrainConfig
-    permuted_labels: bool = False
-
-    @property
-    def probed(self) -> bool:
-        """What its AUC owes to the summary is measured: it has one, and has learned something."""
-        return self.kind == "vista" and not self.permuted_labels
-
-
-class Block(Frozen):
-    """One data set with one kind of inputs; `data_set` is the name of its folder."""
-
-    data_set: str
-    inputs: Inputs
-    data: DataConfig
-    split: DateSplit | UserSplit
-    arms: tuple[Arm, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.data_set} {self.inputs}"
 
 
 class Experiment(Frozen):
@@ -108,6 +63,9 @@ KUAIRAND_TRAIN = TrainConfig(max_candidates_per_batch=512, workers=1)
 ML_1M_TRAIN = TrainConfig(max_candidates_per_batch=512, workers=1, epochs=3, embedding_l2=1e-4)
 """131 training rows a user: more passes, and embeddings held down."""
 
+ML_1M_TAIL = 32
+"""Events beside the summary: what a user rates next depends on what he has rated just before."""
+
 WITH_FEATURES: tuple[SlotName, ...] = ("vista", "din", "hstu")
 
 
@@ -139,19 +97,27 @@ def _ml_1m(data_dir: Path, inputs: Inputs) -> Block:
             source="movielens", path=str(data_dir), clock="user_fraction", history_cut="event", max_uih=100
         ),
         split=UserSplit(parts=10),
-        arms=_arms(inputs, INPUTS[inputs], ML_1M_TRAIN),
+        arms=_arms(inputs, INPUTS[inputs], ML_1M_TRAIN, recent_tail=ML_1M_TAIL),
     )
 
 
-def _arms(inputs: Inputs, model: ModelConfig, train: TrainConfig) -> tuple[Arm, ...]:
-    """On ids every slot, and VISTA on permuted labels; with features the strongest, and LightGBM."""
-    slots = SLOTS if inputs == "ids" else WITH_FEATURES
-    arms = [Arm(name=slot, kind=slot, model=model, train=train) for slot in slots]
+def _arms(inputs: Inputs, model: ModelConfig, train: TrainConfig, *, recent_tail: int = 0) -> tuple[Arm, ...]:
+    """On ids every slot, and VISTA on permuted labels; with features the strongest, and LightGBM. VISTA with
+    a recent tail is there without it too."""
+    with_tail = model.model_copy(update={"recent_tail": recent_tail})
+
+    def arm(name: str, kind: SlotName, *, permuted_labels: bool = False) -> Arm:
+        own = with_tail if name.startswith("vista") else model
+        return Arm(name=name, kind=kind, model=own, train=train, permuted_labels=permuted_labels)
+
+    arms = [arm(slot, slot) for slot in (SLOTS if inputs == "ids" else WITH_FEATURES)]
+    if recent_tail:
+        arms.append(Arm(name="vista_no_tail", kind="vista", model=model, train=train))
     if inputs == "ids":
-        last = Arm(name="vista_permuted", kind="vista", model=model, train=train, permuted_labels=True)
+        arms.append(arm("vista_permuted", "vista", permuted_labels=True))
     else:
-        last = Arm(name="lightgbm", kind="lightgbm", model=model, train=train)
-    return (*arms, last)
+        arms.append(Arm(name="lightgbm", kind="lightgbm", model=model, train=train))
+    return tuple(arms)
 
 
 def experiment_of(name: str, config: ExperimentConfig) -> Experiment:

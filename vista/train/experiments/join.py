@@ -8,8 +8,9 @@ from typing import TypeVar
 from vista.errors import InputError
 from vista.evaluate.bootstrap import PairedDifference
 from vista.runs import read_as
+from vista.train.experiments.blocks import Block
 from vista.train.experiments.cell import Cell
-from vista.train.experiments.grids import Block, Experiment
+from vista.train.experiments.grids import Experiment
 from vista.train.experiments.report import BlockRows, ExperimentReport, Missing
 
 T = TypeVar("T")

@@ -11,8 +11,9 @@ from vista.config import Frozen
 from vista.evaluate.bootstrap import Interval, PairedDifference
 from vista.evaluate.grid_figure import Panel, save_figure
 from vista.runs import write_whole
+from vista.train.experiments.blocks import Block
 from vista.train.experiments.cell import Cell
-from vista.train.experiments.grids import REFERENCE, Block, Experiment
+from vista.train.experiments.grids import REFERENCE, Experiment
 
 MAX_INT8_COST = 5e-4
 """AUC that the delivery of int8 summaries may cost."""
@@ -108,16 +109,17 @@ class ExperimentReport(Frozen):
 
     def _probe_lines(self, block: Block) -> Iterator[str]:
         """What the cells of a block prove beside their place in the table."""
-        probed = [cell for cell in self.cells if cell.block == block.name and cell.probes is not None]
-        if probed:
-            intact = fmean(cell.metrics.auc for cell in probed)
-            removed = fmean(cell.probes.removed_auc for cell in probed if cell.probes)
-            cost = max(cell.metrics.auc - cell.probes.int8_auc for cell in probed if cell.probes)
-            yield (
-                f"Without the user's summary (zeros): AUC {removed:.4f} instead of {intact:.4f}. "
-                f"int8 summaries cost at most {cost:.1e} "
-                f"({_holds(cost <= MAX_INT8_COST)} {MAX_INT8_COST:.0e})."
-            )
+        for arm in block.arms:
+            probed = [cell for cell in self.of(block.name, arm.name) if cell.probes is not None]
+            if probed:
+                intact = fmean(cell.metrics.auc for cell in probed)
+                removed = fmean(cell.probes.removed_auc for cell in probed if cell.probes)
+                cost = max(cell.metrics.auc - cell.probes.int8_auc for cell in probed if cell.probes)
+                yield (
+                    f"{arm.name} without the user's summary (zeros): AUC {removed:.4f} instead of "
+                    f"{intact:.4f}. int8 summaries cost at most {cost:.1e} "
+                    f"({_holds(cost <= MAX_INT8_COST)} {MAX_INT8_COST:.0e})."
+                )
         rows = self.rows[block.name]
         limit = 3 * auc_error(rows.test_positives, rows.test)
         for arm in (arm for arm in block.arms if arm.permuted_labels):

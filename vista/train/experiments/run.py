@@ -3,16 +3,14 @@
 N test rows.
 """
 
-import fcntl
 import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +22,12 @@ from vista.data.prepare import prepare_dataset
 from vista.errors import InputError, StageError
 from vista.evaluate.bootstrap import PairedDifference, paired_bootstrap
 from vista.evaluate.scored_rows import ScoredRows
-from vista.runs import read_as
+from vista.runs import alone, read_as
+from vista.train.experiments.blocks import Arm, Block
 from vista.train.experiments.cell import CELL_FILE, CODE, SCORES_FILE, Cell, CellJob
 from vista.train.experiments.fingerprint import code_digest, short_digest
 from vista.train.experiments.grid_runs import cell_name, finished_cells, track_cell, track_grid
-from vista.train.experiments.grids import REFERENCE, Arm, Block, Experiment, experiment_of
+from vista.train.experiments.grids import REFERENCE, Experiment, experiment_of
 from vista.train.experiments.pool import make_cells
 from vista.train.experiments.report import BlockRows, ExperimentReport, Missing
 from vista.train.experiments.splits import Rows
@@ -97,38 +96,25 @@ def prepared(data: DataConfig, directory: Path) -> Path:
     key = short_digest(data.model_dump_json(), code_digest("vista.data.prepare"), *states)
     path = directory / f"data-{key}"
     if not (path / "dataset.json").exists():
-        with _alone(path.with_suffix(".lock")):
+        with _preparing(path.with_suffix(".lock")):
             if not (path / "dataset.json").exists():
                 prepare_dataset(data, path, WindowConfig())
     return path
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def _preparing(lock: Path) -> Iterator[None]:
     """One process at a time prepares a data set: two would clear away each other's files. Of a refused one
     not even the folders above are left."""
     made = [folder for folder in lock.parents if not folder.exists()]
     lock.parent.mkdir(parents=True, exist_ok=True)
-    file = _locked(lock)
     try:
-        yield
+        with alone(lock):
+            yield
     finally:
-        lock.unlink()
-        file.close()
         for folder in made:  # the lowest first
             if not any(folder.iterdir()):
                 folder.rmdir()
-
-
-def _locked(lock: Path) -> IO[str]:
-    """The file, held; not one that its holder deleted while this process waited for it."""
-    while True:
-        file = lock.open("w")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with suppress(FileNotFoundError):
-            if os.path.samefile(lock, file.fileno()):
-                return file
-        file.close()
 
 
 def run_experiment(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vista.data.dataset import Dataset
 from vista.data.frozen import frozen
 from vista.data.schema import Examples
-from vista.train.experiments.grids import DateSplit, UserSplit
+from vista.train.experiments.blocks import DateSplit, UserSplit
 
 
 @dataclass(frozen=True, slots=True)

@@ -249,10 +249,10 @@ def test_a_cell_goes_on_after_its_last_epoch(small: tuple[ExperimentReport, Path
 
 
 @pytest.mark.parametrize(
-    ("epochs", "code"),
+    ("script", "code"),
     [
-        ("mkdir -p $0/epoch-001; test -e $1", 0),
-        ("false", None),
+        ("test -e $1 && exit; touch $1; mkdir -p $0/epoch-001; exec sleep 600", 0),
+        ("exec sleep 600", None),
         ("mkdir -p $0/epoch-001; sleep 4; rm -r $0; sleep 0.5", 0),  # whole, with its states cleared away
     ],
 )
@@ -260,14 +260,13 @@ def test_a_process_at_its_limit_is_followed_by_another_if_it_got_on(
     small: tuple[ExperimentReport, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    epochs: str,
+    script: str,
     code: int | None,
 ) -> None:
     """A shell stands in for the training: it ends an epoch, or none, and hangs until it is killed."""
     block = small[0].experiment.blocks[0]
     place = tmp_path / "cells" / "one"
     job = CellJob(block=block, arm=block.arms[0], seed=0, dataset=tmp_path, code="", directory=place)
-    script = f"({epochs}) && exit; touch $1; exec sleep 600"
     command = ("sh", "-c", script, str(job.unfinished), str(tmp_path / "began"))
     monkeypatch.setattr("vista.train.experiments.pool.COMMAND", command)
     assert list(make_cells({job: 1.0}, workers=1, limit_s=6.0)) == [(job, code)]

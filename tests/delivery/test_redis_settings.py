@@ -218,6 +218,29 @@ def test_a_full_store_takes_a_batch_whole_or_not_at_all_and_loses_nothing(plain:
     assert store.get_many(SPACE, 1, users) == stream
 
 
+def test_a_store_without_any_memory_left_can_be_made_room_in(plain: Redis) -> None:
+    """What is left is taken by another program: retiring an epoch is the remedy, so it gets through."""
+    node = plain.nodes[0]
+    plain.wipe()
+    users = users_of(0, 1_000)
+    store, spare = open_store(plain.url, BUCKETS), barrier(SPACE, 2)
+    assert store.apply(0, 0, 1_000, [record(user) for user in users]).accepted
+    node.ask("CONFIG", "SET", "maxmemory", str(int(node.fields("INFO", "memory")["used_memory"]) - 100_000))
+    try:
+        assert store.state(0).free_bytes == 0
+        with refused("retire an older epoch or raise maxmemory"):
+            store.apply(0, 1_000, 1_001, [record(users[0], epoch=2)])
+        assert store.apply(0, 1_000, 1_002, [retirement(SPACE, 1), spare]).accepted
+        assert store.retire(SPACE, 1) == 1_000
+        state = store.state(0)
+        assert state.free_bytes > 0
+        assert state.offset == 1_002
+        assert state.floors == {SPACE: 2}
+        assert store.apply(0, 1_002, 1_003, [record(users[0], epoch=2)]).accepted
+    finally:
+        node.ask("CONFIG", "SET", "maxmemory", "8gb")
+
+
 def test_a_retirement_whose_answer_was_lost_is_announced_again(plain: Redis) -> None:
     plain.wipe()
     (user,) = users_of(0, 1)

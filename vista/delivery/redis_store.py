@@ -272,13 +272,18 @@ class _Batch:
 
     def apply(self, node: Redis, function: str, expected_offset: int) -> list[Any]:
         """What the function answers."""
+        keys = [_bucket(self.bucket), _dead(self.bucket), *self.records, *self.keys]
+        numbers = (expected_offset, self.next_offset, len(self.records))
+        call = (len(keys), *keys, *numbers, *self.arguments)
+        answer: list[Any]
+        if not (self.records or self.dead_letters):  # outside of a transaction, which a full store refuses
+            answer = node.fcall(f"{function}_control", *call)
+            return answer
         transaction = node.pipeline(transaction=True)
         if self.records:
             transaction.mset(self.records)
-        keys = [_bucket(self.bucket), _dead(self.bucket), *self.records, *self.keys]
-        numbers = (expected_offset, self.next_offset, len(self.records))
-        transaction.fcall(function, len(keys), *keys, *numbers, *self.arguments)
-        answer: list[Any] = transaction.execute()[-1]
+        transaction.fcall(function, *call)
+        answer = transaction.execute()[-1]
         return answer
 
     def _summary(self, header: Header, data: bytes) -> None:

@@ -26,6 +26,7 @@ class RegionThread:
         self._threads = [
             threading.Thread(target=self._follow),
             threading.Thread(target=self.monitor.watch, args=(self.stop,)),
+            threading.Thread(target=self.monitor.follow_release, args=(self.stop,)),
         ]
 
     def _follow(self) -> None:

@@ -133,3 +133,20 @@ def applied(store: Store) -> int:
 def end_of(log: Log) -> int:
     """Where the log ends, summed over its partitions."""
     return sum(log.bounds(bucket)[1] for bucket in range(BUCKETS))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_worker_does_not_outlive_the_thread_that_stays_in_the_group(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone it would believe in its last assignment for ever, while the group gives its buckets away."""
+
+    def fails(_timeout_ms: float) -> None:
+        raise ValueError("a fault of the client")
+
+    with closing(open_log(plain_url(kafka, new_topic()), 2)) as log:
+        subscription = log.subscribe("east", lambda _: None, lambda _: None)
+        monkeypatch.setattr(subscription._consumer, "poll", fails)  # type: ignore[attr-defined]
+        with pytest.raises(RuntimeError, match="has ended"):
+            wait_until(lambda: subscription.poll(), 60.0)
+        subscription.close()

@@ -1,11 +1,12 @@
 """A region's endless worker over embedded back ends: outages, holes, wiped stores, stores to be spared."""
 
 import logging
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import HTTPError
@@ -336,6 +337,47 @@ def test_coverage_and_age_are_those_of_the_release_that_has_reached_the_region(
             gone = connection.execute("DELETE FROM summaries WHERE bucket = 1").rowcount
         assert gone > 0
         until(lambda: running.monitor.health().coverage == pytest.approx((40 - gone) / 40))
+
+
+def test_a_table_that_hangs_does_not_hide_the_lag(
+    tmp_path: Path, settings: Settings, log: SqliteLog, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe stands in for a file of a network that does not answer: whoever reads it waits."""
+    monkeypatch.setattr("vista.delivery.region_worker.LOOK_S", 0.2)
+    epoch = publish_epoch(tmp_path, users=40, as_of_us=1_000)
+    backfill(epoch, log, tmp_path / "progress.json")
+    manifest = Path(epoch.location) / "_bucket-00000.json"
+    manifest.unlink()
+    os.mkfifo(manifest)
+    release = Release(id="r-1", space=SPACE, epoch=1, foundation="f", downstream="d")
+    for bucket in range(BUCKETS):
+        log.append(bucket, [release_record(release)])
+    with region_thread("east", log, store, catalog_url=settings.catalog_url) as running:
+        written = opened_by_a_reader(manifest)
+        try:
+            until(lambda: running.monitor.health().release == "r-1")
+            hangs_s = time.monotonic()
+            until(lambda: time.monotonic() > hangs_s + 3.0)
+            health = running.monitor.health()
+            assert health.ready
+            assert health.coverage is None
+            assert health.lag_s is not None
+            assert health.lag_s < 2.5
+        finally:
+            os.close(written)
+
+
+def opened_by_a_reader(pipe: Path) -> int:
+    """The pipe's other end, once there is somebody who reads it."""
+    found: list[int] = []
+
+    def is_read() -> bool:
+        with suppress(OSError):  # ENXIO: nobody
+            found.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(found)
+
+    until(is_read)
+    return found[0]
 
 
 def test_lag_in_seconds_is_since_the_region_had_everything() -> None:

@@ -95,6 +95,7 @@ def _follow(
         log.info("region %s follows %s", region, settings.log_url)
         watch = threading.Thread(target=monitor.watch, args=(stop,))
         watch.start()
+        threading.Thread(target=monitor.follow_release, args=(stop,), daemon=True).start()
         try:
             return worker.follow(stop)
         finally:

@@ -149,6 +149,8 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # Kaf
     def poll(self) -> None:
         """Say that this worker goes on, and take what the group assigns now."""
         self._polled_s = time.monotonic()
+        if not self._member.is_alive():
+            raise RuntimeError("the thread that stays in the group has ended: its traceback says why")
         with mapped(self._address.url):
             if (failure := self._failure) is not None:
                 raise failure

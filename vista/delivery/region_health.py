@@ -87,9 +87,14 @@ class Monitor(Collector):
                 self._sample_fault = ""
             except BackendError as error:
                 self._sample_fault = str(error)
-            self._find_epoch()
             if stop.wait(SAMPLE_S):
                 return
+
+    def follow_release(self, stop: threading.Event) -> None:
+        """Learn of what the release promises until `stop` is set. In a thread of its own, since it may hang
+        with the catalog or with the table's files: coverage is then not known, but the lag is."""
+        while not stop.wait(SAMPLE_S):
+            self._find_epoch()
 
     def health(self) -> RegionHealth:
         worker = self._worker

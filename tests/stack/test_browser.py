@@ -3,16 +3,14 @@
 `make pictures` keeps what is seen in docs/guide/pictures.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 from local_stack import Stack
-from pages import RUN_S, Airflow, Mlflow, keep_picture, opened_page
+from pages import RUN_S, Airflow, Mlflow, keep_picture
 from playwright.sync_api import Page
 from rest_calls import ray_jobs
 
-from infra.kept_secrets import SECRETS
 from vista.config import RefreshConfig
 from vista.jobs import STAGES
 from vista.train.registry import FOUNDATION
@@ -29,25 +27,6 @@ def stack(new_stack: Callable[[str], Stack]) -> Iterator[Stack]:
     found.make("up", "EMBEDDED=1")
     yield found
     found.make("down")
-
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    with opened_page() as page:
-        yield page
-
-
-@pytest.fixture(scope="module")
-def secrets(stack: Stack) -> Mapping[str, str]:
-    found: Mapping[str, str] = json.loads((stack.path / SECRETS).read_text())
-    return found
-
-
-@pytest.fixture(scope="module")
-def airflow(stack: Stack, secrets: Mapping[str, str], page: Page) -> Airflow:
-    found = Airflow(page, stack.services()["airflow-api-server"].address)
-    found.log_in("admin", secrets["airflow/admin"])
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,13 @@ docs/guide/real-data.md shows what `pytest --log-cli-level INFO` shows here.
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from local_stack import Stack
-from pages import RUN_S, Airflow, keep_picture, opened_page
+from pages import RUN_S, Airflow, keep_picture
 
-from infra.kept_secrets import SECRETS
 from vista.jobs import STAGES
 
 pytestmark = pytest.mark.timeout(2 * RUN_S)
@@ -25,15 +24,6 @@ def stack(new_stack: Callable[[str], Stack]) -> Stack:
     found = new_stack("walk")
     found.make("up")
     return found
-
-
-@pytest.fixture(scope="module")
-def airflow(stack: Stack) -> Iterator[Airflow]:
-    password = json.loads((stack.path / SECRETS).read_text())["airflow/admin"]
-    with opened_page() as page:
-        found = Airflow(page, stack.services()["airflow-api-server"].address)
-        found.log_in("admin", password)
-        yield found
 
 
 def refreshed(stack: Stack, airflow: Airflow, data: Path, **values: str) -> None:

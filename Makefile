@@ -73,7 +73,7 @@ OWN_PROCESS := tests/contracts tests/delivery tests/faults tests/end_to_end test
 test-compute: install infra
 	$(PYTEST) -n 2 $(addprefix --ignore=,$(OWN_PROCESS) tests/dags tests/infra tests/kernels tests/stack vista/orchestration) vista tests
 	$(PYTEST) -n 2 kernels tests/kernels
-	$(PYTEST) --ignore=tests/end_to_end/test_days.py tests/faults tests/end_to_end
+	$(PYTEST) --ignore=tests/end_to_end/test_backfill_of_days.py tests/faults tests/end_to_end
 	$(PYTEST) tests/orchestration/test_kills.py
 	$(PYTEST) tests/contracts tests/delivery
 
@@ -83,7 +83,7 @@ test-infra: install infra  ## the real servers: start, answer, fail over, leave 
 test-stack: install infra  ## the local stack: up, in a browser, kill -9 of every service, down; the DAGs on Airflow's services (an hour)
 	$(PYTEST) tests/stack
 	$(PYTEST) tests/orchestration/test_dags.py
-	$(PYTEST) tests/end_to_end/test_days.py
+	$(PYTEST) tests/end_to_end/test_backfill_of_days.py
 
 pictures: install infra  ## take the guide's pictures anew, from a local stack in a browser
 	VISTA_PICTURES=docs/guide/pictures $(PYTEST) tests/stack/test_browser.py

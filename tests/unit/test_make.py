@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,9 @@ def test_tables_of_a_run_that_goes_on_are_not_asked(tmp_path: Path, monkeypatch:
     (servers_of(tmp_path) / HIVESERVER).mkdir(parents=True)
     with only_run(tmp_path), pytest.raises(InputError, match=r"another run uses .*: wait for it"):
         of_run(tmp_path, "SELECT 1")
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest refuses to collect two such files together, as `make test-faults` collects whole folders."""
+    names = Counter(file.name for file in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []

@@ -88,7 +88,7 @@ test-stack: install infra  ## the local stack: up, in a browser, kill -9 of ever
 pictures: install infra  ## take the guide's pictures anew, from a local stack in a browser
 	VISTA_PICTURES=docs/guide/pictures $(PYTEST) tests/stack/test_browser.py
 
-test-faults: install infra  ## kill -9 at 20 seeded points of a run, then resume; all that the delivery must hold, at full size, as a table (hours)
+test-faults: install infra  ## kill -9 at 20 seeded points of a run, then resume; all that the delivery must hold, at full size, as a table (an hour)
 	VISTA_KILL_POINTS=20 $(PYTEST) -s tests/faults/test_kill_refresh.py
 	VISTA_FULL_SIZE=1 $(PYTEST) -s -m must_hold --timeout 7200 tests/unit tests/delivery
 

@@ -63,7 +63,7 @@ KUAIRAND_TRAIN = TrainConfig(max_candidates_per_batch=512, workers=1)
 ML_1M_TRAIN = TrainConfig(max_candidates_per_batch=512, workers=1, epochs=3, embedding_l2=1e-4)
 """131 training rows a user: more passes, and embeddings held down."""
 
-ML_1M_TAIL = 32
+ML_1M_TAIL = 16
 """Events beside the summary: what a user rates next depends on what he has rated just before."""
 
 WITH_FEATURES: tuple[SlotName, ...] = ("vista", "din", "hstu")

@@ -64,7 +64,7 @@ def _draw_reads(axes: Axes, phase: Phase) -> None:
     axes.plot(due_s[firsts[1:]], p99_ms, color=COLOURS[0])
     axes.axhline(READ_P99_S * 1e3, color=COLOURS[1], linewidth=1, linestyle="--", label="the limit")
     axes.set_ylim(bottom=0)
-    axes.legend(loc="upper right")
+    axes.legend(loc="best")
 
 
 def _draw_memory(axes: Axes, phase: Phase) -> None:
@@ -72,7 +72,7 @@ def _draw_memory(axes: Axes, phase: Phase) -> None:
     for name, colour in zip(phase.samples[-1].memory_bytes, COLOURS, strict=False):
         size = np.array([one.memory_bytes[name] for one in phase.samples])
         axes.plot(at_s, (size - size[0]) / 1e6, color=colour, label=name)
-    axes.legend(loc="upper left")
+    axes.legend(loc="best")
 
 
 def _times(phase: Phase) -> NDArray[np.float64]:

@@ -50,7 +50,7 @@ def alone(lock: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            lock.unlink()
+            lock.unlink(missing_ok=True)  # a person may have cleared the folder meanwhile
 
 
 def _locked(lock: Path) -> IO[str]:

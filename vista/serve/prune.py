@@ -3,8 +3,9 @@
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 from vista.config import Settings
@@ -32,13 +33,19 @@ def prune(settings: Settings, days: int, reason: str, *, dry_run: bool) -> str:
     """
     if not settings.runs.is_dir():
         raise InputError(f"{settings.runs} is no folder of runs: set VISTA_RUNS to it, or make a run first")
-    runs = [path for path in sorted(settings.runs.iterdir()) if _is_run(path)]
+    folder = settings.runs.resolve()
+    runs = [path for path in sorted(folder.iterdir()) if _is_run(path)]
     with closing(open_catalog(settings.catalog_url)) as catalog:
-        kept = {settings.runs / LATEST, *_needed_models(catalog)}
+        kept = {path.resolve() for path in (folder / LATEST, *_needed_models(catalog))}
+
+        @cache
+        def attempts_of(space: str) -> set[str]:
+            return {epoch.location.rpartition("/")[2] for epoch in catalog.list_epochs(space)}
+
         stay = {
             path
             for path in runs
-            if _holds_any(path, kept) or not _is_older(path, days) or _is_of_another(path, catalog)
+            if _holds_any(path, kept) or not _is_older(path, days) or _is_of_another(path, attempts_of)
         }
         read = {(path / "data").resolve() for path in stay}
         sizes = {path: _bytes(path) for path in runs if path not in stay and not _holds_any(path, read)}
@@ -69,7 +76,7 @@ def _needed_models(catalog: Catalog) -> Iterator[Path]:
 
 
 def _holds_any(run: Path, places: set[Path]) -> bool:
-    return any(place.resolve().is_relative_to(run.resolve()) for place in places)
+    return any(place.is_relative_to(run) for place in places)
 
 
 def _is_older(run: Path, days: int) -> bool:
@@ -77,8 +84,9 @@ def _is_older(run: Path, days: int) -> bool:
     return newest_s < time.time() - days * DAY_S
 
 
-def _is_of_another(run: Path, catalog: Catalog) -> bool:
-    """Whether the run's epochs are in the table of another deployment, or cannot be known."""
+def _is_of_another(run: Path, attempts_of: Callable[[str], set[str]]) -> bool:
+    """Whether the run's epochs are in the table of another deployment, or cannot be known; `attempts_of` a
+    space are the names of this deployment's."""
     try:
         exported = RunDirectory(run).stage("export_summaries")
     except StageError as error:
@@ -86,8 +94,7 @@ def _is_of_another(run: Path, catalog: Catalog) -> bool:
         return True
     if exported is None:
         return False
-    published = catalog.list_epochs(exported.report["space"])
-    known = {epoch.location.rpartition("/")[2] for epoch in published}
+    known = attempts_of(exported.report["space"])
     return not any(one["location"].rpartition("/")[2] in known for one in exported.report["epochs"])
 
 

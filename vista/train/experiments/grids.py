@@ -97,27 +97,29 @@ def _ml_1m(data_dir: Path, inputs: Inputs) -> Block:
             source="movielens", path=str(data_dir), clock="user_fraction", history_cut="event", max_uih=100
         ),
         split=UserSplit(parts=10),
-        arms=_arms(inputs, INPUTS[inputs], ML_1M_TRAIN, recent_tail=ML_1M_TAIL),
+        arms=_with_tail(_arms(inputs, INPUTS[inputs], ML_1M_TRAIN), ML_1M_TAIL),
     )
 
 
-def _arms(inputs: Inputs, model: ModelConfig, train: TrainConfig, *, recent_tail: int = 0) -> tuple[Arm, ...]:
-    """On ids every slot, and VISTA on permuted labels; with features the strongest, and LightGBM. VISTA with
-    a recent tail is there without it too."""
-    with_tail = model.model_copy(update={"recent_tail": recent_tail})
-
-    def arm(name: str, kind: SlotName, *, permuted_labels: bool = False) -> Arm:
-        own = with_tail if name.startswith("vista") else model
-        return Arm(name=name, kind=kind, model=own, train=train, permuted_labels=permuted_labels)
-
-    arms = [arm(slot, slot) for slot in (SLOTS if inputs == "ids" else WITH_FEATURES)]
-    if recent_tail:
-        arms.append(Arm(name="vista_no_tail", kind="vista", model=model, train=train))
+def _arms(inputs: Inputs, model: ModelConfig, train: TrainConfig) -> tuple[Arm, ...]:
+    """On ids every slot, and VISTA on permuted labels; with features the strongest, and LightGBM."""
+    slots = SLOTS if inputs == "ids" else WITH_FEATURES
+    arms = [Arm(name=slot, kind=slot, model=model, train=train) for slot in slots]
     if inputs == "ids":
-        arms.append(arm("vista_permuted", "vista", permuted_labels=True))
+        last = Arm(name="vista_permuted", kind="vista", model=model, train=train, permuted_labels=True)
     else:
-        arms.append(Arm(name="lightgbm", kind="lightgbm", model=model, train=train))
-    return tuple(arms)
+        last = Arm(name="lightgbm", kind="lightgbm", model=model, train=train)
+    return (*arms, last)
+
+
+def _with_tail(arms: tuple[Arm, ...], recent_tail: int) -> tuple[Arm, ...]:
+    """Every VISTA with a recent tail, and beside them `vista_no_tail`, which is `vista` as it was."""
+    (plain,) = (arm for arm in arms if arm.name == REFERENCE)
+    with_tail = plain.model.model_copy(update={"recent_tail": recent_tail})
+    return (
+        *(arm.model_copy(update={"model": with_tail}) if "vista" in arm.kind else arm for arm in arms),
+        plain.model_copy(update={"name": "vista_no_tail"}),
+    )
 
 
 def experiment_of(name: str, config: ExperimentConfig) -> Experiment:

@@ -68,14 +68,14 @@ test: test-airflow test-compute  ## every test that needs no GPU, with the real 
 test-airflow: install
 	$(AIRFLOW_PYTEST) tests/dags vista/orchestration
 
-# These start processes or servers, some for the whole session. tests/infra (make test-infra) is about the launchers alone.
-OWN_PROCESS := tests/contracts tests/delivery tests/faults tests/end_to_end tests/orchestration
+# These start processes or servers, some for the whole session, and mostly wait for them: two files at a time, the long ones
+# first. tests/infra (make test-infra) is about the launchers alone.
+WITH_SERVERS := tests/faults tests/end_to_end tests/orchestration tests/contracts tests/delivery
 test-compute: install infra
-	$(PYTEST) -n 2 $(addprefix --ignore=,$(OWN_PROCESS) tests/dags tests/infra tests/kernels tests/stack vista/orchestration) vista tests
+	$(PYTEST) -n 2 $(addprefix --ignore=,$(WITH_SERVERS) tests/dags tests/infra tests/kernels tests/stack vista/orchestration) vista tests
 	$(PYTEST) -n 2 kernels tests/kernels
-	$(PYTEST) --ignore=tests/end_to_end/test_backfill_of_days.py tests/faults tests/end_to_end
-	$(PYTEST) tests/orchestration/test_kills.py
-	$(PYTEST) tests/contracts tests/delivery
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder $(WITH_SERVERS) \
+	  $(addprefix --ignore=,tests/end_to_end/test_backfill_of_days.py tests/orchestration/test_dags.py)
 
 test-infra: install infra  ## the real servers: start, answer, fail over, leave nothing behind
 	$(PYTEST) tests/infra

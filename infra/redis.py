@@ -155,7 +155,9 @@ def _sentinel(
         primary_port=primary_port, password=kept_secret(place, "admin"),
     )  # fmt: skip
     write_private(own / "sentinel.conf", text + _tls(port, certificates))
-    command = [program("redis-server"), str(own / "sentinel.conf"), "--sentinel"]
+    # it writes that file anew, passwords too, by the umask
+    private = ["/bin/sh", "-c", 'umask 077; exec "$@"', "sh"]
+    command = [*private, program("redis-server"), str(own / "sentinel.conf"), "--sentinel"]
     node = Node(
         Server(name, own, command, lambda: _answers(node), START_S), port, "default", vista, certificates
     )

@@ -143,6 +143,8 @@ def _environment(address: HeadAddress) -> dict[str, str]:
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": address.token,
+        "RAY_ADDRESS": f"127.0.0.1:{address.ports['port']}",  # whoever asks must not find another head here
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # elsewhere than there it takes 127.0.0.1 for any interface
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_raylet_start_wait_time_s": "60",  # it ends after 30 s without its agents, unheard
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # processes that a single node has no use for

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import pytest
 from scripted_stages import wait_for_signal
-from sockets import connected, listening
+from sockets import LOOPBACK, connected, listening
 from stack import Stack, until
 
 from infra.processes import descendants
@@ -33,6 +33,12 @@ def counting(run: str, *parts: int) -> str:
 
 def numbered(last: int) -> list[str]:
     return [f"line {number}" for number in range(1, last + 1)]
+
+
+def test_the_head_listens_on_loopback_only(stack: Stack) -> None:
+    sockets = listening(descendants(stack.head.guard.pid))
+    assert {port for _, port in sockets} >= set(stack.head.address.ports.values())
+    assert {address for address, _ in sockets} <= LOOPBACK
 
 
 def test_triggerer_killed(stack: Stack) -> None:

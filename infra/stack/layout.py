@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
 
-from infra.airflow import USER, running_airflow
+from infra.airflow import PROGRAM, USER, running_airflow
 from infra.backends import REGIONS, start_backends
 from infra.environment import BACKENDS, ROOT, jobs_environment, place_of
 from infra.kept_secrets import SECRETS, keep_together
@@ -21,6 +21,7 @@ HOME = "home"
 ENVIRONMENT = "environment"
 DEPLOYMENT = ("VISTA_HOME", "VISTA_RUNS", "MLFLOW_TRACKING_URI", *BACKENDS)
 """What `Settings` reads."""
+AIRFLOW_CLI = "airflow/cli"
 
 
 def start(services: Services, place: Path, *, embedded: bool) -> tuple[str, ...]:
@@ -51,6 +52,7 @@ def _start_orchestration(
     theirs = {**environment, **connection(ray.address.url, ray.address.token)}
     running = running_airflow(place / "airflow", ROOT / "dags", theirs, airflow_database)
     airflow = services.enter("airflow", running)
+    write_airflow_cli(place, airflow.services["scheduler"].environment)
     for name, server in airflow.services.items():
         services.ready(f"airflow-{name}", server, airflow.url if name == "api-server" else "-")
     return (
@@ -78,3 +80,16 @@ def write_environment(place: Path, environment: Mapping[str, str]) -> None:
         for name in DEPLOYMENT
     ]
     write_private(place / ENVIRONMENT, "".join(lines))
+
+
+def write_airflow_cli(place: Path, environment: Mapping[str, str]) -> None:
+    """Airflow's own command line, on this stack's tables. It holds the stack's keys. A program and not a file
+    to source: the next stack or run of that shell would take its values over."""
+    exports = [
+        f"export {name}={quote(value)}\n"
+        for name, value in sorted(environment.items())
+        if name.startswith("AIRFLOW_") or name in ("PGPASSFILE", "PYTHONPATH")
+    ]
+    path = place / AIRFLOW_CLI
+    write_private(path, "".join(("#!/bin/sh\n", *exports, f'exec {quote(str(PROGRAM))} "$@"\n')))
+    path.chmod(0o700)

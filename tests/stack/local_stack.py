@@ -20,7 +20,7 @@ from sockets import listening
 from infra.ports import LAST_PORT, is_free
 from infra.processes import alive, descendants, wait_until
 from infra.services import guards_of
-from infra.stack.layout import ENVIRONMENT
+from infra.stack.layout import AIRFLOW_CLI, ENVIRONMENT
 from infra.stack.state import Place, Seen
 
 LOG = logging.getLogger(__name__)
@@ -54,6 +54,10 @@ class Stack:
         script = ["bash", "-c", 'source "$0"; exec "$@"', str(self.path / ENVIRONMENT)]
         command = [*script, sys.executable, "-m", "vista", *arguments]
         return _said(command, os.environ, 0, errors=subprocess.PIPE)
+
+    def airflow(self, *arguments: str) -> str:
+        """What Airflow's own command line answers."""
+        return _said([str(self.path / AIRFLOW_CLI), *arguments], os.environ, 0, errors=subprocess.PIPE)
 
     def services(self) -> dict[str, Seen]:
         state = Place(self.path).read()

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from local_stack import ROOT, Stack, heals, killed_and_healed
 
+from infra.airflow import TRAINING_POOL
 from infra.kept_secrets import SECRETS
 from infra.processes import alive, descendants, memory_bytes, wait_until
+from infra.stack.layout import AIRFLOW_CLI
 from infra.stack.supervisor import LOG_BYTES
 
 NAMES = [
@@ -66,6 +68,12 @@ def test_secrets_are_in_one_private_file_and_in_none_that_others_read(stack: Sta
     shown += [path.read_text(errors="replace") for path in stack.path.rglob("*.log*") if path.is_file()]
     shown.append((stack.path / "environment").read_text())
     assert not [name for name, secret in secrets.items() if any(secret in text for text in shown)]
+
+
+def test_airflows_command_line_is_that_of_the_stack(stack: Stack) -> None:
+    (pool,) = json.loads(stack.airflow("pools", "get", TRAINING_POOL, "--output", "json"))
+    assert pool["slots"] == "1"
+    assert (stack.path / AIRFLOW_CLI).stat().st_mode & 0o777 == 0o700  # it holds the keys
 
 
 def test_a_long_log_is_cut_and_its_service_goes_on_writing(stack: Stack) -> None:

@@ -11,6 +11,7 @@ from dag_runs import Dags
 from local_stack import Stack, heals, killed_and_healed
 from sockets import LOOPBACK, listening
 
+from infra.airflow import TRAINING_POOL
 from infra.kept_secrets import SECRETS
 from infra.processes import memory_bytes, wait_until
 from infra.servers import call, program
@@ -53,6 +54,7 @@ def test_airflow_and_mlflow_keep_their_tables_in_postgres(stack: Stack) -> None:
         environment = {"PGPASSFILE": str(stack.path / "postgres" / f"{name}.pgpass")}
         count = call([*command, f"SELECT count(*) >= 0 FROM {table}"], "SQL", environment=environment)
         assert count.strip() == "t"
+    assert TRAINING_POOL in stack.airflow("pools", "list", "--output", "json")
 
 
 def test_prometheus_asks_the_workers_and_has_the_alerts(stack: Stack) -> None:

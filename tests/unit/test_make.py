@@ -95,6 +95,24 @@ def test_a_shell_in_which_another_deployment_was_looked_at(
     assert [line for line in lines if line.startswith("VISTA_") and line.partition("=")[0] in real] == []
 
 
+def test_airflows_command_line_has_the_settings_of_its_services(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without them it made a deployment of its own in the home directory."""
+    monkeypatch.setattr("infra.stack.layout.PROGRAM", Path("/usr/bin/env"))
+    monkeypatch.delenv("VISTA_HOME", raising=False)
+    (tmp_path / "airflow").mkdir()
+    settings = {"AIRFLOW_HOME": f"{tmp_path}/a home", "AIRFLOW__CORE__FERNET_KEY": "it's $a key"}
+    settings |= {"PGPASSFILE": "p", "PYTHONPATH": "q"}
+    layout.write_airflow_cli(tmp_path, {**settings, "VISTA_HOME": "h"})
+    path = tmp_path / layout.AIRFLOW_CLI
+    assert path.stat().st_mode & 0o777 == 0o700, "it holds keys"
+    seen = dict(line.split("=", 1) for line in subprocess.check_output([path], text=True).splitlines())
+    assert settings.items() <= seen.items()
+    assert "VISTA_HOME" not in seen
+    assert subprocess.check_output([path, "echo", "two words", "b"], text=True) == "two words b\n"
+
+
 def test_tables_of_a_run_that_goes_on_are_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its servers were taken for those of a launcher that was killed, which are to be ended."""
     monkeypatch.setattr("infra.run.OTHER_RUN_STOPS_S", 0.1)

@@ -110,7 +110,7 @@ def test_withdraw_and_retire(settings: Settings, capsys: pytest.CaptureFixture[s
     assert "epoch 2 of sample-c is withdrawn" in said(capsys, "verify", code=1)
     assert "is needed by release" in said(capsys, "retire", *second, "--reason", "x", code=1)
     other = ("--space", "other", "--epoch", "1")
-    assert "would be retired: none is held" in said(capsys, "retire", *other, "--dry-run")
+    assert "epoch 1 of other is not published" in said(capsys, "retire", *other, "--dry-run", code=1)
 
 
 def test_verify_and_repair(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,9 +146,11 @@ def retire(
 ) -> list[int]:
     """Retire an epoch and every earlier one of its space, in the log and in every region within reach.
 
-    Returns those that a region holds. Raises `EpochError` if the current release, or the one that a rollback
-    would take, needs one of them.
+    Returns those that a region holds. Raises `EpochError` if it is not published: the floor would be above
+    epochs still to come; if the current release, or the one that a rollback would take, needs one of them.
     """
+    if not known_epoch(backends.catalog, space, epoch).published:
+        raise EpochError(f"epoch {epoch} of {space} is not published: nothing to retire")
     _check_not_needed(backends.catalog, space, epoch)
     held = {
         number

@@ -192,14 +192,15 @@ def withdraw(
     Returns the release that serves it all the same: roll that back. Raises `EpochError` if it is not
     published, or if its records were copied into others that are still used.
     """
-    if not known_epoch(catalog, space, epoch).published:
+    found = known_epoch(catalog, space, epoch)
+    if not found.published:
         raise EpochError(f"epoch {epoch} of {space} is not published: nothing to withdraw")
     if copies := copies_of(catalog.list_epochs(space), epoch):
         named = ", ".join(f"epoch {one.epoch}" for one in copies)
         raise EpochError(
             f"records of epoch {epoch} of {space} are in {named} too: withdraw those first, in this order"
         )
-    if not dry_run:
+    if not (dry_run or found.withdrawn):
         catalog.withdraw(space, epoch, audit_line("withdraw", actor, reason, before=f"{space}/{epoch}"))
     release = current_release(catalog)
     return release if release is not None and (release.space, release.epoch) == (space, epoch) else None

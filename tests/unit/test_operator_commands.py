@@ -137,7 +137,9 @@ def test_verify_and_repair(settings: Settings, capsys: pytest.CaptureFixture[str
     failed = said(capsys, "verify", "--reason", "nightly", code=1)
     assert "error: something is wrong: 2 findings\nrelease r-" in failed
     assert "region west, bucket 1: of epoch 2's" in failed
-    assert failed.strip().endswith("`python -m vista repair --dry-run` says what a repair does about each")
+    assert failed.strip().endswith(
+        "`python -m vista repair --dry-run`, with the same options, says what a repair does about each"
+    )
     assert "are missing" in failed
     east = said(capsys, "verify", "--region", "east")
     assert east.strip().endswith("region east serves the release, whole")

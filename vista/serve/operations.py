@@ -168,7 +168,7 @@ def verify(
     lines = [f"release {release.id} ({_what(release)})", *(verdict.line for verdict in verdicts)]
     if faults:
         first = f"something is wrong: {counted(faults)}"
-        last = "`python -m vista repair --dry-run` says what a repair does about each"
+        last = "`python -m vista repair --dry-run`, with the same options, says what a repair does about each"
         raise RegionNotReadyError("\n".join([first, *lines, *faults, last]))
     where = "every region" if region is None else f"region {region}"
     return "\n".join([*lines, f"{where} serves the release, whole"])

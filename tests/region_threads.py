@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 
 from prometheus_client import CollectorRegistry
 
@@ -46,12 +47,14 @@ class RegionThread:
 
 @contextmanager
 def region_thread(
-    region: str, log: Log, store: Store, limits: Limits = LIMITS, catalog_url: str = "sqlite:///none/c.db"
+    region: str, log: Log, store: Store, limits: Limits = LIMITS, catalog_url: str = ""
 ) -> Iterator[RegionThread]:
-    """Follows the log until the end of the context."""
-    running = RegionThread(region, log, store, limits, catalog_url)
-    running.start()
-    try:
-        yield running
-    finally:
-        running.end()
+    """Follows the log until the end of the context. Without a `catalog_url` nothing is released."""
+    with TemporaryDirectory() as folder:
+        url = catalog_url or f"sqlite:///{folder}/catalog.db"
+        running = RegionThread(region, log, store, limits, url)
+        running.start()
+        try:
+            yield running
+        finally:
+            running.end()

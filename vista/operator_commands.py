@@ -4,8 +4,9 @@ from typing import Any
 
 import click
 
-from vista.config import Settings
+from vista.config import RefreshConfig, Settings
 from vista.errors import InputError
+from vista.runs import RunDirectory
 
 REASON_HELP = "why; the audit keeps it  [required without --dry-run]"
 
@@ -44,8 +45,10 @@ def check_reason(reason: str, dry_run: bool) -> None:
 def with_region(stage: click.Command) -> click.Command:
     """The stage `deliver`; with --region an endless worker of one region."""
 
-    def run(region: str | None, port: int, **values: Any) -> None:
+    def run(region: str | None, port: int | None, **values: Any) -> None:
         if region is None:
+            if port is not None:
+                raise InputError("--port needs --region: the stage serves no /healthz")
             assert stage.callback is not None
             stage.callback(**values)
             return
@@ -55,14 +58,14 @@ def with_region(stage: click.Command) -> click.Command:
             )
         from vista.delivery.deliver_region import deliver_region
 
-        report = deliver_region(Settings.from_environment(), region, port)
+        report = deliver_region(Settings.from_environment(), region, port or 0)
         click.echo(report.model_dump_json(indent=2))
 
     options = [
         click.Option(["--region"], help="follow the log for this region until stopped, instead of the stage"),
         click.Option(
-            ["--port"], type=click.IntRange(0, 65_535), default=0, show_default="a free one",
-            help="of /healthz and /metrics on 127.0.0.1, with --region",
+            ["--port"], type=click.IntRange(0, 65_535),
+            help="of /healthz and /metrics on 127.0.0.1, with --region; default: a free one",
         ),
     ]  # fmt: skip
     return click.Command(stage.name, callback=run, params=[*stage.params, *options], help=stage.help)
@@ -75,6 +78,8 @@ def with_hand(stage: click.Command) -> click.Command:
         reason: str | None, dry_run: bool, approved_by: str | None, rejected_by: str | None, **values: Any
     ) -> None:
         if reason is None and not dry_run:
+            if not (approved_by or rejected_by or _is_stage(values)):
+                check_reason("", dry_run)
             assert stage.callback is not None
             decided = {"approved_by": approved_by, "rejected_by": rejected_by}
             stage.callback(told={name: person for name, person in decided.items() if person}, **values)
@@ -97,6 +102,16 @@ def with_hand(stage: click.Command) -> click.Command:
         click.Option(["--rejected-by"], help="who rejected this promotion: nothing is promoted"),
     ]
     return click.Command(stage.name, callback=run, params=[*stage.params, *options], help=stage.help)
+
+
+def _is_stage(values: dict[str, Any]) -> bool:
+    """Whether a run can have been started with just these values of the stage `promote`: who names a run of
+    other values alone wants to promote it by hand."""
+    given = {name: value for name, value in values.items() if value is not None}
+    if set(given) != {"run_id"}:
+        return True
+    run = RunDirectory.named(Settings.from_environment().runs, given["run_id"])
+    return run.config_file.exists() and run.config() == RefreshConfig(**given)
 
 
 @click.command("releases")

@@ -153,6 +153,7 @@ def test_a_region_is_ready_when_it_holds_what_is_released(deployment: Deployment
         ).release  # fmt: skip
         until(lambda: worker.health()["release"] == release.id, "the release is known")
         until(lambda: worker.health()["coverage"] == 1.0, "the coverage is known")
+        until(lambda: worker.health()["ready"], "every bucket has passed it")
         health = worker.health()
         assert (health["ready"], health["buckets"], health["lag_records"]) == (True, BUCKETS, 0)
         assert health["oldest_summary_age_s"] > 0

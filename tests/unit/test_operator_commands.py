@@ -15,7 +15,7 @@ from delivery_samples import (
 )
 
 from vista.__main__ import main
-from vista.config import Settings
+from vista.config import RefreshConfig, Settings
 from vista.delivery import sqlite_store
 from vista.delivery.control import release_record
 from vista.delivery.interfaces import Release
@@ -25,6 +25,7 @@ from vista.delivery.sqlite_log import SqliteLog
 from vista.delivery.sqlite_store import SqliteStore
 from vista.delivery.worker import drain
 from vista.operator_commands import COMMANDS
+from vista.runs import RunDirectory
 
 SPACE = SPACES[0]
 
@@ -32,9 +33,10 @@ SPACE = SPACES[0]
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Two delivered epochs, both released, and an epoch that is only in the table."""
-    for name in ("VISTA_REGIONS", "VISTA_CATALOG_URL", "VISTA_LOG_URL", "VISTA_WAREHOUSE", "VISTA_RUNS"):
+    for name in ("VISTA_REGIONS", "VISTA_CATALOG_URL", "VISTA_LOG_URL", "VISTA_WAREHOUSE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("VISTA_HOME", str(tmp_path))
+    monkeypatch.setenv("VISTA_RUNS", str(tmp_path / "runs"))
     settings = settings_of(tmp_path)
     for number in (1, 2):
         deliver_here(tmp_path, publish_epoch(tmp_path, as_of_us=1_000 * number, variant=number), settings)
@@ -73,24 +75,28 @@ def test_help_says_what_is_required(command: str, capsys: pytest.CaptureFixture[
         ["rollback"], ["freeze"], ["unfreeze"], ["repair"], ["replay-letters"], ["delete-letters"],
         ["prune", "--days", "1"],
         ["withdraw", "--space", SPACE, "--epoch", "1"], ["retire", "--space", SPACE, "--epoch", "1"],
+        ["promote", "--run-id", "started"], ["promote", "--run-id", "mistyped"],
     ],
 )  # fmt: skip
 def test_nothing_is_done_without_a_reason(
     settings: Settings, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    RunDirectory.open(settings.runs, RefreshConfig(recipe="smoke", run_id="started"))
     assert "--reason is missing" in said(capsys, *arguments, code=2)
+    assert not (settings.runs / "mistyped").exists()
     assert "--reason is missing" in said(capsys, *arguments, "--reason", "  ", code=2)
 
 
 def test_freeze_is_shown_in_releases_and_audit(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "would be frozen" in said(capsys, "freeze", "--dry-run")
+    assert "promotion would be frozen; r-" in said(capsys, "freeze", "--dry-run")
     assert "frozen" not in said(capsys, "releases")
     assert "promotion is frozen; r-" in said(capsys, "freeze", "--reason", "an incident")
     assert said(capsys, "releases").splitlines()[-1].endswith(": an incident")
     assert "is frozen since" in said(capsys, "freeze", "--reason", "x", code=2)
-    assert "is not frozen any more" in said(capsys, "unfreeze", "--reason", "over")
+    assert "promotion would not be frozen any more; r-" in said(capsys, "unfreeze", "--dry-run")
+    assert "promotion is not frozen any more; r-" in said(capsys, "unfreeze", "--reason", "over")
     lines = said(capsys, "audit").splitlines()
     assert [line.split()[3] for line in lines if " UTC  " in line] == [
         "promote", "promote", "freeze", "unfreeze",
@@ -105,12 +111,18 @@ def test_withdraw_and_retire(settings: Settings, capsys: pytest.CaptureFixture[s
     assert said(capsys, "withdraw", *third, "--reason", "bad").strip() == (
         f"epoch 3 of {SPACE} is withdrawn, for ever"
     )
+    kept = said(capsys, "audit")
+    for more in (["--dry-run"], ["--reason", "once more"]):
+        assert said(capsys, "withdraw", *third, *more).strip() == (
+            f"epoch 3 of {SPACE} is withdrawn already, for ever: nothing to do"
+        )
+    assert said(capsys, "audit") == kept
     second = ("--space", SPACE, "--epoch", "2")
     assert "it still serves, in release r-" in said(capsys, "withdraw", *second, "--reason", "bad")
     assert "epoch 2 of sample-c is withdrawn" in said(capsys, "verify", code=1)
     assert "is needed by release" in said(capsys, "retire", *second, "--reason", "x", code=1)
     other = ("--space", "other", "--epoch", "1")
-    assert "would be retired: none is held" in said(capsys, "retire", *other, "--dry-run")
+    assert "epoch 1 of other is not published" in said(capsys, "retire", *other, "--dry-run", code=1)
 
 
 def test_verify_and_repair(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,9 +135,15 @@ def test_verify_and_repair(settings: Settings, capsys: pytest.CaptureFixture[str
     with store._database.write() as connection:
         connection.execute("DELETE FROM summaries WHERE bucket = 1")
     failed = said(capsys, "verify", "--reason", "nightly", code=1)
+    assert "error: something is wrong: 2 findings\nrelease r-" in failed
     assert "region west, bucket 1: of epoch 2's" in failed
+    assert failed.strip().endswith(
+        "`python -m vista repair --dry-run`, with the same options, says what a repair does about each"
+    )
     assert "are missing" in failed
-    assert said(capsys, "verify", "--region", "east").count("region ") == 2, "a line, and the verdict"
+    east = said(capsys, "verify", "--region", "east")
+    assert east.strip().endswith("region east serves the release, whole")
+    assert east.count("region ") == 2, "a line, and the verdict"
     would = said(capsys, "repair", "--dry-run")
     assert would.count("replayed from the log, then refilled from the table") == 2
     assert main(["verify"]) == 1, "a dry run changes nothing"
@@ -138,6 +156,7 @@ def test_verify_and_repair(settings: Settings, capsys: pytest.CaptureFixture[str
     assert "verify" in kept
     assert "-> nothing is wrong" in kept
     assert ": lost rows" in kept
+    assert "2 findings -> nothing is left" in kept
 
 
 def test_dead_letters(settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,6 +180,11 @@ def test_dead_letters(settings: Settings, tmp_path: Path, capsys: pytest.Capture
         assert listed.count("region west, bucket ") == 4
         assert listed.count("region east, bucket 0") == 2
         assert "belongs to bucket 1, not 0; usable in bucket 1" in listed
+        texts = [line.strip() for line in listed.splitlines() if "not usable" in line]
+        assert len(texts) == 3
+        for text in texts:
+            reason, _, why = text.partition("; not usable")
+            assert reason not in why, "said once"
         saved = ("--region", "west", "--bucket", "3", "--save", str(tmp_path / "out"))
         assert said(capsys, "dead-letters", *saved).count("region west, bucket 3") == 2
         assert {path.read_bytes() for path in (tmp_path / "out").iterdir()} == {damaged, late}
@@ -224,3 +248,17 @@ def test_the_stages_options_do_not_mix_with_a_regions(
     )
     assert "region 'north' does not exist" in said(capsys, "deliver", "--region", "north", code=2)
     assert "--port" in said(capsys, "deliver", "--region", "east", "--port", "70000", code=2)
+    assert "--port needs --region" in said(capsys, "deliver", "--port", "9999", code=2)
+    assert "--port needs --region" in said(capsys, "deliver", "--port", "0", code=2)
+
+
+def test_the_stage_promote_takes_the_values_that_its_run_was_started_with(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunDirectory.open(settings.runs, RefreshConfig(run_id="plain"))
+    shown = said(capsys, "promote", "--run-id", "plain", code=2)
+    assert "--reason" not in shown, "it is the stage"
+    RunDirectory.open(settings.runs, RefreshConfig(recipe="smoke", run_id="started"))
+    assert "was started with other values" in said(
+        capsys, "promote", "--run-id", "started", "--recipe", "movielens", code=2
+    )

@@ -21,7 +21,7 @@ from vista.delivery import sqlite, sqlite_store, worker
 from vista.delivery.audit import audit_line
 from vista.delivery.backfill import backfill
 from vista.delivery.catalog import open_catalog
-from vista.delivery.control import release_record, retirement
+from vista.delivery.control import barrier, release_record, retirement
 from vista.delivery.interfaces import Release
 from vista.delivery.lag import MAX_SAMPLES, Ends, Lag
 from vista.delivery.log import open_log
@@ -337,6 +337,44 @@ def test_coverage_and_age_are_those_of_the_release_that_has_reached_the_region(
             gone = connection.execute("DELETE FROM summaries WHERE bucket = 1").rowcount
         assert gone > 0
         until(lambda: running.monitor.health().coverage == pytest.approx((40 - gone) / 40))
+
+
+def test_it_is_not_ready_before_it_has_passed_a_release_if_there_is_one(
+    settings: Settings, log: SqliteLog, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vista.delivery.region_worker.LOOK_S", 0.2)
+    release = Release(id="r-1", space=SPACE, epoch=1, foundation="f", downstream="d")
+    with closing(open_catalog(settings.catalog_url)) as catalog:
+        catalog.swap_release(None, release, audit_line("promote", "test", "", after=release.id))
+    with region_thread("east", log, store, catalog_url=settings.catalog_url) as running:
+
+        def reasons() -> tuple[str, ...]:
+            health = running.monitor.health()
+            assert not health.ready
+            return health.reasons
+
+        until(
+            lambda: (
+                reasons() == (f"{BUCKETS} of {BUCKETS} buckets have not passed a release yet: [0, 1, 2, 3]",)
+            )
+        )
+        for bucket in range(BUCKETS):
+            log.append(bucket, [barrier(SPACE, 1)])
+        for bucket in range(1, BUCKETS):
+            log.append(bucket, [release_record(release)])
+        until(lambda: reasons() == (f"1 of {BUCKETS} buckets have not passed a release yet: [0]",))
+        log.append(0, [release_record(release)])
+        until(lambda: running.monitor.health().ready)
+
+
+def test_it_is_not_ready_while_nobody_says_whether_there_is_a_release(
+    tmp_path: Path, log: SqliteLog, store: SqliteStore
+) -> None:
+    (tmp_path / "damaged.db").write_bytes(b"no database" * 1_000)
+    url = f"sqlite:///{tmp_path}/damaged.db"
+    with region_thread("east", log, store, catalog_url=url) as running:
+        unknown = ("whether there is a release is not known yet",)
+        until(lambda: running.monitor.health().reasons == unknown)
 
 
 def test_a_table_that_hangs_does_not_hide_the_lag(

@@ -301,7 +301,18 @@ def test_what_a_rollback_would_need_is_not_retired(backends: Backends) -> None:
         assert state.complete(SPACE, 2)
         assert store.get_many(SPACE, 1, range(40)) == [None] * 40
     assert backends.catalog.audit()[-1].before == "sample-c/1"
-    retire(backends, space="sample-unknown", epoch=5, actor="me", reason="another space")
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_only_what_was_published_is_retired(backends: Backends, dry_run: bool) -> None:
+    """A number that was mistyped would retire epochs that are not made yet."""
+    for space, epoch in ((SPACE, 99), ("sample-unknown", 2)):
+        with pytest.raises(EpochError, match=f"epoch {epoch} of {space} is not published"):
+            retire(backends, space=space, epoch=epoch, actor="me", reason="typo", dry_run=dry_run)
+        assert not is_retired(backends.catalog, space, 2)
+    line = AuditLine(time_us=0, actor="a", action="expire", reason="old", before="", after="")
+    backends.catalog.withdraw(SPACE, 2, line)
+    assert retire(backends, space=SPACE, epoch=2, actor="me", reason="old", dry_run=dry_run) == [1, 2]
 
 
 @pytest.mark.parametrize("action", ["promote", "rollback"])

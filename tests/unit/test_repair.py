@@ -111,8 +111,11 @@ def test_a_wiped_region_is_replayed_from_the_log(backends: Backends, epochs: lis
     assert len(found) == 2 * BUCKETS
     done = mended(backends, epochs)
     assert done[0] == f"region west, bucket 0 holds nothing of epoch 1: {MENDED_BY['incomplete']}"
-    line = backends.catalog.audit()[-1]
-    assert (line.action, line.actor, line.reason, line.after) == ("repair", "me", "broken", "8 findings")
+    begun, ended = backends.catalog.audit()[-2:]
+    for line in (begun, ended):
+        assert (line.action, line.actor, line.reason) == ("repair", "me", "broken")
+    assert begun.before.startswith("region west, bucket 0 holds nothing of epoch 1; ")
+    assert (begun.after, ended.before, ended.after) == ("8 findings", "8 findings", "nothing is left")
 
 
 def test_a_wiped_region_that_the_log_does_not_reach_is_refilled_from_the_table(
@@ -192,8 +195,12 @@ def test_damaged_bytes_are_named_and_not_touched(backends: Backends, epochs: lis
     assert finding.what == "damaged"
     assert f"1 are damaged (first: user {user})" in finding.text
     assert plan([finding])[0].endswith("left as it is: empty its store, then repair it again")
-    with pytest.raises(RegionNotReadyError, match=r"these are left:\n.*are damaged"):
+    remedy = "left as it is: empty its store, then repair it again"
+    with pytest.raises(RegionNotReadyError, match=rf"these are left:\n.*are damaged .*: {remedy}"):
         repair(backends, epochs, all_bytes=True, actor="me", reason="broken")
+    begun, ended = backends.catalog.audit()[-2:]
+    assert (begun.after, ended.before) == ("1 finding", "1 finding")
+    assert ended.after.startswith("left: region east, bucket 1: of epoch 1's ")
     wipe(backends.stores["east"])
     mended(backends, epochs, all_bytes=True)
 
@@ -207,7 +214,9 @@ def test_a_region_that_cannot_be_read_stops_no_other(
     for file in path.parent.glob("east.db*"):
         file.unlink()
     path.write_bytes(b"no database" * 1_000)
-    with pytest.raises(RegionNotReadyError, match=r"these are left:\nregion east: .*NOTADB"):
+    with pytest.raises(
+        RegionNotReadyError, match=r"these are left:\nregion east: .*NOTADB.*: left as it is until"
+    ):
         repair(backends, epochs, all_bytes=False, actor="me", reason="broken")
     west = Backends(backends.catalog, backends.log, {"west": backends.stores["west"]})
     assert findings(west, epochs, all_bytes=True) == []
@@ -222,4 +231,5 @@ def test_dead_letters_are_found_and_left(backends: Backends, epochs: list[Epoch]
     assert said.startswith(
         "region west keeps 1 dead letters: left as they are: `python -m vista dead-letters`"
     )
+    assert backends.catalog.audit()[-1].after == "left: region west keeps 1 dead letters"
     assert [letter.data for letter in west.dead_letters(0)] == [b"garbage"]

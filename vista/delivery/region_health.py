@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 SAMPLE_S = 0.5
-MANIFEST_RETRY_S = 30.0
+RETRY_S = 30.0
+"""After so long the catalog and the table are asked again."""
 MAX_LAG_S = 30.0
 """A region further behind than this is not ready."""
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -77,6 +78,8 @@ class Monitor(Collector):
         self._shards_of: tuple[str, int] | None = None
         self._promoted_us: int | None = None
         self._retry_s = 0.0
+        self._is_released: bool | None = None  # the deployment has a release; None: not known yet
+        self._ask_s = 0.0
 
     def watch(self, stop: threading.Event) -> None:
         """Sample until `stop` is set."""
@@ -94,6 +97,7 @@ class Monitor(Collector):
         """Learn of what the release promises until `stop` is set. In a thread of its own, since it may hang
         with the catalog or with the table's files: coverage is then not known, but the lag is."""
         while not stop.wait(SAMPLE_S):
+            self._find_whether_released()
             self._find_epoch()
 
     def health(self) -> RegionHealth:
@@ -161,6 +165,23 @@ class Monitor(Collector):
         incomplete = [bucket for bucket, state in sorted(worker.states.items()) if not _complete(state)]
         if incomplete:
             yield f"{len(incomplete)} buckets lack the barrier of their release's epoch: {incomplete[:5]}"
+        yield from self._serves_nothing()
+
+    def _serves_nothing(self) -> Iterator[str]:
+        """A deployment without a release has nothing to serve, and is ready for it."""
+        worker, states = self._worker, self._worker.states
+        lacking = [
+            bucket
+            for bucket in sorted(worker.assigned - worker.faults.keys())
+            if bucket not in states or states[bucket].release is None
+        ]
+        if lacking and self._is_released is None:
+            yield "whether there is a release is not known yet"
+        elif lacking and self._is_released:
+            yield (
+                f"{len(lacking)} of {len(worker.assigned)} buckets have not passed a release yet: "
+                f"{lacking[:5]}"
+            )
 
     def _coverage(self, release: Release, states: dict[int, BucketState]) -> float | None:
         if self._shards_of != (release.space, release.epoch):
@@ -180,6 +201,17 @@ class Monitor(Collector):
             return None
         return time.time() - self._promoted_us / 1e6
 
+    def _find_whether_released(self) -> None:
+        """Ask the catalog until it has a release, which is for ever."""
+        if self._is_released or time.monotonic() < self._ask_s:
+            return
+        self._ask_s = time.monotonic() + RETRY_S
+        try:
+            with closing(open_catalog(self._catalog_url)) as catalog:
+                self._is_released = bool(catalog.releases())
+        except VistaError as error:
+            log.warning("region %s: the catalog does not say what serves: %s", self._worker.region, error)
+
     def _find_epoch(self) -> None:
         """Read how many users the release's epoch has and when it was promoted, once; later again if the
         table or the catalog cannot be read now."""
@@ -189,7 +221,7 @@ class Monitor(Collector):
             return
         if time.monotonic() < self._retry_s:
             return
-        self._retry_s = time.monotonic() + MANIFEST_RETRY_S
+        self._retry_s = time.monotonic() + RETRY_S
         try:
             with closing(open_catalog(self._catalog_url)) as catalog:
                 self._shards = manifests(known_epoch(catalog, release.space, release.epoch))

@@ -146,9 +146,11 @@ def retire(
 ) -> list[int]:
     """Retire an epoch and every earlier one of its space, in the log and in every region within reach.
 
-    Returns those that a region holds. Raises `EpochError` if the current release, or the one that a rollback
-    would take, needs one of them.
+    Returns those that a region holds. Raises `EpochError` if it is not published: the floor would be above
+    epochs still to come; if the current release, or the one that a rollback would take, needs one of them.
     """
+    if not known_epoch(backends.catalog, space, epoch).published:
+        raise EpochError(f"epoch {epoch} of {space} is not published: nothing to retire")
     _check_not_needed(backends.catalog, space, epoch)
     held = {
         number
@@ -190,14 +192,15 @@ def withdraw(
     Returns the release that serves it all the same: roll that back. Raises `EpochError` if it is not
     published, or if its records were copied into others that are still used.
     """
-    if not known_epoch(catalog, space, epoch).published:
+    found = known_epoch(catalog, space, epoch)
+    if not found.published:
         raise EpochError(f"epoch {epoch} of {space} is not published: nothing to withdraw")
     if copies := copies_of(catalog.list_epochs(space), epoch):
         named = ", ".join(f"epoch {one.epoch}" for one in copies)
         raise EpochError(
             f"records of epoch {epoch} of {space} are in {named} too: withdraw those first, in this order"
         )
-    if not dry_run:
+    if not (dry_run or found.withdrawn):
         catalog.withdraw(space, epoch, audit_line("withdraw", actor, reason, before=f"{space}/{epoch}"))
     release = current_release(catalog)
     return release if release is not None and (release.space, release.epoch) == (space, epoch) else None

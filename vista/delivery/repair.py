@@ -28,6 +28,7 @@ MENDED_BY = {
     "damaged": "left as it is: empty its store, then repair it again",
     "dead_letters": "left as they are: `python -m vista dead-letters` shows them",
 }
+NOT_MENDED = "still so: repair it again, once its store and the log answer"
 
 
 def repair(
@@ -36,12 +37,13 @@ def repair(
     """Mend what `verify` finds in these regions, and announce the release to them. Returns what was found,
     and what became of it.
 
-    Raises `RegionNotReadyError` with what is left, dead letters excepted.
+    The audit has a line when it begins, and one with what is left when it has ended. Raises
+    `RegionNotReadyError` with what is left, dead letters excepted.
     """
     before = verify_all(backends, epochs, all_bytes=all_bytes)
     found = [finding for verdict in before for finding in verdict.findings]
     texts = "; ".join(finding.text for finding in found[:5])
-    backends.catalog.note(audit_line("repair", actor, reason, before=texts, after=f"{len(found)} findings"))
+    backends.catalog.note(audit_line("repair", actor, reason, before=texts, after=counted(found)))
     for verdict in before:
         try:
             _repair_region(backends, verdict, epochs, all_bytes=all_bytes)
@@ -49,21 +51,34 @@ def repair(
             log.warning("region %s: %s", verdict.region, error)
     release = current_release(backends.catalog)
     behind = {} if release is None else announce(backends, release)
-    left = [
-        finding.text
+    again = [
+        finding
         for verdict in verify_all(backends, epochs, all_bytes=all_bytes)
         for finding in verdict.findings
-        if finding.what != "dead_letters"
     ]
-    left += [f"region {name} {why}" for name, why in behind.items()]
+    untold = [f"region {name} {why}" for name, why in behind.items()]
+    texts = "; ".join([*(finding.text for finding in again), *untold][:5])
+    after = f"left: {texts}" if texts else "nothing is left"
+    backends.catalog.note(audit_line("repair", actor, reason, before=counted(found), after=after))
+    left = [_why_left(finding) for finding in again if finding.what != "dead_letters"] + untold
     if left:
         raise RegionNotReadyError("\n".join(["these are left:", *left]))
     return plan(found)
 
 
+def counted(findings: Sequence[object]) -> str:
+    """How many there are, in words."""
+    return f"{len(findings)} finding{'s' * (len(findings) != 1)}"
+
+
 def plan(findings: Sequence[Finding]) -> list[str]:
     """What a repair does about each finding, in words."""
     return [f"{finding.text}: {MENDED_BY[finding.what]}" for finding in findings]
+
+
+def _why_left(finding: Finding) -> str:
+    is_tried = finding.what in ("out_of_reach", "incomplete")
+    return f"{finding.text}: {NOT_MENDED if is_tried else MENDED_BY[finding.what]}"
 
 
 def verify_all(backends: Backends, epochs: Sequence[Epoch], *, all_bytes: bool) -> list[Verdict]:

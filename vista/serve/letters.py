@@ -90,9 +90,8 @@ class _Found:
 
 def _line(letter: Letter) -> str:
     kept = letter.kept
-    usable = (
-        f"not usable: {letter.why}" if letter.usable_in is None else f"usable in bucket {letter.usable_in}"
-    )
+    why_not = "" if letter.why == kept.reason else f": {letter.why}"
+    usable = f"not usable{why_not}" if letter.usable_in is None else f"usable in bucket {letter.usable_in}"
     return (
         f"region {letter.region}, bucket {kept.bucket}, before offset {kept.next_offset}: "
         f"{len(kept.data)} bytes, sha256 {sha256(kept.data).hexdigest()[:12]}\n    {kept.reason}; {usable}"

@@ -14,7 +14,7 @@ from functools import partial
 from vista.config import Settings
 from vista.delivery.audit import audit_line
 from vista.delivery.catalog import open_catalog
-from vista.delivery.deliver import published_epoch
+from vista.delivery.deliver import known_epoch, published_epoch
 from vista.delivery.freeze import freeze_reason, set_frozen
 from vista.delivery.interfaces import Catalog, Epoch, Release
 from vista.delivery.log import open_log
@@ -29,7 +29,7 @@ from vista.delivery.release import (
     rollback,
     withdraw,
 )
-from vista.delivery.repair import plan, repair, verify_all
+from vista.delivery.repair import counted, plan, repair, verify_all
 from vista.delivery.verify import Verdict
 from vista.errors import BackendError, EpochError, InputError, RegionNotReadyError
 from vista.runs import RunDirectory
@@ -117,18 +117,24 @@ def freeze(settings: Settings, reason: str, *, on: bool, dry_run: bool) -> str:
     with closing(open_catalog(settings.catalog_url)) as catalog:
         release = _released(catalog, settings)
         set_frozen(catalog, on, actor=actor_name(), reason=reason, dry_run=dry_run)
-    state = "frozen" if on else "not frozen any more"
-    return f"promotion {'would be' if dry_run else 'is'} {state}; {release.id} serves ({_what(release)})"
+    if on:
+        state = "would be frozen" if dry_run else "is frozen"
+    else:
+        state = "would not be frozen any more" if dry_run else "is not frozen any more"
+    return f"promotion {state}; {release.id} serves ({_what(release)})"
 
 
 def withdraw_epoch(settings: Settings, epoch: SpaceEpoch, reason: str, *, dry_run: bool) -> str:
     """Mark an epoch as bad, for ever."""
     space, number = epoch
     with closing(open_catalog(settings.catalog_url)) as catalog:
+        is_withdrawn = known_epoch(catalog, space, number).withdrawn
         serving = withdraw(
             catalog, space=space, epoch=number, actor=actor_name(), reason=reason, dry_run=dry_run
         )
     said = f"epoch {number} of {space} {'would be' if dry_run else 'is'} withdrawn, for ever"
+    if is_withdrawn:
+        said = f"epoch {number} of {space} is withdrawn already, for ever: nothing to do"
     if serving is None:
         return said
     return f"{said}\nit still serves, in release {serving.id}: roll back with `python -m vista rollback`"
@@ -161,8 +167,11 @@ def verify(
             backends.catalog.note(audit_line("verify", actor_name(), reason, before=release.id, after=after))
     lines = [f"release {release.id} ({_what(release)})", *(verdict.line for verdict in verdicts)]
     if faults:
-        raise RegionNotReadyError("\n".join([*lines, *faults]))
-    return "\n".join([*lines, "every region serves the release, whole"])
+        first = f"something is wrong: {counted(faults)}"
+        last = "`python -m vista repair --dry-run`, with the same options, says what a repair does about each"
+        raise RegionNotReadyError("\n".join([first, *lines, *faults, last]))
+    where = "every region" if region is None else f"region {region}"
+    return "\n".join([*lines, f"{where} serves the release, whole"])
 
 
 def faults_in(verdicts: Sequence[Verdict], release: Release) -> list[str]:

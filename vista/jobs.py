@@ -5,6 +5,7 @@ calls it. A stage is a job of a refresh: its configuration is `RefreshConfig`, a
 report in the run's directory, so that a resumed run does not do it again.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,21 +17,29 @@ from vista.errors import InputError
 from vista.recipes import recipe_of
 from vista.runs import RunDirectory
 
+LOG = logging.getLogger(__name__)
+
 ADOPT = "adopt_foundation"
 """Does what `train_foundation` would do, in its place: the run keeps its report as that of this stage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One row of the table; `function` is "module:function", resolved only when the job runs."""
+    """One row of the table; functions are "module:function", resolved only when the job runs. `lost` says
+    what of a kept report the catalog does not have any more."""
 
     config: type[Frozen]
     function: str
     help: str
+    lost: str = ""
 
     def load(self) -> Callable[[Any, Settings], Frozen]:
-        module, _, function = self.function.partition(":")
-        return getattr(import_module(module), function)  # type: ignore[no-any-return]
+        return _function(self.function)  # type: ignore[no-any-return]
+
+
+def _function(name: str) -> Any:
+    module, _, function = name.partition(":")
+    return getattr(import_module(module), function)
 
 
 STAGES: dict[str, Job] = {
@@ -44,6 +53,7 @@ STAGES: dict[str, Job] = {
         RefreshConfig,
         "vista.train.export_summaries:export_summaries",
         "summarise all users and publish epochs",
+        lost="vista.delivery.kept_reports:lost_epochs",
     ),
     "deliver": Job(
         RefreshConfig,
@@ -56,7 +66,10 @@ STAGES: dict[str, Job] = {
         "train the downstream model and the baselines, evaluate, decide",
     ),
     "promote": Job(
-        RefreshConfig, "vista.delivery.promote:promote_run", "make the run's models and epoch the release"
+        RefreshConfig,
+        "vista.delivery.promote:promote_run",
+        "make the run's models and epoch the release",
+        lost="vista.delivery.kept_reports:lost_release",
     ),
     "clean_up": Job(
         RefreshConfig, "vista.train.clean_up:clean_up", "retire what nobody needs and write the report"
@@ -101,16 +114,31 @@ JOBS = STAGES | OTHER_JOBS
 def run_stage(name: str, config: RefreshConfig, settings: Settings, **told: Any) -> dict[str, Any]:
     """Run one stage, or return its report if this run has it already; `told` goes to the stage's function.
 
+    A report of what the catalog does not have any more counts no longer, nor do those of later stages.
     Raises `InputError` if the run was started with other values, or for values that no run can have.
     """
     recipe_of(config)  # its limits first: a run keeps its configuration for ever, a mistyped one too
     run = RunDirectory.open(settings.runs, config)
     kept_as = "train_foundation" if name == ADOPT else name
+    _forget_lost(kept_as, run, settings)
     if run.stage(kept_as) is None:
         started = time.monotonic()
         report = job(name).load()(config, settings, **told)
         run.keep_stage_report(kept_as, report, seconds=time.monotonic() - started)
     return run.report_of(kept_as)
+
+
+def _forget_lost(name: str, run: RunDirectory, settings: Settings) -> None:
+    """Delete the kept report of a stage, and those of later ones, if the catalog has lost what it made."""
+    kept = run.stage(name)
+    if kept is None or not STAGES[name].lost:
+        return
+    if lost := _function(STAGES[name].lost)(kept.report, settings):
+        stages = list(STAGES)
+        later = stages[stages.index(name) :]
+        LOG.warning("%s is not in the catalog any more: done again are %s", lost, ", ".join(later))
+        for one in reversed(later):  # this one last: killed in between, the next run finds it again
+            (run.path / "stages" / f"{one}.json").unlink(missing_ok=True)
 
 
 def run_job(name: str, config: Frozen, settings: Settings) -> dict[str, Any]:

@@ -116,6 +116,20 @@ def test_no_champion_promotes_even_a_badly_calibrated_model() -> None:
     assert (decision.ne_loss, decision.slices) == (None, ())
 
 
+def test_a_champion_that_could_not_be_compared_is_named() -> None:
+    """It refuses nothing: it would keep every run in another space from serving."""
+    case = Case(champion=None)
+    why = "the champion r-1 could not be compared: its model cannot be read"
+    asked = (case.users, case.labels, case.good, None, {})
+    decision = decide(CONFIG, *asked, case.coverage, canaries_equal=True, not_compared=why)
+    assert decision.promote
+    assert (decision.reasons[0], decision.not_compared) == (why, why)
+    refused = decide(CONFIG, *asked, {"east": 0.5}, canaries_equal=True, not_compared=why)
+    assert not refused.promote
+    assert refused.reasons[0].startswith("region east holds")
+    assert refused.reasons[1:] == (why,)
+
+
 def test_an_interval_wholly_beyond_the_limit_refuses() -> None:
     case = Case()
     case.challenger = case.noisy(0.2)

@@ -35,6 +35,7 @@ from vista.delivery.sqlite_log import SqliteLog
 from vista.delivery.sqlite_store import SqliteStore
 from vista.delivery.worker import drain
 from vista.errors import BackendError, EpochError, InputError, RegionNotReadyError, ReleaseConflictError
+from vista.jobs import run_stage
 from vista.serve import operations
 
 SPACE = SPACES[0]
@@ -432,6 +433,29 @@ def test_the_stage_promotes_what_the_gate_lets_pass(
     assert promote_run(config, settings).release == report.release, "a rerun finds its own release"
     with open_backends(settings) as backends:
         assert [line.actor for line in backends.catalog.audit()] == ["run run-1"]
+
+
+def test_a_kept_promotion_counts_while_the_catalog_has_its_release(
+    tmp_path: Path, settings: Settings, epochs: list[Epoch]
+) -> None:
+    """A catalog that was restored from before this run's promotion: what the kept report says is not so."""
+    config = RefreshConfig(recipe="smoke", run_id="run-1")
+    run = finish_stages(settings, "run-1", epochs[0])
+    keep_report(run, "deliver", {"space": "sample-c", "epoch": 1, "delivered": True, "reason": ""})
+    backup = shutil.copy(tmp_path / "catalog.db", tmp_path / "backup.db")
+    kept = run_stage("promote", config, settings)
+    assert run_stage("promote", config, settings) == kept
+    keep_report(run, "clean_up", {})
+    restored = settings.model_copy(update={"catalog_url": f"sqlite:///{backup}"})
+    anew = run_stage("promote", config, restored)
+    assert anew["promoted"]
+    assert anew["release"]["id"] != kept["release"]["id"]
+    assert run.stage("clean_up") is None
+    with open_backends(restored) as backends:
+        current = current_release(backends.catalog)
+        assert current is not None
+        assert current.id == anew["release"]["id"]
+        assert served(backends) == {current.id}
 
 
 def test_a_run_that_the_gate_refuses_is_a_good_end_with_its_reasons(

@@ -233,7 +233,9 @@ def test_page_without_anything_optional_is_whole() -> None:
             "oracle_auc": None,
             "slices": {},
             "paired": {},
-            "gate": REPORT.gate.model_copy(update={"ne_loss": None, "slices": ()}),
+            "gate": REPORT.gate.model_copy(
+                update={"ne_loss": None, "slices": (), "not_compared": "the champion <r-1> is gone"}
+            ),
             "release": None,
             "promoted": False,
             "reasons": ("region west holds 99.8700% of the users' summaries",),
@@ -247,7 +249,7 @@ def test_page_without_anything_optional_is_whole() -> None:
     assert parsed.open == []
     assert "svg" not in parsed.tags
     assert "Not promoted: nothing serves yet." in parsed.text
-    assert "There was no champion" in parsed.text
+    assert "Not compared: the champion <r-1> is gone." in parsed.text
     kept = report.model_copy(update={"release": "r-000001"})
     assert "Not promoted: release r-000001 keeps serving." in Page(render(kept)).text
 

@@ -1,15 +1,19 @@
 """What the stages leave in MLflow when their trainings are done: the foundation's run, the export's."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_data import epoch_times, foundation_in_place, published, settings_of
+from delivery_samples import keep_report
+from training_data import epoch_times, foundation_in_place, opened, published, settings_of
 
 from vista.config import RefreshConfig, Settings
 from vista.delivery.catalog import open_catalog
 from vista.delivery.publish import export_id
+from vista.jobs import run_stage
+from vista.model.checkpoint import CheckpointMeta
 from vista.train.delivery_run import DELIVERY, end_delivery, track_delivery
 from vista.train.export_summaries import export_summaries
 from vista.train.mlflow_store import client
@@ -65,12 +69,9 @@ def test_the_foundations_run_has_what_people_look_for(stage: StageContext, setti
     assert version.tags["vista.digest"] == checkpoint_meta(Path(version.tags[CHECKPOINT])).digest
 
 
-def test_the_exports_run_names_the_foundations_and_its_epochs(
-    stage: StageContext, settings: Settings
-) -> None:
-    foundation = stage.run.report_of("train_foundation")
-    meta = checkpoint_meta(Path(foundation["checkpoint"]))
-    catalog = open_catalog(settings.catalog_url)
+def publish_all(stage: StageContext, meta: CheckpointMeta) -> None:
+    """The run's epochs, without Ray."""
+    catalog = open_catalog(stage.settings.catalog_url)
     for as_of_us in epoch_times(stage):
         codec = stage.recipe.delivery.codec
         epoch = catalog.open_epoch(
@@ -78,12 +79,25 @@ def test_the_exports_run_names_the_foundations_and_its_epochs(
             export_id=export_id(meta.space, meta.digest, as_of_us, codec),
             as_of_us=as_of_us,
             trained_until_us=meta.trained_until_us,
-            checkpoint=foundation["checkpoint"],
+            checkpoint=stage.run.report_of("train_foundation")["checkpoint"],
             codec=codec,
             buckets=stage.dataset.buckets,
         )
         published(stage, epoch)
     catalog.close()
+
+
+@pytest.fixture(scope="module")
+def meta(stage: StageContext) -> CheckpointMeta:
+    """Of the foundation; its epochs are published."""
+    meta = checkpoint_meta(Path(stage.run.report_of("train_foundation")["checkpoint"]))
+    publish_all(stage, meta)
+    return meta
+
+
+def test_the_exports_run_names_the_foundations_and_its_epochs(
+    meta: CheckpointMeta, stage: StageContext, settings: Settings
+) -> None:
     report = export_summaries(CONFIG, settings)
     run = the_run(settings, DELIVERY)
     assert run.data.tags["vista.foundation_run"] == the_run(settings, FOUNDATION).info.run_id
@@ -97,3 +111,25 @@ def test_the_exports_run_names_the_foundations_and_its_epochs(
     metrics = the_run(settings, DELIVERY).data.metrics
     assert (metrics["coverage/east"], metrics["appended_records"]) == (1.0, 7)
     assert "oldest_summary_age_s/east" not in metrics
+
+
+def test_a_kept_export_counts_while_the_catalog_has_its_epochs(
+    meta: CheckpointMeta, stage: StageContext, settings: Settings, tmp_path: Path
+) -> None:
+    """A catalog that was restored from before this run's export: all that came after it is done again."""
+    kept = run_stage("export_summaries", CONFIG, settings)
+    later = ("deliver", "retrain_downstream", "promote", "clean_up")
+    for name in later:
+        keep_report(stage.run, name, {"promoted": False})
+    assert run_stage("export_summaries", CONFIG, settings) == kept
+    assert all(stage.run.stage(name) for name in later)
+    changes = {"catalog_url": f"sqlite:///{tmp_path}/c.db", "warehouse": str(tmp_path / "warehouse")}
+    restored = settings.model_copy(update=changes)
+    beside = replace(stage, settings=restored)
+    opened(beside, 0, meta.space)  # another run's, which was faster: the numbers are others now
+    publish_all(beside, meta)  # so that the stage needs no Ray
+    anew = run_stage("export_summaries", CONFIG, restored)
+    assert anew["newest_epoch"] == kept["newest_epoch"] + 1
+    assert stage.run.report_of("export_summaries") == anew
+    assert not any(stage.run.stage(name) for name in later)
+    assert run_stage("export_summaries", CONFIG, restored) == anew

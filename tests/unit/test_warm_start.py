@@ -205,6 +205,18 @@ def test_a_champion_without_a_tail_reads_no_values(warm: Refreshed) -> None:
     vocabulary.write(downstream)
 
 
+def test_a_champion_without_a_usable_epoch_is_named_with_why(warm: Refreshed, tmp_path: Path) -> None:
+    """The release is in the catalog, its epochs are not."""
+    release = warm.release
+    settings = warm.stage.settings.model_copy(update={"catalog_url": f"sqlite:///{tmp_path}/c.db"})
+    with closing(open_catalog(settings.catalog_url)) as catalog:
+        catalog.swap_release(None, release, audit_line("promote"))
+    champion, scores_N = score_champion(replace(warm.stage, settings=settings))
+    assert (champion.release, champion.comparable, scores_N) == (release.id, False, None)
+    why = f"no epoch of {release.space} is published and not withdrawn"
+    assert champion.not_compared == f"the champion {release.id} could not be compared: {why}"
+
+
 def test_it_trains_on_what_the_start_had_not_seen(cold: Refreshed, warm: Refreshed) -> None:
     """No day twice, none left out; the new checkpoint is exported as of when it could first exist."""
     split = warm.stage.dataset.split()

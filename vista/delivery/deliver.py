@@ -12,7 +12,7 @@ from vista.delivery.interfaces import Catalog, Epoch, Store
 from vista.delivery.log import open_log
 from vista.delivery.readiness import RegionReport, RegionState, canaries_differ
 from vista.delivery.regions import drain_regions, open_regions
-from vista.delivery.retention import pinned
+from vista.delivery.retention import expired_because, pinned
 from vista.errors import EpochError, RegionNotReadyError
 from vista.runs import RunDirectory
 from vista.summary.table import Shard, shards_of
@@ -82,6 +82,8 @@ def published_epoch(catalog: Catalog, space: str, number: int) -> Epoch:
     found = known_epoch(catalog, space, number)
     if not found.published:
         raise EpochError(f"epoch {number} of {space} is not published: run export_summaries first")
+    if found.withdrawn and (why := expired_because(catalog, space, number)):
+        raise EpochError(f"epoch {number} of {space} has expired ({why}): start a new run")
     if found.withdrawn:
         raise EpochError(f"epoch {number} of {space} is withdrawn: export again to get another one")
     return found

@@ -28,6 +28,9 @@ GRACE_US = 24 * 3_600 * 1_000_000
 PIN_US = 14 * GRACE_US
 """The pin of a job that was killed counts no longer."""
 
+EXPIRE = "expire"
+"""In the audit: withdrawn since nothing needs it any more, not since it is bad."""
+
 _ATTEMPT, _PIN, _UNUSED = "attempt=", "pin=", ".unused"
 
 
@@ -49,11 +52,17 @@ def expire_space(catalog: Catalog, space: str, actor: str, reason: str) -> list[
     expired = [one for one in catalog.list_epochs(space) if one.published and not one.withdrawn]
     for epoch in expired:
         line = AuditLine(
-            time_us=now_us(), actor=actor, action="expire", reason=reason,
+            time_us=now_us(), actor=actor, action=EXPIRE, reason=reason,
             before=f"{space}/{epoch.epoch}", after="",
         )  # fmt: skip
         catalog.withdraw(space, epoch.epoch, line)
     return expired
+
+
+def expired_because(catalog: Catalog, space: str, epoch: int) -> str:
+    """Why a withdrawn epoch has expired; empty for one that is bad."""
+    named = f"{space}/{epoch}"
+    return next((one.reason for one in catalog.audit() if (one.action, one.before) == (EXPIRE, named)), "")
 
 
 def sweep(catalog: Catalog, warehouse: Path | str) -> list[str]:

@@ -18,6 +18,8 @@ from vista.evaluate.metrics import Array, Finite, check_mask, checked, row_losse
 MIN_SLICE_USERS = 30
 """A slice of fewer users has no meaningful interval over users, however many rows it has."""
 
+NO_CHAMPION = "there is no champion to compare with"
+
 Masks = Mapping[str, NDArray[np.bool_]]
 
 
@@ -32,7 +34,8 @@ class SliceLoss(Finite):
 
 
 class GateDecision(Finite):
-    """`promote`, and why. Without a champion `ne_loss` is None and `slices` is empty.
+    """`promote`, and why. Without a champion's probabilities `ne_loss` is None, `slices` is empty, and
+    `not_compared` says why there are none.
 
     `slices` are those large enough to judge: `min_slice_rows` rows and `MIN_SLICE_USERS` users.
     """
@@ -44,6 +47,7 @@ class GateDecision(Finite):
     calibration: Interval
     coverage: dict[str, float]
     canaries_equal: bool
+    not_compared: str = ""
 
 
 def decide(
@@ -56,11 +60,16 @@ def decide(
     coverage: Mapping[str, float],
     canaries_equal: bool,
     seed: int = 0,
+    *,
+    not_compared: str = NO_CHAMPION,
 ) -> GateDecision:
-    """Compare the challenger's probabilities with the champion's (None: there is none) on the same rows.
+    """Compare the challenger's probabilities with the champion's (None: there are none, and `not_compared`
+    says why) on the same rows.
 
-    Without a champion only delivery can refuse: there is nothing better to keep. An equal model passes, so
-    calibration refuses only where it is also worse than the champion's. Raises `InputError` as `measure`
+    Without them only delivery can refuse: there is nothing better to keep, or it cannot be judged on these
+    rows. The latter is so whenever users, items or features are others: to refuse then would keep every such
+    run from serving, so the reasons name the champion instead. An equal model passes, so calibration refuses
+    only where it is also worse than the champion's. Raises `InputError` as `measure`
     and `Resamples` do, and for a coverage that is not a share.
     """
     if not coverage or not all(0.0 <= share <= 1.0 for share in coverage.values()):
@@ -76,14 +85,19 @@ def decide(
         judged = _slice_losses(config, draws, labels_N, challenger_N, champion_N, slices)
         refusals += _ne_refusals(config, ne_loss) + _slice_refusals(config, judged)
         refusals += _calibration_refusals(config, calibration, _calibration(draws, labels_N, champion_N))
+    unseen = "" if champion_N is not None else not_compared
+    reasons = tuple(refusals) or _why_promoted(config, ne_loss, judged, calibration, unseen)
+    if refusals and unseen not in ("", NO_CHAMPION):
+        reasons += (unseen,)
     return GateDecision(
         promote=not refusals,
-        reasons=tuple(refusals) or _why_promoted(config, ne_loss, judged, calibration),
+        reasons=reasons,
         ne_loss=ne_loss,
         slices=judged,
         calibration=calibration,
         coverage=dict(coverage),
         canaries_equal=canaries_equal,
+        not_compared=unseen,
     )
 
 
@@ -215,10 +229,14 @@ def _calibration_refusals(config: GateConfig, new: Interval, old: Interval) -> l
 
 
 def _why_promoted(
-    config: GateConfig, loss: Interval | None, slices: tuple[SliceLoss, ...], calibration: Interval
+    config: GateConfig,
+    loss: Interval | None,
+    slices: tuple[SliceLoss, ...],
+    calibration: Interval,
+    not_compared: str,
 ) -> tuple[str, ...]:
     if loss is None:
-        compared = "there is no champion to compare with"
+        compared = not_compared
     else:
         compared = (
             f"NE against the champion's: {_percents(loss)}, within the limits; "

@@ -12,6 +12,7 @@ from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import Epoch, Release
 from vista.delivery.release import current_release
 from vista.errors import CheckpointError, EpochError
+from vista.evaluate.gate import NO_CHAMPION
 from vista.model.checkpoint import load
 from vista.model.downstream import Downstream
 from vista.summary.join import SummaryReader
@@ -27,6 +28,13 @@ class Champion(Frozen):
     release: str | None
     comparable: bool
     why: str = ""
+
+    @property
+    def not_compared(self) -> str:
+        """What the gate says instead of figures; empty if there are some."""
+        if self.release is None:
+            return NO_CHAMPION
+        return "" if self.comparable else f"the champion {self.release} could not be compared: {self.why}"
 
 
 class _NotComparable(Exception):
@@ -85,6 +93,8 @@ def _check_features(theirs: FeatureSpec, ours: FeatureSpec) -> None:
 
 
 def _check_covered(epochs: list[Epoch], cut_us_E: NDArray[np.int64], release: Release) -> None:
+    if not epochs:
+        raise _NotComparable(f"no epoch of {release.space} is published and not withdrawn")
     first_cut_us = int(cut_us_E.min())
     if all(epoch.as_of_us > first_cut_us for epoch in epochs):
         raise _NotComparable(f"every epoch of {release.space} is newer than the first row of the test day")

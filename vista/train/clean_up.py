@@ -2,9 +2,11 @@
 report, point `runs/latest` at it."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from vista.config import Frozen, RefreshConfig, Settings
+from vista.delivery.interfaces import Catalog
 from vista.delivery.readiness import RegionState
 from vista.delivery.regions import Backends, open_backends
 from vista.delivery.release import needed_releases, retire
@@ -67,16 +69,17 @@ def _track(stage: StageContext) -> None:
 def retire_old(backends: Backends, runs: Path, newest: SpaceEpoch, epochs_kept: int) -> list[SpaceEpoch]:
     """Retire from the stores what is neither of the newest `epochs_kept` nor needed for a rollback.
 
-    `newest` is the epoch of this run, which may still be promoted by hand.
+    `newest` is the epoch of this run.
     """
-    kept, held = kept_epochs(backends, newest, epochs_kept), held_epochs(backends)
+    finished, held = finished_epochs(backends, runs), held_epochs(backends)
+    kept = kept_epochs(backends.catalog, finished, newest, epochs_kept)
     retired = []
-    for space, epoch in sorted(finished_epochs(backends, runs) - set(kept)):
+    for space, epoch in sorted(finished.keys() - set(kept)):
         newer_than_kept = any(one == space and number < epoch for one, number in kept)
         if (space_id(space), epoch) not in held or newer_than_kept:
             continue
         try:
-            reason = f"not of the newest {epochs_kept}"
+            reason = f"neither of the newest {epochs_kept} nor needed by a release or a rollback"
             retire(backends, space=space, epoch=epoch, actor="clean_up", reason=reason)
         except EpochError as needed:
             LOG.info("kept: %s", needed)
@@ -90,20 +93,37 @@ def expire_old(backends: Backends, runs: Path, newest: SpaceEpoch, epochs_kept: 
 
     A space that is kept is kept whole: trainings read its older epochs.
     """
-    kept = {space for space, _ in kept_epochs(backends, newest, epochs_kept)}
+    finished = finished_epochs(backends, runs)
+    kept = {space for space, _ in kept_epochs(backends.catalog, finished, newest, epochs_kept)}
     kept |= {release.space for release in needed_releases(backends.catalog)}
-    gone = {space for space, _ in finished_epochs(backends, runs)} - kept
+    gone = {space for space, _ in finished} - kept
+    reason = f"no epoch of its space is of the newest {epochs_kept} or needed by a release or a rollback"
     return [
         (epoch.space, epoch.epoch)
         for space in sorted(gone)
-        for epoch in expire_space(backends.catalog, space, "clean_up", f"not of the newest {epochs_kept}")
+        for epoch in expire_space(backends.catalog, space, "clean_up", reason)
     ]
 
 
-def kept_epochs(backends: Backends, newest: SpaceEpoch, epochs_kept: int) -> list[SpaceEpoch]:
-    """`newest` and those of the newest releases, `epochs_kept` in all."""
-    released = [(release.space, release.epoch) for release in reversed(backends.catalog.releases())]
-    return list(dict.fromkeys([newest, *released]))[:epochs_kept]
+def kept_epochs(
+    catalog: Catalog, finished: Mapping[SpaceEpoch, int], newest: SpaceEpoch, epochs_kept: int
+) -> list[SpaceEpoch]:
+    """`newest` and the usable ones that were delivered last, `epochs_kept` in all, promoted or not: a person
+    may promote any of them by hand. What serves and what a rollback would take may be older, and come on
+    top."""
+    kept = [newest]
+    for one in sorted(finished, key=finished.__getitem__, reverse=True):
+        if len(kept) == epochs_kept:
+            break
+        if one not in kept and _usable(catalog, *one):
+            kept.append(one)
+    return kept
+
+
+def _usable(catalog: Catalog, space: str, epoch: int) -> bool:
+    return any(
+        one.epoch == epoch and one.published and not one.withdrawn for one in catalog.list_epochs(space)
+    )
 
 
 def held_epochs(backends: Backends) -> set[tuple[int, int]]:
@@ -116,18 +136,23 @@ def held_epochs(backends: Backends) -> set[tuple[int, int]]:
     }
 
 
-def finished_epochs(backends: Backends, runs: Path) -> set[SpaceEpoch]:
-    """Every epoch that was released, or delivered by a run that has had its chance of promotion.
+def finished_epochs(backends: Backends, runs: Path) -> dict[SpaceEpoch, int]:
+    """Every epoch that was delivered by a run that has had its chance of promotion, with when that was (file
+    time, ns), or was released: 0, the newest first, if no run tells when.
 
     A run whose reports are damaged is passed over: what it delivered stays for now.
     """
-    epochs = {(release.space, release.epoch) for release in backends.catalog.releases()}
+    epochs = {(release.space, release.epoch): 0 for release in reversed(backends.catalog.releases())}
     for path in runs.iterdir():
         run = RunDirectory(path)
         try:
-            if not path.is_symlink() and run.stage("promote") is not None:
-                delivered = run.report_of("deliver")
-                epochs.add((delivered["space"], delivered["epoch"]))
+            if path.is_symlink() or run.stage("promote") is None:
+                continue
+            delivered = run.report_of("deliver")
+            if delivered["delivered"]:
+                one = (delivered["space"], delivered["epoch"])
+                time_ns = (path / "stages" / "deliver.json").stat().st_mtime_ns
+                epochs[one] = max(epochs.get(one, 0), time_ns)
         except (VistaError, KeyError) as error:
             LOG.warning("%s is passed over: its reports are damaged (%s)", path, error)
     return epochs

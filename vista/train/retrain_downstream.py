@@ -156,6 +156,7 @@ def _compare(stage: StageContext, job: DownstreamJob, join: JoinReport, tracked:
         coverage or dict.fromkeys(stage.settings.region_urls, 0.0),  # not delivered
         delivered["canaries_equal"],
         stage.config.seed,
+        not_compared=champion.not_compared,
     )
     checkpoint = results[REFERENCE].checkpoint
     return DownstreamReport(

@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+import pytest
+
 from infra.hive import DATABASE, running_hiveserver, running_metastore
 from infra.postgres import running_postgres
+from infra.servers import HOST
+from infra.sql import answer
 from infra.thrift_calls import lists_databases, opens_session
+from vista.errors import InputError
 
 
 def test_a_killed_database_keeps_what_it_acknowledged(place: Path) -> None:
@@ -30,4 +35,9 @@ def test_metastore_and_hiveserver_come_back_and_know_their_users(place: Path) ->
         assert not lists_databases(metastore.port)
         metastore.server.start()
         metastore.server.wait()
-        assert opens_session(hiveserver.port, hiveserver.vista_password.read_text())
+        password = hiveserver.vista_password.read_text()
+        assert opens_session(hiveserver.port, password)
+        with pytest.raises(InputError, match="nothing has been exported yet"):
+            answer(f"{HOST}:{hiveserver.port}", password, "SELECT count(*) FROM usable_summaries")
+        said = hiveserver.server.log.read_text()
+        assert "unexpectedly closed" not in said, "a question whether it is ready leaves no session open"

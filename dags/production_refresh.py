@@ -19,7 +19,7 @@ do.
 |---|---|
 | fails in a task | The task's page says what to do. Clear it: what is done is not repeated. |
 | of a day is repeated | Nothing is done: a day is one run, whoever starts it. Delete its folder first. |
-| ends without a promotion | The report of `promote` says why; `python -m vista promote --reason WHY` does. |
+| ends without a promotion | `promote` says why; `python -m vista promote --run-id RUN --reason WHY` does. |
 | was skipped for days | Unpause the DAG: it catches up, or backfill the days that you want. |
 """
 

@@ -35,7 +35,8 @@ START_S = 180.0  # 15 s on two idle cores
 ANSWER_S = 60.0
 TRAINING_POOL = "vista_training"  # that of vista.orchestration.stages, which needs Airflow
 NO_LOG_SERVER = "--skip-serve-logs"
-"""It would listen beyond loopback; the pages read the files of this machine."""
+LOGGING = "vista.orchestration.local_logs.LOGGING"
+"""A log server would listen beyond loopback; the pages read the files of this machine."""
 
 LOST_TASK_S = 60
 """After so long a task whose process was killed with the scheduler is tried again; Airflow's own is 300 s."""
@@ -115,6 +116,7 @@ def _settings(place: Path, dags: Path, page: int) -> dict[str, str]:
         "CORE__EXECUTION_API_SERVER_URL": f"http://{HOST}:{page}/execution/",
         "CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
         "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": passwords,
+        "LOGGING__LOGGING_CONFIG_CLASS": LOGGING,
         "API__BASE_URL": f"http://{HOST}:{page}",
         "API__SECRET_KEY": kept_secret(place, "api key"),
         "API_AUTH__JWT_SECRET": kept_secret(place, "jwt key") * 3,  # it wants 64 characters

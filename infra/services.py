@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
@@ -39,6 +40,11 @@ def wait_for_earlier(place: Path) -> None:
         print("waiting for the servers of a launcher that was killed to end", flush=True)
         if not wait_until(lambda: not guards_of(place), OTHERS_STOP_S):
             raise BackendError(f"servers of {place} go on: end the processes {sorted(guards_of(place))}")
+
+
+def wall_time() -> str:
+    """Now, for a log."""
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 @dataclass
@@ -109,6 +115,11 @@ class Services:
         self.say(f"{name} started: {address}")
 
     def say(self, text: str) -> None:
-        """A line of progress."""
+        """A line of progress, with the time since the start."""
         self._changed(self)
         print(f"[{time.monotonic() - self._begun_s:5.0f} s] {text}", flush=True)
+
+    def note(self, text: str) -> None:
+        """A line about what happened later, perhaps days later, with the time of day."""
+        self._changed(self)
+        print(f"{wall_time()} {text}", flush=True)

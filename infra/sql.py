@@ -1,10 +1,12 @@
 """`make sql QUERY="SELECT ..." [DATASET=kuairand]`: what HiveServer2 answers, as a table.
 
 The server is that of the stack which is up; with DATASET that of the last `make run BACKENDS=real`, which is
-started for the query. USE and SET are of no use: every query is a session of its own.
+started for the query. It asks only: its user may change every table, and a table that is dropped by
+a slip of the hand takes the catalog with it.
 """
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import closing
@@ -26,11 +28,34 @@ from vista.evaluate.report import text_table
 
 ANSWER_S = 600.0
 """The first query of a fresh server takes up to a minute."""
+ASKS = ("SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXPLAIN")
+"""First words of statements that change nothing, unless INSERT follows."""
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|`[^`]*`", re.DOTALL)
 EXAMPLE = 'make sql QUERY="SELECT space, epoch, count(*) FROM usable_summaries GROUP BY space, epoch"'
 
 
+def asked(query: str) -> str:
+    """The statement, without a semicolon at its end. Raises `InputError`: it may change something."""
+    query = query.strip().removesuffix(";").rstrip()
+    if not query:
+        raise InputError(f"no QUERY was given: {EXAMPLE}")
+    bare = _QUOTED.sub("''", query)
+    if ";" in bare:
+        raise InputError(f"QUERY {query!r}: write one statement, without a semicolon inside")
+    first = re.match(r"[\s(]*(\w+)", bare)
+    words = [first[1].upper(), *re.findall(r"\w+", bare.upper())[1:]] if first else []
+    # Hive's EXPLAIN ANALYZE runs what it explains
+    if not words or words[0] not in ASKS or "INSERT" in words or words[:2] == ["EXPLAIN", "ANALYZE"]:
+        raise InputError(
+            f"QUERY {query!r} may change something: make sql takes {', '.join(ASKS)}, without INSERT or "
+            "EXPLAIN ANALYZE; if you mean it, use a JDBC client of your own"
+        )
+    return query
+
+
 def answer(address: str, password: str, query: str) -> str:
-    """The rows as a table with a line of names. Raises `BackendError` as Hive says it."""
+    """The rows as a table with a line of names. Raises `InputError`: there are no tables yet, `BackendError`
+    as Hive says it."""
     host, _, port = address.rpartition(":")
     access = {"auth_mechanism": "PLAIN", "user": "vista", "password": password, "database": CATALOG_DATABASE}
     try:
@@ -42,6 +67,11 @@ def answer(address: str, password: str, query: str) -> str:
             names = [column[0] for column in cursor.description or ()]
             rows = [[str(value) for value in row] for row in cursor.fetchall()] if names else []
     except (Error, TException, OSError) as error:
+        if f"Database does not exist: {CATALOG_DATABASE}" in str(error):
+            raise InputError(
+                f"HiveServer2 at {address} has no tables, nothing has been exported yet: start "
+                "production_refresh"
+            ) from error
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise BackendError(f"HiveServer2 at {address}: {why}") from error
     return text_table(names, rows, left=range(len(names))) if names else "done"
@@ -71,10 +101,9 @@ def of_run(home: Path, query: str) -> str:
 
 def main(environment: Mapping[str, str]) -> int:
     """Exit code 0 done, 1 it failed, 2 a wrong variable."""
-    query, dataset = environment.get("QUERY", ""), environment.get("DATASET", "")
+    dataset = environment.get("DATASET", "")
     try:
-        if not query:
-            raise InputError(f"no QUERY was given: {EXAMPLE}")
+        query = asked(environment.get("QUERY", ""))
         if dataset:
             print(of_run(home_of(dataset, "real", environment), query))
         else:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from infra.environment import ROOT, inherited
 from infra.processes import alive, descendants, memory_bytes, wait_until
-from infra.services import MARK, guards_of, wait_for_earlier
+from infra.services import MARK, guards_of, wait_for_earlier, wall_time
 from infra.stack.layout import ENVIRONMENT
 from infra.stack.state import Place, State
 from vista.errors import BackendError, InputError, VistaError
@@ -32,7 +32,8 @@ def up(place: Place, *, embedded: bool) -> None:
     started_s = time.monotonic()
     kind = "embedded" if embedded else "real"
     command = [sys.executable, "-m", "infra.stack.supervisor", str(place.path), kind]
-    with place.log.open("ab") as log:
+    with place.log.open("ab", buffering=0) as log:
+        log.write(f"{wall_time()} the stack starts, {kind}\n".encode())
         said = log.tell()
         process = subprocess.Popen(
             command, cwd=ROOT, env={**inherited(), MARK: str(place.path)}, start_new_session=True,

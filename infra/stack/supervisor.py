@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from infra.processes import adopt_orphans, children, children_of, descendants, kill_all
-from infra.services import Service, Services
+from infra.services import Service, Services, wall_time
 from infra.stack.layout import start
 from infra.stack.state import Place, Seen, State
 from vista.errors import VistaError
@@ -86,14 +86,14 @@ class Supervisor:
         elif service.server.ended:
             pause_s = self._pauses_s[service.name] = self._pause_s(service, so_far_s)
             service.state, service.since_s = "ended", now_s
-            services.say(f"{service.name} ended; it starts again in {pause_s:.0f} s")
+            services.note(f"{service.name} ended; it starts again in {pause_s:.0f} s")
         elif service.state == "starting" and service.answered_s > service.since_s:
             service.state, service.since_s = "ready", now_s
-            services.say(f"{service.name} ready again")
+            services.note(f"{service.name} ready again")
         elif service.state == "starting" and so_far_s > service.server.start_s and not service.may_wait:
             service.server.stop()
         elif service.state == "ready" and now_s - service.silent_since_s > HANGS_S:
-            services.say(f"{service.name} has not answered for {HANGS_S:.0f} s: it is ended")
+            services.note(f"{service.name} has not answered for {HANGS_S:.0f} s: it is ended")
             service.server.stop()
 
     def _pause_s(self, service: Service, lived_s: float) -> float:
@@ -163,9 +163,11 @@ def run(place: Place, *, embedded: bool) -> None:
                     supervisor.watch(services)
                 finally:
                     supervisor.tell(services, phase="stopping")
+                    services.note("the stack stops")
         finally:
             kill_all(lambda: descendants(os.getpid()))  # what guards that were killed left
             place.forget()
+            print(f"{wall_time()} the stack is down", flush=True)
 
 
 def _told_to_stop(number: int, frame: FrameType | None) -> None:

@@ -54,6 +54,14 @@ def test_a_day_is_one_run_whoever_starts_it(monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
+def test_a_run_named_as_airflow_names_it_is_told_its_folder() -> None:
+    airflows = "manual__2026-01-02T03:04:05+00:00__xnJ9"
+    with pytest.raises(
+        AirflowFailException, match=r"write 'manual__2026-01-02T03-04-05-00-00__xnJ9', the name"
+    ):
+        config_of(RefreshConfig, context_of({"run_id": airflows}))
+
+
 def test_the_schedule_makes_no_day_of_a_deployment_that_has_not_said_of_what() -> None:
     """Whoever unpauses the DAG to try it out gets no run of the sample data every day."""
     with pytest.raises(AirflowSkipException, match="set the Variable 'vista'"):

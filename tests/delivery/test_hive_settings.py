@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from delivery_samples import fresh_database
+from hive_sql import open_epoch
 from pymetastore.hive_metastore.ttypes import Database, FieldSchema, SerDeInfo, StorageDescriptor, Table
 from refusals import LIMIT_S, refused
 
@@ -106,6 +107,44 @@ def test_reading_makes_nothing(metastore: Metastore) -> None:
         catalog.note(LINE)
         assert database in client.call(lambda calls: calls.get_all_databases())
         assert other.audit() == [LINE], "who found nothing looks again"
+
+
+@pytest.mark.parametrize("name", ["summaries", "journal"])
+def test_a_table_that_was_dropped_beside_one_that_is_used_is_no_empty_catalog(
+    metastore: Metastore, name: str
+) -> None:
+    url = fresh_database(metastore)
+    with closing(open_catalog(url)) as catalog:
+        open_epoch(catalog, 1)  # no operator has done anything: the journal's head is its first
+    drop(url, name)
+    with refused(f"the catalog is damaged: table {name} is not there"):
+        open_catalog(url)
+
+
+def test_tables_that_are_only_begun_are_an_empty_catalog_and_a_lost_view_is_made_again(
+    metastore: Metastore,
+) -> None:
+    url = fresh_database(metastore)
+    with closing(open_catalog(url)) as catalog:
+        catalog._make()
+    drop(url, "usable_summaries")
+    drop(url, "summaries")  # who made them was killed after the journal
+    with closing(open_catalog(url)) as catalog:
+        assert catalog.releases() == []
+        catalog.note(LINE)
+    drop(url, "usable_summaries")
+    with closing(open_catalog(url)) as catalog:
+        assert catalog.audit() == [LINE]
+        catalog.note(LINE)
+    with closing(Client(Address.parse(url, options=frozenset()))) as client:
+        database = url.rpartition("/")[2]
+        assert "usable_summaries" in client.call(lambda calls: calls.get_all_tables(database))
+
+
+def drop(url: str, name: str) -> None:
+    """As DROP TABLE does."""
+    with closing(Client(Address.parse(url, options=frozenset()))) as client:
+        client.call(lambda calls: calls.drop_table(url.rpartition("/")[2], name, True))
 
 
 def test_a_warehouse_without_permission_is_named(metastore: Metastore) -> None:

@@ -1,10 +1,18 @@
 """PostgreSQL and Hive: what was acknowledged survives kill -9, and a wrong password is refused."""
 
+import time
 from pathlib import Path
+
+import pytest
 
 from infra.hive import DATABASE, running_hiveserver, running_metastore
 from infra.postgres import running_postgres
+from infra.servers import HOST
+from infra.sql import answer
 from infra.thrift_calls import lists_databases, opens_session
+from vista.errors import InputError
+
+QUIET_S = 1.0
 
 
 def test_a_killed_database_keeps_what_it_acknowledged(place: Path) -> None:
@@ -30,4 +38,10 @@ def test_metastore_and_hiveserver_come_back_and_know_their_users(place: Path) ->
         assert not lists_databases(metastore.port)
         metastore.server.start()
         metastore.server.wait()
-        assert opens_session(hiveserver.port, hiveserver.vista_password.read_text())
+        password = hiveserver.vista_password.read_text()
+        said = hiveserver.server.log.read_text()
+        assert opens_session(hiveserver.port, password)
+        time.sleep(QUIET_S)
+        assert hiveserver.server.log.read_text() == said, "it is asked every few seconds: that says nothing"
+        with pytest.raises(InputError, match="nothing has been exported yet"):
+            answer(f"{HOST}:{hiveserver.port}", password, "SELECT count(*) FROM usable_summaries")

@@ -55,6 +55,7 @@ def test_logs_follow_a_service(stack: Stack) -> None:
         command, cwd=ROOT, env=stack.environment, stdout=subprocess.PIPE, text=True
     ) as following:
         assert following.stdout is not None
+        assert following.stdout.readline().endswith(" UTC the stack starts, embedded\n")
         assert "mlflow ready: http://127.0.0.1:" in following.stdout.readline()
         following.terminate()
 

@@ -10,7 +10,8 @@ import pytest
 from infra.backends import HIVESERVER, servers_of
 from infra.environment import ROOT, home_of, jobs_environment
 from infra.run import only_run, parse
-from infra.sql import of_run
+from infra.sql import asked, of_run
+from infra.sql import main as sql_main
 from infra.stack import layout
 from infra.stack.state import Place
 from infra.ui import main as ui_main
@@ -121,6 +122,42 @@ def test_tables_of_a_run_that_goes_on_are_not_asked(tmp_path: Path, monkeypatch:
     (servers_of(tmp_path) / HIVESERVER).mkdir(parents=True)
     with only_run(tmp_path), pytest.raises(InputError, match=r"another run uses .*: wait for it"):
         of_run(tmp_path, "SELECT 1")
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("DROP TABLE summaries", "use a JDBC client of your own"),
+        ("drop table summaries", "make sql takes SELECT, WITH, SHOW"),
+        ("-- SELECT\nDROP TABLE summaries", "may change something"),
+        ("WITH x AS (SELECT 1) INSERT INTO t SELECT * FROM x", "without INSERT"),
+        ("EXPLAIN ANALYZE CREATE TABLE t AS SELECT 1", "EXPLAIN ANALYZE"),
+        ("SELECT 1; DROP TABLE summaries", "write one statement"),
+        (" ; ", "no QUERY was given"),
+    ],
+)
+def test_sql_that_may_change_something_is_refused(
+    query: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sql_main({"QUERY": query}) == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "select 1",
+        "(SELECT 1) UNION (SELECT 2)",
+        "SELECT ';', 'INSERT' FROM `a;b`",
+        "SHOW CREATE TABLE summaries",
+        "DESC summaries",
+        "describe formatted summaries",
+        "EXPLAIN SELECT 1",
+        "WITH x AS (SELECT 1) SELECT * FROM x",
+    ],
+)
+def test_sql_that_asks_is_passed_on_without_its_semicolon(query: str) -> None:
+    assert asked(f" {query} ; \n") == query
 
 
 def test_no_two_test_files_have_one_name() -> None:

@@ -104,6 +104,13 @@ def test_whole_regions_have_no_findings_and_a_repair_changes_nothing(
     assert [backends.log.bounds(bucket) for bucket in range(BUCKETS)] == before
 
 
+def test_epochs_of_several_spaces_are_told_apart(backends: Backends, epochs: list[Epoch]) -> None:
+    other = epochs[-1].model_copy(update={"space": SPACES[1]})
+    (line, _) = [verdict.line for verdict in verify_all(backends, [epochs[-1], other], all_bytes=False)]
+    number = other.epoch
+    assert f"100.00% of epoch {number} of {SPACE}, 0.00% of epoch {number} of {SPACES[1]}; lag" in line
+
+
 def test_a_wiped_region_is_replayed_from_the_log(backends: Backends, epochs: list[Epoch]) -> None:
     wipe(backends.stores["west"])
     found = findings(backends, epochs)

@@ -20,7 +20,7 @@ from pymetastore.hive_metastore.ttypes import AlreadyExistsException, NoSuchObje
 from vista.config import Frozen
 from vista.delivery.address import Address, shown
 from vista.delivery.hive_journal import HEAD, Journal, partitions_of
-from vista.delivery.hive_schema import SUMMARIES, is_prepared, prepare, table
+from vista.delivery.hive_schema import JOURNAL, SUMMARIES, is_prepared, make_view, prepare, table
 from vista.delivery.hive_thrift import Metastore, context
 from vista.delivery.interfaces import AuditLine, Epoch, Release
 from vista.delivery.rules import check_current, check_opened, check_published, check_same
@@ -55,6 +55,7 @@ class HiveCatalog:
         self._database = address.name.lower()  # as the metastore keeps it
         self._metastore = Metastore(address)
         self._found: Journal | None = None
+        self._has_view = False
         self._finished = 0
         self._history: list[Operation] = []
         self._exists()
@@ -142,16 +143,43 @@ class HiveCatalog:
         return self._found
 
     def _exists(self) -> bool:
-        """Whether somebody has made the tables by now."""
-        if self._found is None and is_prepared(self._metastore, self._database):
-            self._found = Journal(self._metastore, self._database)
+        """Whether somebody has made the tables by now. Raises `BackendError`: somebody has dropped one."""
+        if self._found is None:
+            if is_prepared(self._metastore, self._database):
+                self._found = Journal(self._metastore, self._database)
+            else:
+                self._check_whole()
         return self._found is not None
+
+    def _check_whole(self) -> None:
+        """That no table was dropped beside one that is used. The journal is made first, both before the first
+        entry: asked in this order, tables that are just being made are never taken for lost."""
+        if not self._has(JOURNAL):
+            if self._has(SUMMARIES) and not self._has(JOURNAL):
+                raise self._lost(JOURNAL, f"{SUMMARIES} is")
+            return
+        journal = Journal(self._metastore, self._database)
+        used = self._read(Operation, journal.head()).number > 0 or not journal.is_empty()
+        if used and not self._has(SUMMARIES):
+            raise self._lost(SUMMARIES, f"the {JOURNAL} has entries")
+
+    def _has(self, name: str) -> bool:
+        return table(self._metastore, self._database, name) is not None
+
+    def _lost(self, name: str, though: str) -> BackendError:
+        return BackendError(
+            f"{self._metastore.url}: the catalog is damaged: table {name} is not there, though {though}: "
+            "restore the metastore's database; without a copy, start anew with another database in the URL"
+        )
 
     def _make(self) -> None:
         if not self._exists():
             first = Operation(number=0, token=_token())
             prepare(self._metastore, self._database, {HEAD: first.model_dump_json()})
             self._found = Journal(self._metastore, self._database)
+        elif not self._has_view:
+            make_view(self._metastore, self._database)
+        self._has_view = True
 
     def _operate(
         self,
@@ -237,7 +265,7 @@ class HiveCatalog:
         """Publish, or find what is published."""
         summaries = table(self._metastore, self._database, SUMMARIES)
         if summaries is None:
-            raise BackendError(f"{self._metastore.url}: table {SUMMARIES} was dropped: run the command again")
+            raise self._lost(SUMMARIES, f"the {JOURNAL} is")
         storage = summaries.sd
         storage.location = _uri(epoch.location)
         partition = Partition(

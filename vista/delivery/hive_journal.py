@@ -70,6 +70,11 @@ class Journal:
         found = partitions_of(self._metastore, self._database, JOURNAL, topic)
         return [_body(one) for one in sorted(found, key=lambda one: int(one.values[1]))]
 
+    def is_empty(self) -> bool:
+        """Whether no topic has an entry."""
+        place = self._database, JOURNAL, 1
+        return not self._metastore.call(lambda client: client.get_partition_names(*place))
+
     def head(self) -> str:
         """The head now."""
         head: str = self._read_table().parameters[HEAD]

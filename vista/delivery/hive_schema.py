@@ -38,14 +38,15 @@ Columns = tuple[tuple[str, str], ...]
 
 
 def is_prepared(metastore: Metastore, database: str) -> bool:
-    """Whether all is there. Raises `BackendError` for a table of another schema, naming the difference."""
+    """Whether all is there but for the view, which holds nothing. Raises `BackendError` for one of another
+    schema, naming the difference."""
     whole = True
     for wanted in _tables(database, {}):
         found = table(metastore, database, wanted.tableName)
-        if found is None:
-            whole = False
-        else:
+        if found is not None:
             _check(metastore.url, found, wanted)
+        elif wanted.tableName != VIEW:
+            whole = False
     return whole
 
 
@@ -57,6 +58,11 @@ def prepare(metastore: Metastore, database: str, journal_parameters: dict[str, s
         _make(metastore, wanted, partial(table, metastore, database, wanted.tableName))
     if not is_prepared(metastore, database):
         raise BackendError(f"{metastore.url}: a table was dropped while it was made: run the command again")
+
+
+def make_view(metastore: Metastore, database: str) -> None:
+    """Make the view if it is not there: who made the tables may have been killed, or somebody dropped it."""
+    _make(metastore, _view(database), partial(table, metastore, database, VIEW))
 
 
 def table(metastore: Metastore, database: str, name: str) -> Table | None:

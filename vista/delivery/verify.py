@@ -50,8 +50,10 @@ def verify_region(
     except BackendError as error:
         what = Finding("unreadable", f"region {name}: {error}")
         return Verdict(name, f"region {name}: cannot be read", (what,), None)
+    several = len({epoch.space for epoch in epochs}) > 1
     coverage = ", ".join(
-        f"{state.coverage(epoch, shards):.2%} of epoch {epoch.epoch}" for epoch, shards in tables
+        f"{state.coverage(epoch, shards):.2%} of epoch {epoch.epoch}" + f" of {epoch.space}" * several
+        for epoch, shards in tables
     )
     lag = sum(max(0, source.bounds(number)[1] - one.offset) for number, one in enumerate(state.buckets))
     return Verdict(name, f"region {name}: coverage {coverage}; lag {lag:,} records", findings, state)

@@ -47,6 +47,9 @@ def config_of(kind: type[Config], context: "Context", values: Mapping[str, Any] 
         given = {name: value for name, value in given.items() if name in fields}
         for name in [name for name, value in given.items() if value is None]:  # a text the form left empty
             given[name] = fields[name].default
+        if (typed := str(given.get("run_id") or "")) != run_id_of(typed):
+            folder = run_id_of(typed)
+            raise ValueError(f"run_id {typed!r}: write {folder!r}, the name of the run's folder in runs/")
         if run.partition_key and "until" in fields:
             given["until"] = given.get("until") or run.partition_key
         own_name = run_id_of(f"{run.dag_id}-{run.partition_key}" if run.partition_key else run.run_id)

@@ -100,6 +100,7 @@ def roll_back(settings: Settings, to: str | None, reason: str, *, dry_run: bool)
     Raises `CheckpointError` if the earlier model cannot be read any more, `ReleaseConflictError` if somebody
     else was faster, `RegionNotReadyError` if a region does not follow (the others do).
     """
+    _check_released(settings)
     with open_backends(settings) as backends:
         roll = partial(rollback, backends, to=to, actor=actor_name(), reason=reason)
         done = roll(dry_run=True)
@@ -143,6 +144,7 @@ def withdraw_epoch(settings: Settings, epoch: SpaceEpoch, reason: str, *, dry_ru
 def retire_epoch(settings: Settings, epoch: SpaceEpoch, reason: str, *, dry_run: bool) -> str:
     """Delete an epoch and the space's earlier ones from every region, for ever; the table keeps them."""
     space, number = epoch
+    _check_released(settings)
     with open_backends(settings) as backends:
         held = retire(backends, space=space, epoch=number, actor=actor_name(), reason=reason, dry_run=dry_run)
     names = ", ".join(map(str, held)) or "none is held"
@@ -156,6 +158,7 @@ def verify(
 
     Raises `RegionNotReadyError` with everything that is wrong.
     """
+    _check_released(settings)
     with open_backends(settings) as opened:
         backends = narrowed(opened, region)
         release = _released(backends.catalog, settings)
@@ -249,6 +252,12 @@ def _released(catalog: Catalog, settings: Settings) -> Release:
     if release is None:
         raise InputError(nothing_released(settings))
     return release
+
+
+def _check_released(settings: Settings) -> None:
+    """Before the log is opened: where nothing is released there may be none, which says less."""
+    with closing(open_catalog(settings.catalog_url)) as catalog:
+        _released(catalog, settings)
 
 
 def _check_model(release: Release) -> None:

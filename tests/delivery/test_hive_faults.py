@@ -27,6 +27,7 @@ from lossy_link import lossy_link
 from must_hold import Found
 
 from infra.hive import HiveServer, Metastore
+from infra.processes import wait_until
 from vista.delivery.catalog import open_catalog
 from vista.delivery.hive_thrift import Metastore as Client
 from vista.delivery.interfaces import AuditLine, Catalog, Epoch, Release
@@ -95,6 +96,8 @@ def watch_tables(
     """Read the epochs by SQL, by thrift and by pyarrow until told to stop; count those that are not whole."""
     database = url.rpartition("/")[2]
     with session(server) as sql, closing(open_catalog(url)) as catalog:
+        # the first exporter makes the tables
+        assert wait_until(lambda: bool(catalog.list_epochs(SPACE)), ENDED_S)
         while not stop.is_set():
             found = sql.rows(f"SELECT epoch, count(*) FROM {database}.summaries GROUP BY epoch")
             counts = [rows for _, rows in found]

@@ -36,6 +36,7 @@ from vista.delivery.sqlite_store import SqliteStore
 from vista.delivery.worker import drain
 from vista.errors import BackendError, EpochError, InputError, RegionNotReadyError, ReleaseConflictError
 from vista.jobs import run_stage
+from vista.runs import RunDirectory
 from vista.serve import operations
 
 SPACE = SPACES[0]
@@ -67,6 +68,14 @@ def settings(tmp_path: Path, epochs: list[Epoch]) -> Settings:
 def backends(settings: Settings, epochs: list[Epoch]) -> Iterator[Backends]:
     with open_backends(settings) as opened:
         yield opened
+
+
+def delivered_run(settings: Settings, run_id: str, epoch: Epoch) -> tuple[RefreshConfig, RunDirectory]:
+    """A run that has come as far as its promotion."""
+    run = finish_stages(settings, run_id, epoch)
+    report = {"space": epoch.space, "epoch": epoch.epoch, "delivered": True, "reason": ""}
+    keep_report(run, "deliver", report)
+    return RefreshConfig(recipe="smoke", run_id=run_id), run
 
 
 def promoted(backends: Backends, epoch: int, **more: Any) -> Release:
@@ -423,9 +432,7 @@ def test_a_broken_region_stops_no_rollback_and_catches_up_later(
 def test_the_stage_promotes_what_the_gate_lets_pass(
     tmp_path: Path, settings: Settings, epochs: list[Epoch]
 ) -> None:
-    config = RefreshConfig(recipe="smoke", run_id="run-1")
-    run = finish_stages(settings, "run-1", epochs[0])
-    keep_report(run, "deliver", {"space": "sample-c", "epoch": 1, "delivered": True, "reason": ""})
+    config, run = delivered_run(settings, "run-1", epochs[0])
     report = promote_run(config, settings)
     assert (report.promoted, report.reasons, report.before) == (True, ("better",), None)
     assert report.release is not None
@@ -439,9 +446,7 @@ def test_a_kept_promotion_counts_while_the_catalog_has_its_release(
     tmp_path: Path, settings: Settings, epochs: list[Epoch]
 ) -> None:
     """A catalog that was restored from before this run's promotion: what the kept report says is not so."""
-    config = RefreshConfig(recipe="smoke", run_id="run-1")
-    run = finish_stages(settings, "run-1", epochs[0])
-    keep_report(run, "deliver", {"space": "sample-c", "epoch": 1, "delivered": True, "reason": ""})
+    config, run = delivered_run(settings, "run-1", epochs[0])
     backup = shutil.copy(tmp_path / "catalog.db", tmp_path / "backup.db")
     kept = run_stage("promote", config, settings)
     assert run_stage("promote", config, settings) == kept
@@ -469,9 +474,7 @@ def test_a_run_that_the_gate_refuses_is_a_good_end_with_its_reasons(
 
 
 def test_a_person_s_word_on_a_promotion_is_in_the_audit(settings: Settings, epochs: list[Epoch]) -> None:
-    run = finish_stages(settings, "run-4", epochs[0])
-    keep_report(run, "deliver", {"space": "sample-c", "epoch": 1, "delivered": True, "reason": ""})
-    config = RefreshConfig(recipe="smoke", run_id="run-4")
+    config, _ = delivered_run(settings, "run-4", epochs[0])
     rejected = promote_run(config, settings, rejected_by="ada")
     assert (rejected.promoted, rejected.reasons, rejected.release) == (False, ("rejected by ada",), None)
     assert promote_run(config, settings, approved_by="bob").reasons == ("better", "approved by bob")
@@ -507,9 +510,8 @@ def test_a_run_that_meets_a_freeze_ends_well_and_says_so(
 ) -> None:
     first = promoted(backends, 1)
     set_frozen(backends.catalog, True, actor="me", reason="an incident")
-    run = finish_stages(settings, "run-3", epochs[1])
-    keep_report(run, "deliver", {"space": "sample-c", "epoch": 2, "delivered": True, "reason": ""})
-    report = promote_run(RefreshConfig(recipe="smoke", run_id="run-3"), settings)
+    config, _ = delivered_run(settings, "run-3", epochs[1])
+    report = promote_run(config, settings)
     assert (report.promoted, report.release) == (False, first)
     assert len(report.reasons) == 1
     assert "by me: an incident" in report.reasons[0]

@@ -9,17 +9,20 @@ from typing import Any
 
 from vista.config import Settings
 from vista.delivery.catalog import open_catalog
+from vista.delivery.publish import attempt_name
 
 
 def lost_epochs(report: Mapping[str, Any], settings: Settings) -> str:
     """Which epochs of an export's report the catalog does not have, in words; empty if it has all."""
     space = report["space"]
     with closing(open_catalog(settings.catalog_url)) as catalog:
-        published = {one.epoch: _attempt(one.location) for one in catalog.list_epochs(space) if one.published}
+        published = {
+            one.epoch: attempt_name(one.location) for one in catalog.list_epochs(space) if one.published
+        }
     lost = [
         str(one["epoch"])
         for one in report["epochs"]
-        if published.get(one["epoch"]) != _attempt(one["location"])
+        if published.get(one["epoch"]) != attempt_name(one["location"])
     ]
     return f"epoch {', '.join(lost)} of {space}" if lost else ""
 
@@ -32,8 +35,3 @@ def lost_release(report: Mapping[str, Any], settings: Settings) -> str:
     with closing(open_catalog(settings.catalog_url)) as catalog:
         known = {one.id for one in catalog.releases()}
     return "" if release in known else f"release {release}"
-
-
-def _attempt(location: str) -> str:
-    """Its name, which is unique: the same warehouse may be written in several ways."""
-    return location.rpartition("/")[2]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vista.config import Frozen, RefreshConfig, Settings
 from vista.delivery.catalog import open_catalog
-from vista.delivery.interfaces import Catalog, Epoch
+from vista.delivery.publish import usable
 from vista.delivery.release import current_release
 from vista.errors import VistaError
 from vista.jobs import RELEASE, NoConfig
@@ -75,11 +75,6 @@ def next_summaries(config: NoConfig, settings: Settings) -> NextSummaries:
     )
     LOG.info("%s: %d epochs wait for a retraining", found.space, len(found.epochs))
     return found
-
-
-def usable(catalog: Catalog, space: str) -> dict[int, Epoch]:
-    """The published epochs of a space that are not withdrawn, by number."""
-    return {one.epoch: one for one in catalog.list_epochs(space) if one.published and not one.withdrawn}
 
 
 def delivered(runs: Path) -> Iterator[Delivered]:

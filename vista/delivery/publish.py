@@ -15,6 +15,11 @@ from vista.summary.table import verify_attempt
 log = logging.getLogger(__name__)
 
 
+def usable(catalog: Catalog, space: str) -> dict[int, Epoch]:
+    """The published epochs of a space that are not withdrawn, by number."""
+    return {one.epoch: one for one in catalog.list_epochs(space) if one.published and not one.withdrawn}
+
+
 def copies_of(known: Iterable[Epoch], epoch: int) -> list[Epoch]:
     """The usable epochs of a space that may hold records of `epoch`, newest first."""
     found = [one for one in known if one.published and not one.withdrawn and epoch in one.copied_from]
@@ -33,6 +38,11 @@ def export_id(space: str, checkpoint_digest: str, as_of_us: int, codec: str) -> 
 def attempt_directory(warehouse: Path | str, epoch: Epoch, attempt: str) -> str:
     """Where one attempt at an export writes: partitions as Hive names them, the attempt below."""
     return f"{epoch_directory(warehouse, epoch)}/attempt={attempt}"
+
+
+def attempt_name(location: str) -> str:
+    """The attempt's own, which is unique: the same warehouse may be written in several ways."""
+    return location.rpartition("/")[2]
 
 
 def epoch_directory(warehouse: Path | str, epoch: Epoch) -> str:

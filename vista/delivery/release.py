@@ -149,8 +149,7 @@ def retire(
     Returns those that a region holds. Raises `EpochError` if it is not published: the floor would be above
     epochs still to come; if the current release, or the one that a rollback would take, needs one of them.
     """
-    if not known_epoch(backends.catalog, space, epoch).published:
-        raise EpochError(f"epoch {epoch} of {space} is not published: nothing to retire")
+    _published(backends.catalog, space, epoch, "retire")
     _check_not_needed(backends.catalog, space, epoch)
     held = {
         number
@@ -192,9 +191,7 @@ def withdraw(
     Returns the release that serves it all the same: roll that back. Raises `EpochError` if it is not
     published, or if its records were copied into others that are still used.
     """
-    found = known_epoch(catalog, space, epoch)
-    if not found.published:
-        raise EpochError(f"epoch {epoch} of {space} is not published: nothing to withdraw")
+    found = _published(catalog, space, epoch, "withdraw")
     if copies := copies_of(catalog.list_epochs(space), epoch):
         named = ", ".join(f"epoch {one.epoch}" for one in copies)
         raise EpochError(
@@ -238,6 +235,14 @@ def _announce_once(backends: Backends, release: Release) -> dict[str, str]:
         if not state.serves(release.id)
     }
     return unreachable | behind
+
+
+def _published(catalog: Catalog, space: str, epoch: int, verb: str) -> Epoch:
+    """Raises `EpochError`: there is nothing to retire or withdraw."""
+    found = known_epoch(catalog, space, epoch)
+    if not found.published:
+        raise EpochError(f"epoch {epoch} of {space} is not published: nothing to {verb}")
+    return found
 
 
 def _check_not_needed(catalog: Catalog, space: str, epoch: int) -> None:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vista.delivery.interfaces import AuditLine, Catalog, Epoch
-from vista.delivery.publish import epoch_directory
+from vista.delivery.publish import attempt_name, epoch_directory, usable
 from vista.summary.files import delete, names_in, read, written
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def pinned(epochs: Sequence[Epoch]) -> Iterator[None]:
 
 def expire_space(catalog: Catalog, space: str, actor: str, reason: str) -> list[Epoch]:
     """Withdraw every epoch of a space that nothing reads any more; a later sweep deletes their files."""
-    expired = [one for one in catalog.list_epochs(space) if one.published and not one.withdrawn]
+    expired = [*usable(catalog, space).values()]
     for epoch in expired:
         line = AuditLine(
             time_us=now_us(), actor=actor, action=EXPIRE, reason=reason,
@@ -86,8 +86,7 @@ def now_us() -> int:
 def _sweep_epoch(folder: str, epoch: Epoch) -> Iterator[str]:
     names = names_in(folder)
     pinned_now = [name for name in names if name.startswith(_PIN) and _read_time(folder, name) > now_us()]
-    # by its name, which is unique: the same warehouse may be written in several ways
-    used = "" if epoch.withdrawn else epoch.location.rpartition("/")[2]
+    used = "" if epoch.withdrawn else attempt_name(epoch.location)
     for name in names:
         if not name.startswith(_ATTEMPT) or name.endswith(_UNUSED) or name == used:
             continue

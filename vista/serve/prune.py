@@ -12,6 +12,7 @@ from vista.config import Settings
 from vista.delivery.audit import audit_line
 from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import Catalog
+from vista.delivery.publish import attempt_name
 from vista.delivery.release import needed_releases
 from vista.errors import InputError, StageError
 from vista.runs import LATEST, RunDirectory
@@ -40,7 +41,7 @@ def prune(settings: Settings, days: int, reason: str, *, dry_run: bool) -> str:
 
         @cache
         def attempts_of(space: str) -> set[str]:
-            return {epoch.location.rpartition("/")[2] for epoch in catalog.list_epochs(space)}
+            return {attempt_name(epoch.location) for epoch in catalog.list_epochs(space)}
 
         stay = {
             path
@@ -95,7 +96,7 @@ def _is_of_another(run: Path, attempts_of: Callable[[str], set[str]]) -> bool:
     if exported is None:
         return False
     known = attempts_of(exported.report["space"])
-    return not any(one["location"].rpartition("/")[2] in known for one in exported.report["epochs"])
+    return not any(attempt_name(one["location"]) in known for one in exported.report["epochs"])
 
 
 def _bytes(run: Path) -> int:

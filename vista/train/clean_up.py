@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vista.config import Frozen, RefreshConfig, Settings
 from vista.delivery.interfaces import Catalog
+from vista.delivery.publish import usable
 from vista.delivery.readiness import RegionState
 from vista.delivery.regions import Backends, open_backends
 from vista.delivery.release import needed_releases, retire
@@ -115,15 +116,9 @@ def kept_epochs(
     for one in sorted(finished, key=finished.__getitem__, reverse=True):
         if len(kept) == epochs_kept:
             break
-        if one not in kept and _usable(catalog, *one):
+        if one not in kept and one[1] in usable(catalog, one[0]):
             kept.append(one)
     return kept
-
-
-def _usable(catalog: Catalog, space: str, epoch: int) -> bool:
-    return any(
-        one.epoch == epoch and one.published and not one.withdrawn for one in catalog.list_epochs(space)
-    )
 
 
 def held_epochs(backends: Backends) -> set[tuple[int, int]]:

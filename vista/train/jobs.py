@@ -14,6 +14,7 @@ from vista.data.frozen import frozen
 from vista.data.schema import Batch, Examples
 from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import Epoch
+from vista.delivery.publish import usable
 from vista.errors import InputError
 from vista.evaluate.metrics import Scores
 from vista.evaluate.refresh_report import TrainedOn
@@ -150,7 +151,7 @@ def summary_forward(model: Downstream, reader: SummaryReader) -> Forward:
 def usable_epochs(catalog_url: str, space: str) -> list[Epoch]:
     """The published epochs of a space that are not withdrawn."""
     with closing(open_catalog(catalog_url)) as catalog:
-        return [one for one in catalog.list_epochs(space) if one.published and not one.withdrawn]
+        return [*usable(catalog, space).values()]
 
 
 def training_days(first: int, end: int, valid_days: int) -> Days:

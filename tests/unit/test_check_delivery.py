@@ -122,7 +122,7 @@ def test_dead_letters_are_said_but_not_repaired_again_and_again(
         offset = backends.stores["west"].state(0).offset
         backends.stores["west"].apply(0, offset, offset, [b"garbage"])
     assert check_delivery(NOW, settings).found == ()
-    assert "region west keeps 1 dead letters" in caplog.text
+    assert "region west keeps dead letters: 1" in caplog.text
     assert actions(settings) == ["promote"]
 
 

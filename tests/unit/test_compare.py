@@ -119,6 +119,13 @@ def test_the_table_says_it(grid: Comparison) -> None:
     assert "permuted: no interval: it kept no scores" in lines
 
 
+def test_counts_have_no_decimals(settings: Settings, grid: Comparison) -> None:
+    text = compare(settings, "grid", metrics=["test_auc", "test_rows"]).text()
+    (din,) = (line.split() for line in text.splitlines() if line.startswith("din-0 "))
+    assert str(ROWS) in din
+    assert f"{ROWS}.0000" not in din
+
+
 def test_an_older_grid_and_another_reference_can_be_named(settings: Settings, grid: Comparison) -> None:
     assert [run.name for run in compare(settings, "grid", parent="older").runs] == ["of the older"]
     found = {run.name: run for run in compare(settings, "grid", reference="din").runs}

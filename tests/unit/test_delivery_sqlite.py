@@ -37,7 +37,7 @@ def test_a_row_that_was_damaged_inside_a_whole_file(tmp_path: Path) -> None:
     assert catalog.releases() == []
     assert not list(tmp_path.iterdir()), "reading makes nothing"
     catalog.note(audit_line("freeze", "me", "the first write makes the file"))
-    with Database(f"sqlite:///{tmp_path}/catalog.db", TABLE).write() as connection:
+    with closing(sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)) as connection:
         connection.execute("INSERT INTO releases (id, body) VALUES ('r-1', '{\"id\": \"r-')")
     with pytest.raises(BackendError, match=r"catalog\.db: a row is damaged .*restore a catalog"):
         catalog.releases()
@@ -94,6 +94,22 @@ def test_a_file_of_another_kind(tmp_path: Path) -> None:
             BackendError, match=r"other\.db is a file of another kind or layout: move it away"
         ):
             use(f"sqlite:///{tmp_path}/other.db")
+
+
+def test_a_catalog_a_log_and_a_store_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    catalog, log, store = (f"sqlite:///{tmp_path}/{name}.db" for name in ("catalog", "log", "store"))
+    open_catalog(catalog).note(audit_line("freeze", "me", "the first write makes the file"))
+    open_log(log, BUCKETS)
+    open_store(store, BUCKETS).state(0)
+    for other in (log, store):
+        with pytest.raises(BackendError, match=f"{other} is a file of another kind"):
+            open_catalog(other).releases()
+    for other in (catalog, store):
+        with pytest.raises(BackendError, match=f"{other} is a file of another kind"):
+            open_log(other, BUCKETS)
+    for other in (catalog, log):
+        with pytest.raises(BackendError, match=f"{other} is a file of another kind"):
+            open_store(other, BUCKETS).state(0)
 
 
 def test_a_database_that_another_process_keeps_locked_is_an_error_in_time(tmp_path: Path) -> None:

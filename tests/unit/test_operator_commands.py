@@ -140,7 +140,7 @@ def test_verify_and_repair(settings: Settings, capsys: pytest.CaptureFixture[str
     assert failed.strip().endswith(
         "`python -m vista repair --dry-run`, with the same options, says what a repair does about each"
     )
-    assert "are missing" in failed
+    assert "missing and" in failed
     east = said(capsys, "verify", "--region", "east")
     assert east.strip().endswith("region east serves the release, whole")
     assert east.count("region ") == 2, "a line, and the verdict"
@@ -157,6 +157,20 @@ def test_verify_and_repair(settings: Settings, capsys: pytest.CaptureFixture[str
     assert "-> nothing is wrong" in kept
     assert ": lost rows" in kept
     assert "2 findings -> nothing is left" in kept
+
+
+def test_the_dry_run_of_a_repair_says_so_where_the_log_is_lost(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in settings.home.glob("log.db*"):
+        path.unlink()
+    said_of_lost = "is lost: it would be made anew with 4 partitions, and every bucket of"
+    assert f"{settings.log_url} {said_of_lost} every region" in said(capsys, "repair", "--dry-run")
+    assert f"{said_of_lost} west" in said(capsys, "repair", "--dry-run", "--region", "west")
+    assert not list(settings.home.glob("log.db*")), "a dry run makes nothing"
+    assert "log.db is empty" in said(capsys, "rollback", "--dry-run", code=1)
+    said(capsys, "repair", "--reason", "the log was lost")
+    assert "every region serves the release, whole" in said(capsys, "verify", "--all-bytes")
 
 
 def test_dead_letters(settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -166,7 +166,7 @@ def test_missing_and_older_records_come_back_and_newer_ones_stay(
     offset = west.state(2).offset
     west.apply(2, offset, offset, [old, record(ahead, 10**6, epoch=2)])
     assert [finding.text for finding in findings(backends, epochs)] == [
-        f"region west, bucket 2: of epoch 2's {manifests(epochs[1])[2].rows} users 1 are missing and 1 older "
+        f"region west, bucket 2: of epoch 2's {manifests(epochs[1])[2].rows} users, 1 missing and 1 older "
         f"than the table's (first: user {gone})"
     ]
     repair(backends, epochs, all_bytes=False, actor="me", reason="broken")
@@ -200,10 +200,10 @@ def test_damaged_bytes_are_named_and_not_touched(backends: Backends, epochs: lis
     change(backends.stores["east"], f"UPDATE summaries SET data = X'00' WHERE user_id = {user} AND epoch = 1")
     (finding,) = findings(backends, epochs, all_bytes=True)
     assert finding.what == "damaged"
-    assert f"1 are damaged (first: user {user})" in finding.text
+    assert f"1 damaged (first: user {user})" in finding.text
     assert plan([finding])[0].endswith("left as it is: empty its store, then repair it again")
     remedy = "left as it is: empty its store, then repair it again"
-    with pytest.raises(RegionNotReadyError, match=rf"these are left:\n.*are damaged .*: {remedy}"):
+    with pytest.raises(RegionNotReadyError, match=rf"these are left:\n.* damaged .*: {remedy}"):
         repair(backends, epochs, all_bytes=True, actor="me", reason="broken")
     begun, ended = backends.catalog.audit()[-2:]
     assert (begun.after, ended.before) == ("1 finding", "1 finding")
@@ -236,7 +236,7 @@ def test_dead_letters_are_found_and_left(backends: Backends, epochs: list[Epoch]
     done = repair(backends, epochs, all_bytes=False, actor="me", reason="broken")
     (said,) = done
     assert said.startswith(
-        "region west keeps 1 dead letters: left as they are: `python -m vista dead-letters`"
+        "region west keeps dead letters: 1: left as they are: `python -m vista dead-letters`"
     )
-    assert backends.catalog.audit()[-1].after == "left: region west keeps 1 dead letters"
+    assert backends.catalog.audit()[-1].after == "left: region west keeps dead letters: 1"
     assert [letter.data for letter in west.dead_letters(0)] == [b"garbage"]

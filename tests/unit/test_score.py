@@ -322,7 +322,7 @@ def test_verify_names_what_is_wrong(command_line: Settings, capsys: pytest.Captu
     assert main(["verify"]) == 1
     printed = capsys.readouterr().err
     assert "region east: cannot be read" in printed
-    assert "region west keeps 1 dead letters" in printed
+    assert "region west keeps dead letters: 1" in printed
 
 
 def test_promotion_by_hand_overrides_the_gate_and_is_audited(

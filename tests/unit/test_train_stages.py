@@ -73,7 +73,7 @@ def test_every_row_is_joined_and_checked(stage: StageContext, good: Training) ->
     join = check_join(good.dataset, good.reader, good.job.days.first)
     rows = good.dataset.examples(windows.k, windows.n + 1).num_candidates_E.sum()
     assert (join.rows, join.without_summary) == (rows, 0)
-    assert 0 < join.oldest_summary_s <= 86_400
+    assert 0 < join.max_summary_age_s <= 86_400
     scores = good.test_scores(windows.n).take(stage.test_rows())
     assert np.isfinite(scores.own_N).all()
     assert np.isfinite(scores.frozen_N).all()

@@ -46,6 +46,8 @@ _REMEDIES: tuple[tuple[type[errors.KafkaError], str], ...] = (
     (errors.PolicyViolationError, "the brokers' policy forbids it: ask who runs them"),
 )
 _SILENT = "the brokers do not answer: see that they run, then run the command again"
+_connecting: list[list[str]] = []
+"""Of every client that is being made now, how its connections failed."""
 _Client = TypeVar("_Client")
 
 
@@ -119,22 +121,25 @@ def _mapped(url: str, error: errors.KafkaError) -> BackendError:
 
 @contextmanager
 def _failures() -> Iterator[list[str]]:
-    """The connections that fail meanwhile: a client does not raise why it gave up, it only logs."""
+    """The connections that fail meanwhile: a client does not raise why it gave up, it only logs, some lines a
+    second. They are not shown: the error says it."""
     failures: list[str] = []
-
-    def note(line: logging.LogRecord) -> bool:
-        if str(line.msg).startswith("Bootstrap connection"):
-            failures.append(line.getMessage())
-        return True
-
     # below, the package tells of every connection, and at last of passwords
     logging.getLogger("kafka").setLevel(logging.WARNING)
-    client = logging.getLogger("kafka.net.manager")
-    client.addFilter(note)
+    for name in ("kafka.net.manager", "kafka.net.connection"):
+        logging.getLogger(name).addFilter(_is_shown)
+    _connecting.append(failures)
     try:
         yield failures
     finally:
-        client.removeFilter(note)
+        _connecting[:] = [one for one in _connecting if one is not failures]
+
+
+def _is_shown(line: logging.LogRecord) -> bool:
+    if str(line.msg).startswith("Bootstrap connection"):
+        for failures in _connecting:
+            failures.append(line.getMessage())
+    return not _connecting
 
 
 def _answering(address: Address) -> tuple[tuple[str, int], str]:

@@ -53,7 +53,7 @@ def open_topic(address: Address, access: dict[str, Any], partitions: int | None)
         if found is None and partitions is None:
             raise NoLogError(
                 f"{address.url} is empty: there is no topic {address.name}; deliver an epoch first, or "
-                "correct the URL"
+                "correct the URL; a log that was lost is made anew by `python -m vista repair --reason ...`"
             )
         if found is None:
             _make(admin, address.name, partitions)

@@ -23,7 +23,7 @@ from vista.delivery.address import Address, shown
 from vista.errors import BackendError, InputError
 
 SCHEMES = tuple(f"{base}{kind}" for base in ("redis", "rediss") for kind in ("", "+sentinel", "+cluster"))
-CONNECT_S, ANSWER_S = 1.0, 4.0
+CONNECT_S, ANSWER_S = 1.0, 3.0
 """With a patience of 5 s at most 9 s pass until a wrong setting is an error."""
 PAUSE_S = 0.1
 

@@ -53,8 +53,8 @@ def needed_releases(catalog: Catalog) -> list[Release]:
 def nothing_released(settings: Settings) -> str:
     """What to tell somebody who asks a deployment that has no release, or does not exist."""
     return (
-        f"nothing is released in {settings.catalog_url}: set VISTA_HOME to the deployment's folder, or start "
-        "production_refresh (without a stack: `make run`) first"
+        f"nothing is released in {settings.catalog_url}: set VISTA_HOME, or VISTA_CATALOG_URL, to the "
+        "deployment's, or start production_refresh (without a stack: `make run`) first"
     )
 
 

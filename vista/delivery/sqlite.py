@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -45,6 +45,9 @@ class Database:
         self.url = url
         self.path = Path(url.removeprefix(SCHEME))
         self._schema = schema
+        with closing(sqlite3.connect(":memory:")) as empty:
+            empty.executescript(schema)
+            self._tables = _tables(empty)
         self._lock = threading.Lock()
         self._connections: dict[tuple[int, int], _Connected] = {}
 
@@ -103,7 +106,8 @@ class Database:
         file = _file(self.path)
         connection = self._open(self.path)
         connection.execute("PRAGMA synchronous=FULL")
-        if connection.execute("PRAGMA user_version").fetchone()[0] != LAYOUT:
+        known = connection.execute("PRAGMA user_version").fetchone()[0] == LAYOUT
+        if not known or _tables(connection) != self._tables:
             connection.close()
             raise BackendError(
                 f"{self.url} is a file of another kind or layout: move it away or correct the URL"
@@ -153,6 +157,16 @@ class Database:
 class _Connected:
     connection: sqlite3.Connection
     file: tuple[int, int] | None
+
+
+def _tables(connection: sqlite3.Connection) -> frozenset[str]:
+    """A catalog, a log and a store differ in these."""
+    return frozenset(
+        name
+        for (name,) in connection.execute(
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+        )
+    )
 
 
 def _file(path: Path) -> tuple[int, int] | None:

@@ -80,7 +80,7 @@ def _findings(
             yield from _of_bucket(state, store, epoch, shard, all_bytes)
     letters = sum(map(store.count_dead_letters, range(source.partitions)))
     if letters:
-        yield Finding("dead_letters", f"region {state.region} keeps {letters} dead letters")
+        yield Finding("dead_letters", f"region {state.region} keeps dead letters: {letters}")
 
 
 def _of_bucket(
@@ -93,13 +93,13 @@ def _of_bucket(
     # Another set of users may only hold more: those that came since, with streamed updates.
     other_users = held.keys_digest != shard.keys_digest
     found, example = _differences(store, epoch, shard.bucket, first_only=not (all_bytes or other_users))
-    where = f"region {state.region}, bucket {shard.bucket}: of epoch {epoch.epoch}'s {shard.rows} users"
+    where = f"region {state.region}, bucket {shard.bucket}: of epoch {epoch.epoch}'s {shard.rows} users,"
     if found["missing"] or found["older"]:
-        text = f"{where} {found['missing']} are missing and {found['older']} older than the table's"
+        text = f"{where} {found['missing']} missing and {found['older']} older than the table's"
         first = example.get("missing", example.get("older"))
         yield Finding("incomplete", f"{text} (first: user {first})", shard.bucket, epoch)
     if found["damaged"]:
-        text = f"{where} {found['damaged']} are damaged (first: user {example['damaged']})"
+        text = f"{where} {found['damaged']} damaged (first: user {example['damaged']})"
         yield Finding("damaged", text, shard.bucket, epoch)
 
 

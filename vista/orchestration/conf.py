@@ -38,7 +38,7 @@ def config_of(kind: type[Config], context: "Context", values: Mapping[str, Any] 
         if run.partition_key and run.run_type == "scheduled" and not deployed:
             raise AirflowSkipException(
                 f"no events are named for {run.partition_key}: set the Variable {deployment.VALUES!r}, then "
-                "backfill the day if you want it"
+                "backfill the day if you want it, with *All Runs*"
             )
         if unknown := sorted((run.conf or {}).keys() - context["dag"].params.keys()):
             takes = ", ".join(context["dag"].params) or "no values"

@@ -31,7 +31,7 @@ from vista.delivery.release import (
 )
 from vista.delivery.repair import counted, plan, repair, verify_all
 from vista.delivery.verify import Verdict
-from vista.errors import BackendError, EpochError, InputError, RegionNotReadyError
+from vista.errors import BackendError, EpochError, InputError, NoLogError, RegionNotReadyError
 from vista.runs import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -206,10 +206,16 @@ def repair_regions(
         if epoch and (asked := _epoch(catalog, epoch)) not in epochs:
             epochs.append(asked)
         buckets = epochs[0].buckets
-        with (
-            closing(open_log(settings.log_url, None if dry_run else buckets)) as source,
-            open_regions(settings, buckets) as stores,
-        ):
+        try:
+            source = open_log(settings.log_url, None if dry_run else buckets)
+        except NoLogError:
+            if not dry_run:
+                raise
+            return (
+                f"{settings.log_url} is lost: it would be made anew with {buckets} partitions, and every "
+                f"bucket of {region or 'every region'} refilled from the table"
+            )
+        with closing(source), open_regions(settings, buckets) as stores:
             backends = narrowed(Backends(catalog, source, stores), region)
             if dry_run:
                 verdicts = verify_all(backends, epochs, all_bytes=all_bytes)

@@ -85,10 +85,15 @@ class Comparison(Frozen):
         lines = [self._line(run, compared) for run in runs]
         return f"{known}\n{text_table(header, lines, left=range(1 + len(self.differing)))}"
 
+    def _figure(self, run: Run, metric: str) -> str:
+        """Without decimals where no run of the comparison has any: a count."""
+        values = [one.metrics[metric] for one in self.runs if metric in one.metrics]
+        return figure(run.metrics.get(metric), 0 if all(value.is_integer() for value in values) else 4)
+
     def _line(self, run: Run, compared: bool) -> list[str]:
         params = [run.params.get(name, "-") for name in self.differing]
         cut = [text if len(text) <= WIDEST else f"{text[: WIDEST - 2]}.." for text in params]
-        cells = [run.name, *cut, *(figure(run.metrics.get(name)) for name in self.metrics)]
+        cells = [run.name, *cut, *(self._figure(run, name) for name in self.metrics)]
         if not compared:
             return cells
         one = run.difference

@@ -37,7 +37,7 @@ class JoinReport(Frozen):
 
     rows: int
     without_summary: int
-    oldest_summary_s: float
+    max_summary_age_s: float
 
 
 class DownstreamReport(Frozen):
@@ -108,7 +108,7 @@ def check_join(dataset: Dataset, reader: SummaryReader, first_day: int) -> JoinR
         rows += int(examples.num_candidates_E[part].sum())
         missing += int(examples.num_candidates_E[part][~found_B].sum())
         oldest_us = max(oldest_us, int((cut_us_B - as_of_us_B)[found_B].max(initial=0)))
-    return JoinReport(rows=rows, without_summary=missing, oldest_summary_s=oldest_us / 1e6)
+    return JoinReport(rows=rows, without_summary=missing, max_summary_age_s=oldest_us / 1e6)
 
 
 def finish(stage: StageContext, training: Training, state: Path) -> None:

@@ -34,7 +34,15 @@ from vista.train.compare import compare
 from vista.train.experiments.blocks import UserSplit
 from vista.train.experiments.cell import CELL_FILE, CODE, Cell, CellJob, put
 from vista.train.experiments.fingerprint import ROOT, code_digest, imported_files
-from vista.train.experiments.grids import EXPERIMENTS, SLOTS, Experiment, kuairand, table2
+from vista.train.experiments.grids import (
+    EXPERIMENTS,
+    SLOTS,
+    Experiment,
+    ablation,
+    kuairand,
+    table2,
+    tuning,
+)
 from vista.train.experiments.join import join, read_report
 from vista.train.experiments.pool import COMMAND, make_cells
 from vista.train.experiments.probes import as_stored, through_summary
@@ -171,11 +179,11 @@ def test_a_damaged_cell_is_made_again(
     damage: Callable[[Path], None],
 ) -> None:
     first, directory = small
-    (damaged,) = (directory / "cells").glob("*-no_history-0-*")
+    (damaged,) = (directory / "cells").glob("*-mean_pool-0-*")
     scores = (damaged / "scores.npy").read_bytes()
     damage(damaged / name)
     data_dir = first.experiment.blocks[0].data.path
-    config = ExperimentConfig(data_dir=data_dir, seeds=1, models="no_history")
+    config = ExperimentConfig(data_dir=data_dir, seeds=1, models="mean_pool")
     report = run_experiment("kuairand", config, settings)
     assert str(damaged) in caplog.text
     assert (damaged / "scores.npy").read_bytes() == scores
@@ -620,7 +628,7 @@ def test_a_record_is_one_row_with_its_command(small: tuple[ExperimentReport, Pat
     options = "--data-dir DATA --models vista,mean_pool,vista_permuted --seeds 1"
     assert row.startswith(
         f"| {report.when} | `python -m vista experiment kuairand {options}`, {report.cores} cores | "
-        "kuairand-pure ids: test AUC vista "
+        "kuairand-pure ids: validation / test AUC vista "
     )
     assert row.count(" | ") == 2
 
@@ -633,7 +641,11 @@ def test_the_grid_is_the_papers() -> None:
         "kuairand-pure ids", "kuairand-pure features", "ml-1m ids", "ml-1m features",
     ]  # fmt: skip
     for block in experiment.blocks:
-        names = [arm.name for arm in block.arms if not arm.permuted_labels]
+        arms = {arm.name: arm for arm in block.arms}
+        if block.inputs == "ids":
+            without_qla = arms.pop("vista_softmax").model.model_dump()
+            assert without_qla == arms["vista"].model.model_dump() | {"attention": "softmax"}
+        names = [name for name, arm in arms.items() if not arm.permuted_labels]
         tails = {arm.name for arm in block.arms if arm.model.recent_tail}
         if block.data_set == "ml-1m":
             of_vista = {arm.name for arm in block.arms if arm.kind in ("vista", "vista_hstu")}
@@ -645,11 +657,26 @@ def test_the_grid_is_the_papers() -> None:
         assert (
             (names == list(SLOTS)) if block.inputs == "ids" else ({"vista", "din", "lightgbm"} <= set(names))
         )
-        models = {arm.model.model_copy(update={"recent_tail": 0}) for arm in block.arms}
+        models = {arm.model.model_copy(update={"recent_tail": 0}) for arm in arms.values()}
         assert len(models) == len({arm.train for arm in block.arms}) == 1
     assert command_of("table2", ExperimentConfig(data_dir="data")) == (
         "python -m vista experiment table2 --data-dir DATA"
     )
+
+
+@pytest.mark.parametrize("experiment", [ablation, tuning])
+def test_one_thing_is_changed_at_a_time(experiment: Callable[[Path], Experiment]) -> None:
+    """And no two arms of a block are the same model."""
+    blocks = experiment(Path("data")).blocks
+    assert {"kuairand-pure ids", "ml-1m ids"} <= {block.name for block in blocks}
+    for block in blocks:
+        made = {arm.name: arm.model.model_dump() | arm.train.model_dump() for arm in block.arms}
+        made.pop("hstu", None)  # the other arm of the ablation
+        assert len({json.dumps(values) for values in made.values()}) == len(made)
+        for name, values in made.items():
+            changed = [field for field, value in values.items() if value != made["vista"][field]]
+            assert len(changed) == (name != "vista"), (name, changed)
+        assert {arm.train.epochs for arm in block.arms} == {1}
 
 
 def test_unknown_names_are_refused(settings: Settings) -> None:

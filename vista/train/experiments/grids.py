@@ -4,9 +4,9 @@ An experiment is a function of a data folder. Its cells are all (block, arm, see
 kept and compared.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from vista.config import DataConfig, ExperimentConfig, Frozen, ModelConfig, TrainConfig
 from vista.errors import InputError
@@ -46,8 +46,27 @@ def table2(data_dir: Path) -> Experiment:
     )
 
 
+def ablation(data_dir: Path) -> Experiment:
+    """What VISTA's parts contribute (the paper's table 3): each arm lacks one, or has another in its place.
+    Ids only, one pass."""
+    return Experiment(name="ablation", blocks=_one_change(data_dir, PARTS, extra="hstu"))
+
+
+def tuning(data_dir: Path) -> Experiment:
+    """VISTA with one hyper-parameter changed, to be judged by validation AUC. One pass."""
+    videos = _kuairand(data_dir / "kuairand-pure", "features")
+    (vista,) = (arm for arm in videos.arms if arm.name == REFERENCE)
+    return Experiment(
+        name="tuning",
+        blocks=(
+            *_one_change(data_dir, HYPER_PARAMETERS),
+            videos.model_copy(update={"arms": (vista, *_changed(vista, TASK_WEIGHTS))}),
+        ),
+    )
+
+
 EXPERIMENTS: dict[str, Callable[[Path], Experiment]] = {
-    experiment.__name__: experiment for experiment in (kuairand, table2)
+    experiment.__name__: experiment for experiment in (kuairand, table2, ablation, tuning)
 }
 
 INPUTS: dict[Inputs, ModelConfig] = {
@@ -67,6 +86,51 @@ ML_1M_TAIL = 16
 """Events beside the summary: what a user rates next depends on what he has rated just before."""
 
 WITH_FEATURES: tuple[SlotName, ...] = ("vista", "din", "hstu")
+
+Change = Mapping[str, Any]
+"""Fields of a `ModelConfig` or a `TrainConfig`."""
+
+PARTS: dict[str, Change] = {
+    "linear": {"attention": "linear"},
+    "softmax": {"attention": "softmax"},
+    "silu": {"attention": "silu"},
+    "causal": {"causal": True},
+    "no_phi_out": {"phi_out": "identity"},
+    "no_positions": {"positions": False},
+    "seeds_as_candidates": {"seeds_as": "candidates"},
+    "reconstruction": {"reconstruction_weight": 0.1},
+    "width_16": {"width": 16},
+    "width_64": {"width": 64},
+    "seeds_4": {"seeds": 4},
+    "seeds_64": {"seeds": 64},
+}
+
+HYPER_PARAMETERS: dict[str, Change] = {
+    "embedding_init_1e-3": {"embedding_init": 1e-3},
+    "embedding_init_1e-2": {"embedding_init": 1e-2},
+    "id_dropout_.05": {"id_dropout": 0.05},
+    "id_dropout_.2": {"id_dropout": 0.2},
+    "dropout_.1": {"dropout": 0.1},
+    "embedding_l2_0": {"embedding_l2": 0.0},
+    "embedding_l2_1e-5": {"embedding_l2": 1e-5},
+    "embedding_l2_1e-4": {"embedding_l2": 1e-4},
+    "embedding_l2_1e-3": {"embedding_l2": 1e-3},
+    "learning_rate_5e-4": {"learning_rate": 5e-4},
+    "learning_rate_2e-3": {"learning_rate": 2e-3},
+    "heads_2": {"heads": 2},
+    "heads_8": {"heads": 8},
+    "layers_2": {"layers": 2},
+    "target_layers_2": {"target_layers": 2},
+    "seeds_8": {"seeds": 8},
+    "seeds_32": {"seeds": 32},
+    "reconstruction_.01": {"reconstruction_weight": 0.01},
+}
+
+TASK_WEIGHTS: dict[str, Change] = {
+    "weights_1_.05_.05": {"task_weights": (1.0, 0.05, 0.05)},
+    "weights_1_.5_.5": {"task_weights": (1.0, 0.5, 0.5)},
+    "weights_1_1_1": {"task_weights": (1.0, 1.0, 1.0)},
+}
 
 
 def _kuairand(data_dir: Path, inputs: Inputs) -> Block:
@@ -102,24 +166,54 @@ def _ml_1m(data_dir: Path, inputs: Inputs) -> Block:
 
 
 def _arms(inputs: Inputs, model: ModelConfig, train: TrainConfig) -> tuple[Arm, ...]:
-    """On ids every slot, and VISTA on permuted labels; with features the strongest, and LightGBM."""
+    """On ids every slot, and VISTA without QLA and on permuted labels; with features the strongest, and
+    LightGBM."""
     slots = SLOTS if inputs == "ids" else WITH_FEATURES
     arms = [Arm(name=slot, kind=slot, model=model, train=train) for slot in slots]
-    if inputs == "ids":
-        last = Arm(name="vista_permuted", kind="vista", model=model, train=train, permuted_labels=True)
-    else:
-        last = Arm(name="lightgbm", kind="lightgbm", model=model, train=train)
-    return (*arms, last)
+    if inputs == "features":
+        return (*arms, Arm(name="lightgbm", kind="lightgbm", model=model, train=train))
+    (vista,) = (arm for arm in arms if arm.name == REFERENCE)
+    (softmax,) = _changed(vista, {"vista_softmax": PARTS["softmax"]})
+    return (*arms, softmax, vista.model_copy(update={"name": "vista_permuted", "permuted_labels": True}))
+
+
+def _one_change(data_dir: Path, changes: Mapping[str, Change], extra: str = "") -> tuple[Block, ...]:
+    """VISTA as `table2` has it on ids, but in one pass, every change of it, and the arm called `extra`."""
+    blocks = []
+    for block in (_kuairand(data_dir / "kuairand-pure", "ids"), _ml_1m(data_dir / "ml-1m", "ids")):
+        kept = [
+            arm.model_copy(update={"train": arm.train.model_copy(update={"epochs": 1})})
+            for arm in block.arms
+            if arm.name in (REFERENCE, extra)
+        ]
+        (vista,) = (arm for arm in kept if arm.name == REFERENCE)
+        blocks.append(block.model_copy(update={"arms": (*kept, *_changed(vista, changes))}))
+    return tuple(blocks)
+
+
+def _changed(arm: Arm, changes: Mapping[str, Change]) -> list[Arm]:
+    """The arm with each of the changes, but for those that change nothing."""
+    found = []
+    for name, change in changes.items():
+        model = ModelConfig.model_validate(arm.model.model_dump() | _fields_of(ModelConfig, change))
+        train = TrainConfig.model_validate(arm.train.model_dump() | _fields_of(TrainConfig, change))
+        if (model, train) != (arm.model, arm.train):
+            found.append(arm.model_copy(update={"name": name, "model": model, "train": train}))
+    return found
+
+
+def _fields_of(kind: type[Frozen], change: Change) -> dict[str, Any]:
+    return {name: value for name, value in change.items() if name in kind.model_fields}
 
 
 def _with_tail(arms: tuple[Arm, ...], recent_tail: int) -> tuple[Arm, ...]:
     """Every VISTA with a recent tail, and beside them `vista_no_tail`, which is `vista` as it was."""
     (plain,) = (arm for arm in arms if arm.name == REFERENCE)
-    with_tail = plain.model.model_copy(update={"recent_tail": recent_tail})
-    return (
-        *(arm.model_copy(update={"model": with_tail}) if "vista" in arm.kind else arm for arm in arms),
-        plain.model_copy(update={"name": "vista_no_tail"}),
-    )
+    found = [plain.model_copy(update={"name": "vista_no_tail"})]
+    for arm in reversed(arms):
+        with_tail = arm.model.model_copy(update={"recent_tail": recent_tail})
+        found.append(arm.model_copy(update={"model": with_tail}) if "vista" in arm.kind else arm)
+    return tuple(reversed(found))
 
 
 def experiment_of(name: str, config: ExperimentConfig) -> Experiment:

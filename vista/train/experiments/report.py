@@ -67,8 +67,14 @@ class ExperimentReport(Frozen):
         return [Interval(point=-one.point, low=-one.high, high=-one.low) for one in found]
 
     def table(self) -> str:
-        """All blocks as Markdown."""
-        return "\n\n".join("\n".join(self._block_lines(block)) for block in self.experiment.blocks)
+        """All blocks as Markdown, and what they took."""
+        blocks = ["\n".join(self._block_lines(block)) for block in self.experiment.blocks]
+        return "\n\n".join([*blocks, self._took()])
+
+    def _took(self) -> str:
+        hours = sum(cell.seconds for cell in self.cells) / 3_600
+        longest_min = max((cell.seconds for cell in self.cells), default=0.0) / 60
+        return f"{len(self.cells)} cells: {hours:.1f} h of one thread, the longest {longest_min:.0f} min."
 
     def _block_lines(self, block: Block) -> Iterator[str]:
         rows = self.rows[block.name]
@@ -80,8 +86,8 @@ class ExperimentReport(Frozen):
             "95% intervals of a paired bootstrap over users, from the lowest to the highest of the seeds"
         )
         yield ""
-        yield "| model | AUC | NE | GAUC | VISTA's AUC minus it | VISTA is | rows/s | s |"
-        yield "|---|---|---|---|---|---|---|---|"
+        yield "| model | valid. AUC | AUC | NE | GAUC | VISTA's AUC minus it | VISTA is | rows/s | s |"
+        yield "|---|---|---|---|---|---|---|---|---|"
         for arm in block.arms:
             if not arm.permuted_labels:
                 yield self._line(block.name, arm.name)
@@ -92,11 +98,12 @@ class ExperimentReport(Frozen):
     def _line(self, block: str, arm: str) -> str:
         cells = self.of(block, arm)
         if not cells:
-            return f"| {arm} |" + " - |" * 7
+            return f"| {arm} |" + " - |" * 8
         differences = self.differences(block, arm)
         trained = [cell.training for cell in cells if cell.training is not None]
         columns = [
             arm,
+            spread([one.valid_auc for one in trained]),
             spread([cell.metrics.auc for cell in cells]),
             spread([cell.metrics.ne for cell in cells]),
             spread([cell.metrics.gauc for cell in cells if cell.metrics.gauc is not None]),
@@ -136,21 +143,25 @@ class ExperimentReport(Frozen):
         parts = []
         for block in self.experiment.blocks:
             arms = [arm.name for arm in block.arms if self.of(block.name, arm.name)]
-            figures = [
-                f"{arm} {spread([cell.metrics.auc for cell in self.of(block.name, arm)])}" for arm in arms
-            ]
+            figures = [f"{arm} {self._areas(block.name, arm)}" for arm in arms]
             claims = [
                 f"{verdict(self.differences(block.name, arm))} {arm}"
                 for arm in arms
-                if self.differences(block.name, arm)
+                if len(self.differences(block.name, arm)) > 1
             ]
             parts.append(
-                f"{block.name}: test AUC {', '.join(figures)}. "
+                f"{block.name}: validation / test AUC {', '.join(figures)}. "
                 + (f"VISTA is {', '.join(claims)}. " if claims else "")
                 + " ".join(self._probe_lines(block))
             )
-        lost = f" Missing: {len(self.missing)} cells" if self.missing else ""
+        lost = f" Missing: {len(self.missing)} cells." if self.missing else ""
+        parts.append(self._took())
         return f"| {self.when} | `{self.command}`, {self.cores} cores | {' '.join(parts)}{lost} |"
+
+    def _areas(self, block: str, arm: str) -> str:
+        cells = self.of(block, arm)
+        valid = spread([cell.training.valid_auc for cell in cells if cell.training is not None])
+        return f"{valid} / {spread([cell.metrics.auc for cell in cells])}"
 
     def csv(self) -> str:
         """A row per cell; differences are the cell's model minus `vista`."""

@@ -117,6 +117,7 @@ lock: | $(UV)  ## resolve every requirements file again
 bench: install  ## the attention op beside its peers on 2 CPU threads, as JSON and a plot
 	THP_MEM_ALLOC_ENABLE=1 OMP_NUM_THREADS=2 $(COMPUTE)/bin/python -m kernels.bench cpu
 
+# Beside torch and triton: numpy, matplotlib, pytest, pytest-timeout; fla-core too, or FLA is not compared with.
 bench-gpu:  ## the same on a GPU, with the torch and triton that its machine has: make bench-gpu [PYTHON=python3]
 	$(or $(PYTHON),python3) -m pytest -q tests/kernels
 	$(or $(PYTHON),python3) -m kernels.bench cuda

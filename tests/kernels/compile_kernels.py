@@ -32,7 +32,7 @@ STATES = ("kv", "parts", "g")
 
 
 def cases(target: str) -> Iterator[dict[str, Any]]:
-    """Every kernel and type at head width 64; other widths and stages for one chip."""
+    """Every kernel and type at width 64; for one chip other widths (8 is padded), stages and a phi too."""
     for name in ("state", "output", "query_backward", "source_backward"):
         kernel = getattr(triton_kernels, f"{name}_kernel")
         for dtype in TYPES:
@@ -40,26 +40,28 @@ def cases(target: str) -> Iterator[dict[str, Any]]:
         if target == "sm_90":
             for config in kernel.configs[1:]:
                 yield {"kernel": name, "dtype": "bf16", "width": 64, "stages": config.num_stages}
-            for width in (16, 128):
-                yield {
-                    "kernel": name,
-                    "dtype": "bf16",
-                    "width": width,
-                    "stages": kernel.configs[0].num_stages,
-                }
-    yield {"kernel": "reduce", "dtype": "fp32", "width": 64, "stages": 3}
+            usual = {"kernel": name, "dtype": "bf16", "stages": kernel.configs[0].num_stages}
+            for width in (8, 16, 128):
+                yield usual | {"width": width}
+            yield usual | {"width": 64, "phi": "shifted_elu"}  # the others are parts of these two
+            if "ZERO_CANDIDATES" in kernel.fn.arg_names:
+                yield usual | {"width": 64, "zero_candidates": False}
+    for backward in (True, False):
+        yield {"kernel": "reduce", "dtype": "fp32", "width": 64, "stages": 3, "backward": backward}
 
 
 def compiled(target: GPUTarget, case: dict[str, Any]) -> Any:
     kernel = getattr(triton_kernels, f"{case['kernel']}_kernel")
     function = kernel.fn if case["kernel"] != "reduce" else kernel
     warps = triton_kernels.THREADS // target.warp_size if case["kernel"] != "reduce" else 4
-    width, dtype = case["width"], case["dtype"]
+    width, dtype, phi = case["width"], case["dtype"], case.get("phi", "silu")
+    padded = max(16, width)
     constants = {
-        "H": 4, "D": width, "DP": width, "E": width, "EP": width, "CHUNK": CHUNK_ROWS,
-        "BLOCK": block_rows(TYPES[dtype], width), "PHI": "silu", "PHI_OUT": "silu",
-        "TANH": dtype != "fp32" and target.backend == "cuda", "ZERO_CANDIDATES": True, "STATE": width * width,
-        "PARTS": PARTS, "TILE": TILE, "BACKWARD": True,
+        "H": 4, "D": width, "DP": padded, "E": width, "EP": padded, "CHUNK": CHUNK_ROWS,
+        "BLOCK": block_rows(TYPES[dtype], padded), "PHI": phi, "PHI_OUT": phi,
+        "TANH": dtype != "fp32" and target.backend == "cuda",
+        "ZERO_CANDIDATES": case.get("zero_candidates", True), "STATE": width * width,
+        "PARTS": PARTS, "TILE": TILE, "BACKWARD": case.get("backward", True),
     }  # fmt: skip
     signature, aligned = {}, {}
     for position, name in enumerate(function.arg_names):
@@ -67,10 +69,11 @@ def compiled(target: GPUTarget, case: dict[str, Any]) -> Any:
             signature[name] = "constexpr"
         elif name == "users":
             signature[name] = "i32"
-        else:  # pointers, and strides of rows and heads: all multiples of 16
+        else:  # pointers, and strides of rows and heads: all multiples of 16, but for heads of 8
             pointer = "*i64" if name in INDICES else "*fp32" if name in STATES else f"*{dtype}"
             signature[name] = "i32" if name.endswith(("_row", "_head")) else pointer
-            aligned[(position,)] = [["tt.divisibility", 16]]
+            if width % 16 == 0 or not name.endswith("_head"):
+                aligned[(position,)] = [["tt.divisibility", 16]]
     used = {name: value for name, value in constants.items() if name in function.arg_names}
     source = ASTSource(function, signature, used, aligned)
     return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": case["stages"]})

@@ -10,18 +10,34 @@ from torch import Tensor
 
 from kernels import bench
 from kernels.bench import Verdict
-from kernels.peers import Shape, our_qla, our_silu_attention, qla_equation, sdpa
+from kernels.peers import Op, Shape, our_qla, our_silu_attention, qla_equation, sdpa
 
 
 def _one_percent_off(q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:
     return our_qla(q, k, v, shape) * 1.01
 
 
-def test_nothing_is_timed_behind_a_red_gate(capsys: pytest.CaptureFixture[str]) -> None:
-    ops = {"qla": _one_percent_off, "compiled": qla_equation, "silu": our_silu_attention, "sdpa": sdpa}
+def _gradient_is_nan(q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:
+    return our_qla(q, k, v + 0.0 * v.detach().square().sub(v.square()).sqrt(), shape)
+
+
+def _wrong_when_long(q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:
+    return our_qla(q, k, v, shape) * (1.01 if shape.rows_per_user > 4_096 else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("op", "said"),
+    [
+        (_one_percent_off, "gate qla, 3 x 700 rows, 2 heads of 16: largest error 1.0e-02"),
+        (_gradient_is_nan, "gate qla, 3 x 700 rows, 2 heads of 16: largest error nan"),
+        (_wrong_when_long, "gate qla, 2 x 9,000 rows, 2 heads of 64: largest error 1.0e-02"),
+    ],
+)
+def test_nothing_is_timed_behind_a_red_gate(capsys: pytest.CaptureFixture[str], op: Op, said: str) -> None:
+    ops: dict[str, Op] = {"qla": op, "compiled": qla_equation, "silu": our_silu_attention, "sdpa": sdpa}
     assert bench.run(ops, [], torch.device("cpu")) == 1
     printed = capsys.readouterr().out
-    assert "gate qla, draw 0: largest error 1.0e-02" in printed
+    assert said in printed
     assert printed.endswith("the gate is red: no speed is measured\n")
     assert "ns a row" not in printed
 
@@ -43,7 +59,8 @@ def test_what_was_measured_is_written_with_its_losses(
     report = json.loads((tmp_path / "cpu.json").read_text())
     assert report["machine"]["figures_from"] == "CPU"
     assert report["not_run"] == ["fla: needs a GPU"]
-    assert len(report["gate"]) == 9
+    assert len(report["gate"]) == 11
+    assert {"torch", "triton", "cuda", "fla-core"} <= report["machine"].keys()
     assert report["timings"][0]["both_ms"] > 0
     assert report["verdicts"][0]["measured"] > report["verdicts"][0]["limit"]
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")

@@ -28,8 +28,9 @@ def test_compiles_without_spilling(target: str) -> None:
         assert row["spilled"] == 0, row
         assert row["shared_bytes"] <= SHARED_BYTES[target], row
         half, multiplies = row["dtype"] != "fp32", row["kernel"] != "reduce"
-        if target.startswith("sm_") and multiplies:
-            assert row["cp.async.cg"] > 0, row  # loads run ahead of the products, 16 bytes at a time
+        if target.startswith("sm_") and multiplies and row["width"] >= 16:
+            # loads run ahead of the products, 16 bytes at a time: a head of 8 need not begin at such a place
+            assert row["cp.async.cg"] > 0, row
         if target == "sm_90" and half and multiplies and row["width"] == 64:
             assert row["wgmma.mma_async"] > 0, row
         if target == "sm_100" and half and multiplies:

@@ -1,6 +1,6 @@
 """A new user's walk over real data: a form in the browser, summaries by SQL, scores, a release taken back.
 
-docs/guide/real-data.md shows what `pytest --log-cli-level INFO` shows here; `make pictures` keeps its picture.
+docs/guide/real-data.md shows what `pytest --log-cli-level INFO` shows here, and the picture.
 """
 
 import json

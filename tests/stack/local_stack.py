@@ -42,9 +42,12 @@ class Stack:
     measured: dict[str, float] = field(default_factory=dict)
 
     @property
+    def runs(self) -> Path:
+        return self.path.with_name("runs")
+
+    @property
     def environment(self) -> dict[str, str]:
-        runs = str(self.path.with_name("runs"))
-        return {**os.environ, "VISTA_STACK": str(self.path), "VISTA_RUNS": runs}
+        return {**os.environ, "VISTA_STACK": str(self.path), "VISTA_RUNS": str(self.runs)}
 
     def make(self, *arguments: str, code: int = 0) -> str:
         """What a command of `make` prints, errors too; it must end with that exit code."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from dag_runs import RUN_S, Dags
 from local_stack import MOST_MB, ROOT, Stack, heals, killed_and_healed
 
 from infra.airflow import TRAINING_POOL
@@ -17,11 +18,14 @@ from infra.kept_secrets import SECRETS
 from infra.processes import alive, descendants, memory_bytes, wait_until
 from infra.stack.layout import AIRFLOW_CLI
 from infra.stack.supervisor import LOG_BYTES
+from vista.jobs import ADOPT, RELEASE, SUMMARIES
+from vista.runs import RunDirectory
 
 NAMES = [
     "mlflow", "ray", "airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer",
 ]  # fmt: skip
 
+BEFORE_NEWEST = "2022-01-12"  # of the six days that the recipe smoke generates
 UP_S = 90.0
 """Until all is ready, from empty folders, on a machine that does nothing else."""
 
@@ -66,6 +70,46 @@ def test_logs_follow_a_service(stack: Stack) -> None:
         assert following.stdout.readline().endswith(" UTC the stack starts, embedded\n")
         assert "mlflow ready: http://127.0.0.1:" in following.stdout.readline()
         following.terminate()
+
+
+@pytest.mark.timeout(3_600)
+def test_a_release_wakes_an_export_that_wakes_a_retraining_that_wakes_nothing(stack: Stack) -> None:
+    """By the events of the assets. A refresh without the newest day releases a foundation; the export, with
+    the deployment's values, takes it to that day; the retraining on that keeps the foundation."""
+    dags = Dags.of(stack)
+    dags.switch_on("export_summaries", "retrain_downstream", "production_refresh")
+    refresh = dags.start("production_refresh", "chain", recipe="smoke", until=BEFORE_NEWEST)
+    assert wait_until(lambda: refresh.works_on("prepare"), RUN_S), refresh.tasks()
+    # only now: without the Variable the schedule makes no day of its own
+    dags.airflow.call("POST", "/variables", {"key": "vista", "value": json.dumps({"recipe": "smoke"})})
+    assert refresh.follow() == "success", refresh.tasks()
+    dags.switch_off("production_refresh")
+    first = RunDirectory.named(stack.runs, "chain").report_of("promote")
+    (news,) = dags.news("production_refresh", "promote")
+    named = {name: first["release"][name] for name in ("space", "epoch")}
+    assert (news["name"], news["extra"]) == (
+        "foundation_champion", {"release": first["release"]["id"], **named, "run": "chain"},
+    )  # fmt: skip
+
+    export = dags.woken_by(refresh, "promote", "export_summaries")
+    assert export.follow() == "success", export.tasks()
+    assert [job["metadata"]["task"] for job in export.jobs()] == ["prepare", ADOPT, *SUMMARIES]
+    (folder,) = {job["metadata"]["run"] for job in export.jobs()}
+    config = RunDirectory.named(stack.runs, folder).config()
+    assert (config.recipe, config.warm_start, config.until) == ("smoke", True, "")
+
+    retraining = dags.woken_by(export, "deliver", "retrain_downstream")
+    assert retraining.follow() == "success", retraining.tasks()
+    # the schedule, too, may have woken it for these summaries: before this one, since there is one at a time
+    jobs = dags.jobs(dag="retrain_downstream", run=folder)
+    assert [job["metadata"]["task"] for job in jobs] == [*RELEASE]
+    second = RunDirectory.named(stack.runs, folder).report_of("promote")
+    assert second["promoted"], second["reasons"]
+    assert second["before"] == first["release"]
+    assert second["release"]["epoch"] == first["release"]["epoch"] + 1
+    assert dags.news("retrain_downstream", "promote") == []
+    assert [run["dag_run_id"] for run in dags.runs_of("export_summaries")] == [export.name]
+    dags.switch_off("export_summaries", "retrain_downstream")
 
 
 def test_secrets_are_in_one_private_file_and_in_none_that_others_read(stack: Stack) -> None:

@@ -38,8 +38,8 @@ what is still to come. No other kill loses a summary, so checks find nothing to 
 
 GROWS_MB = 64
 """Between the first whole refresh of a process and the last one. It is twice the most that was seen
-(2026-11-30: HiveServer2's heap 34 MB in eight refreshes, PostgreSQL's buffers 27): a service that nobody kills
-may lose 6 MB a refresh at most."""
+(2026-11-30: HiveServer2's heap 34 MB in eight refreshes, PostgreSQL's buffers 27): a service that nobody
+kills may lose 6 MB a refresh at most."""
 
 SEED = int(os.environ.get("VISTA_SOAK_SEED", random.randrange(1_000_000)))
 

@@ -27,7 +27,7 @@ from infra.stack.state import Place, Seen
 
 LOG = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[2]
-SUFFIXES = ("*.log*", "*.out*", "*.err*")
+LOGS = (".log", ".out", ".err")
 MOST_MB = 8 * 1024
 """That a stack may take."""
 HEAL_S = 300.0
@@ -88,7 +88,12 @@ class Stack:
 
     def logs(self) -> dict[str, str]:
         """What all logs say: services, tasks in Airflow, and Ray's session, which its head has elsewhere."""
-        own = [path for suffix in SUFFIXES for path in self.path.rglob(suffix)]
+        own = [
+            Path(folder, name)
+            for folder, _, names in os.walk(self.path)  # servers delete folders meanwhile
+            for name in names
+            if any(suffix in name for suffix in LOGS)
+        ]
         session = list(self._ray_scratch().glob("session_2*/logs/**/*"))
         assert any(path.name == "raylet.out" for path in session)
         return {str(path): path.read_text(errors="replace") for path in own + session if path.is_file()}

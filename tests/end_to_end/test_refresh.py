@@ -3,12 +3,13 @@
 import json
 import re
 import signal
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from refreshes import Places
+from refreshes import Launched, Places
 
 from vista.data.sources.generated import TASTES
 from vista.evaluate.report import read_report
@@ -104,7 +105,7 @@ def test_values_reach_mlflow(smoke_refresh: Places) -> None:
 
 def test_no_secret_is_written(smoke_refresh: Places) -> None:
     for path in smoke_refresh.path.rglob("*"):
-        if path.is_file() and path.suffix in (".log", ".txt", ".json"):
+        if path.is_file() and path.suffix in (".log", ".out", ".err", ".txt", ".json"):
             text = path.read_text(errors="replace")
             assert "RAY_AUTH_TOKEN" not in text, path
             assert "Bearer " not in text, path
@@ -126,14 +127,31 @@ def test_a_failed_stage_is_named_with_its_reason_and_remedy(tmp_path: Path) -> N
     assert "trying again" not in launched.shown()
 
 
+def tokens_of(launched: Launched) -> set[bytes]:
+    """Those of Ray that its processes have in their environments, where alone they may be."""
+    found, name = set(), b"RAY_AUTH_TOKEN="
+    for pid in launched.processes():
+        with suppress(OSError):  # it ended meanwhile
+            words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            found |= {word.removeprefix(name) for word in words if word.startswith(name)}
+    return found
+
+
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    """No process, and no secret in any file; what Ray itself has logged is among them."""
     places = Places(tmp_path / "places")
     launched = places.start(["DATASET=smoke"])
     try:
         launched.wait_for("prepare: started", 240)
+        tokens = tokens_of(launched)
         launched.process.send_signal(signal.SIGINT)
         assert launched.process.wait(60) == 130
         assert launched.leaves_nothing(5)
     finally:
         launched.end()
     assert "make run RESUME=1" in launched.shown()
+    assert tokens
+    assert all(len(token) > 20 for token in tokens)
+    written = [path for path in places.path.rglob("*") if path.is_file()]
+    assert {"raylet.out", "screen.txt"} <= {path.name for path in written}
+    assert not [path for path in written if any(token in path.read_bytes() for token in tokens)]

@@ -1,11 +1,13 @@
 """kill -9 of a training's worker and driver, and of an export: what comes out is what would have come out."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from signal import SIGKILL
 
@@ -26,7 +28,7 @@ from infra.processes import descendants, guarded, stop, wait_until
 from vista.config import RefreshConfig
 from vista.summary.table import verify_attempt
 from vista.train.jobs import Training, usable_epochs
-from vista.train.state import Progress, load_best
+from vista.train.state import PROGRESS_FILE, Progress, ProgressFile, load_best
 from vista.train.tracking import Tracked, track
 from vista.train.train_foundation import space_of
 
@@ -91,24 +93,49 @@ def driver(log: Path, *arguments: str, **environment: str) -> Iterator[Driver]:
             stop(guard)
 
 
+def committed(run: Path) -> dict[str, Progress]:
+    """The checkpoints that Ray Train would go on from, by their names, which begin with the time."""
+    found: dict[str, Progress] = {}
+    with suppress(FileNotFoundError, json.JSONDecodeError):  # deleted, or written in place, just now
+        listed = json.loads((run / "checkpoint_manager_snapshot.json").read_text())["checkpoint_results"]
+        for name in (one["checkpoint_dir_name"] for one in listed):
+            text = (run / name / PROGRESS_FILE).read_text()
+            found[name] = ProgressFile.model_validate_json(text).progress
+    return found
+
+
+def checkpoint(training: Driver, run: Path, fits: Callable[[str, Progress], bool], what: str) -> Progress:
+    """The first one that fits, once Ray Train would go on from it."""
+    found: list[Progress] = []
+
+    def is_there() -> bool:
+        found.extend(one for name, one in sorted(committed(run).items()) if fits(name, one))
+        return bool(found)
+
+    training.wait_for(is_there, what)
+    return found[0]
+
+
 @pytest.mark.slow
 def test_killed_worker_and_killed_driver(tmp_path: Path) -> None:
-    """A worker dies, Ray Train replaces it; then the driver dies, another one goes on. The weights are those
-    of an undisturbed training, and MLflow has every step once."""
-    job = small_job(prepare_small(tmp_path / "set"), max_candidates_per_batch=64, checkpoint_every_steps=3)
+    """Must-hold 5: a worker dies in the second epoch, and the one in its place goes on from there, since a
+    training from scratch would begin with the checkpoint of step 3; then the driver dies, another one goes
+    on. The weights are those of an undisturbed training, and MLflow has every step once."""
+    job = small_job(
+        prepare_small(tmp_path / "set"), max_candidates_per_batch=64, checkpoint_every_steps=3, epochs=3
+    )
     storage, log = tmp_path / "train", tmp_path / "driver.log"
     tracked = track(settings_of(tmp_path), "faults", "run", {}, {})
     arguments = ("-c", TRAINING, job.model_dump_json(), tracked.url, tracked.run_id, str(storage))
 
-    def checkpoints() -> set[str]:
-        return {path.parent.name for path in storage.glob("run/checkpoint_*/progress.json")}
-
     with driver(log, *arguments) as first:
-        first.wait_for(lambda: bool(checkpoints()), "checkpoint")
+        before = checkpoint(first, storage / "run", lambda _, one: one.epoch > 0, "first epoch")
         worker = next(pid for pid, name in first.processes().items() if "RayTrainWorker" in name)
         os.kill(worker, SIGKILL)
-        newest = max(checkpoints())
-        first.wait_for(lambda: max(checkpoints()) > newest, "checkpoint after the worker's death")
+        killed = f"checkpoint_{datetime.now():%Y-%m-%d_%H-%M-%S.%f}"  # as Ray names them; both have to report
+        after = checkpoint(first, storage / "run", lambda name, _: name > killed, "checkpoint after the kill")
+        assert after.global_step > before.global_step > 3
+        assert after.epoch > 0
         assert not (storage / "state").exists()
         first.kill()
     curve = storage / "run.curve.json"

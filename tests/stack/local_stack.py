@@ -3,6 +3,7 @@
 What they answer is logged: `pytest --log-cli-level INFO` shows it.
 """
 
+import json
 import logging
 import os
 import shlex
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from sockets import listening
 
+from infra.kept_secrets import SECRETS
 from infra.ports import LAST_PORT, is_free
 from infra.processes import alive, descendants, wait_until
 from infra.services import guards_of
@@ -25,6 +27,9 @@ from infra.stack.state import Place, Seen
 
 LOG = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[2]
+LOGS = (".log", ".out", ".err")
+MOST_MB = 8 * 1024
+"""That a stack may take."""
 HEAL_S = 300.0
 """A server starts in seconds on an idle machine; only the condition ends a wait."""
 
@@ -37,9 +42,12 @@ class Stack:
     measured: dict[str, float] = field(default_factory=dict)
 
     @property
+    def runs(self) -> Path:
+        return self.path.with_name("runs")
+
+    @property
     def environment(self) -> dict[str, str]:
-        runs = str(self.path.with_name("runs"))
-        return {**os.environ, "VISTA_STACK": str(self.path), "VISTA_RUNS": runs}
+        return {**os.environ, "VISTA_STACK": str(self.path), "VISTA_RUNS": str(self.runs)}
 
     def make(self, *arguments: str, code: int = 0) -> str:
         """What a command of `make` prints, errors too; it must end with that exit code."""
@@ -77,6 +85,32 @@ class Stack:
         """On which it listens and which it keeps. What a program takes from Linux' own range may be another's
         a moment after it ended."""
         return {port for _, port in listening(self.processes()) if port <= LAST_PORT}
+
+    def logs(self) -> dict[str, str]:
+        """What all logs say: services, tasks in Airflow, and Ray's session, which its head has elsewhere."""
+        own = [
+            Path(folder, name)
+            for folder, _, names in os.walk(self.path)  # servers delete folders meanwhile
+            for name in names
+            if any(suffix in name for suffix in LOGS)
+        ]
+        session = list(self._ray_scratch().glob("session_2*/logs/**/*"))
+        assert any(path.name == "raylet.out" for path in session)
+        return {str(path): path.read_text(errors="replace") for path in own + session if path.is_file()}
+
+    def _ray_scratch(self) -> Path:
+        """Where Ray's head keeps its session: its guard is told, which deletes it."""
+        guard = self.services()["ray"].guard
+        words = Path(f"/proc/{guard}/cmdline").read_text().split("\0")
+        return Path(words[words.index("--scratch") + 1])
+
+    def secrets_in(self, texts: Mapping[str, str]) -> list[tuple[str, str]]:
+        """Where a secret stands, and which one."""
+        secrets = json.loads((self.path / SECRETS).read_text())
+        assert secrets
+        return [
+            (place, name) for place, text in texts.items() for name, one in secrets.items() if one in text
+        ]
 
     def left_of(self, processes: set[int], ports: set[int]) -> list[str]:
         """What of them is still there, or has been started since and is guarded."""

@@ -1,5 +1,5 @@
 """The stack's pages in Debian's chromium, used as a person uses them. What they show is kept in the folder
-VISTA_PICTURES, if that is set.
+VISTA_PICTURES, by default build/pictures.
 """
 
 import io
@@ -21,6 +21,7 @@ ARGUMENTS = (
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 WIDTH, HEIGHT = 1_280, 800
+PICTURES = Path(__file__).parents[2] / "build" / "pictures"
 PAGE_S, RUN_S = 120.0, 3_600.0
 """For a page to show something, and for a run: its stages take two minutes on two idle cores."""
 
@@ -37,12 +38,11 @@ def opened_page() -> Iterator[Page]:
 
 
 def keep_picture(page: Page, name: str) -> None:
-    """A picture of what the window shows, in 256 colours, if somebody wants pictures."""
-    folder = os.environ.get("VISTA_PICTURES")
-    if folder:
-        seen = Image.open(io.BytesIO(page.screenshot(animations="disabled"))).convert("RGB")
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        seen.quantize(256).save(Path(folder) / f"{name}.png", optimize=True)
+    """A picture of what the window shows, in 256 colours. `tests/unit/test_pictures.py` reads the names."""
+    folder = Path(os.environ.get("VISTA_PICTURES") or PICTURES)
+    seen = Image.open(io.BytesIO(page.screenshot(animations="disabled"))).convert("RGB")
+    folder.mkdir(parents=True, exist_ok=True)
+    seen.quantize(256).save(folder / f"{name}.png", optimize=True)
 
 
 @dataclass(frozen=True, slots=True)

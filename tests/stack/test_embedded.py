@@ -10,17 +10,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from local_stack import ROOT, Stack, heals, killed_and_healed
+from dag_runs import RUN_S, Dags
+from local_stack import MOST_MB, ROOT, Stack, heals, killed_and_healed
 
 from infra.airflow import TRAINING_POOL
 from infra.kept_secrets import SECRETS
 from infra.processes import alive, descendants, memory_bytes, wait_until
 from infra.stack.layout import AIRFLOW_CLI
 from infra.stack.supervisor import LOG_BYTES
+from vista.jobs import ADOPT, RELEASE, SUMMARIES
+from vista.runs import RunDirectory
 
 NAMES = [
     "mlflow", "ray", "airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer",
 ]  # fmt: skip
+
+BEFORE_NEWEST = "2022-01-12"  # of the six days that the recipe smoke generates
+UP_S = 90.0
+"""Until all is ready, from empty folders, on a machine that does nothing else."""
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +39,11 @@ def stack(new_stack: Callable[[str], Stack]) -> Stack:
     found.measured["memory, MB"] = memory_bytes(found.processes()) // 2**20
     assert "Airflow  http://127.0.0.1:" in said
     return found
+
+
+def test_it_is_up_in_time_and_takes_little_memory(stack: Stack, full_size: bool) -> None:
+    assert stack.measured["memory, MB"] <= MOST_MB
+    assert not full_size or stack.measured["up, s"] <= UP_S
 
 
 def test_status_shows_every_service(stack: Stack) -> None:
@@ -60,15 +72,54 @@ def test_logs_follow_a_service(stack: Stack) -> None:
         following.terminate()
 
 
+@pytest.mark.timeout(3_600)
+def test_a_release_wakes_an_export_that_wakes_a_retraining_that_wakes_nothing(stack: Stack) -> None:
+    """By the events of the assets. A refresh without the newest day releases a foundation; the export, with
+    the deployment's values, takes it to that day; the retraining on that keeps the foundation."""
+    dags = Dags.of(stack)
+    dags.switch_on("export_summaries", "retrain_downstream", "production_refresh")
+    refresh = dags.start("production_refresh", "chain", recipe="smoke", until=BEFORE_NEWEST)
+    assert wait_until(lambda: refresh.works_on("prepare"), RUN_S), refresh.tasks()
+    # only now: without the Variable the schedule makes no day of its own
+    dags.airflow.call("POST", "/variables", {"key": "vista", "value": json.dumps({"recipe": "smoke"})})
+    assert refresh.follow() == "success", refresh.tasks()
+    dags.switch_off("production_refresh")
+    first = RunDirectory.named(stack.runs, "chain").report_of("promote")
+    (news,) = dags.news("production_refresh", "promote")
+    named = {name: first["release"][name] for name in ("space", "epoch")}
+    assert (news["name"], news["extra"]) == (
+        "foundation_champion", {"release": first["release"]["id"], **named, "run": "chain"},
+    )  # fmt: skip
+
+    export = dags.woken_by(refresh, "promote", "export_summaries")
+    assert export.follow() == "success", export.tasks()
+    assert [job["metadata"]["task"] for job in export.jobs()] == ["prepare", ADOPT, *SUMMARIES]
+    (folder,) = {job["metadata"]["run"] for job in export.jobs()}
+    config = RunDirectory.named(stack.runs, folder).config()
+    assert (config.recipe, config.warm_start, config.until) == ("smoke", True, "")
+
+    retraining = dags.woken_by(export, "deliver", "retrain_downstream")
+    assert retraining.follow() == "success", retraining.tasks()
+    # the schedule, too, may have woken it for these summaries: before this one, since there is one at a time
+    jobs = dags.jobs(dag="retrain_downstream", run=folder)
+    assert [job["metadata"]["task"] for job in jobs] == [*RELEASE]
+    second = RunDirectory.named(stack.runs, folder).report_of("promote")
+    assert second["promoted"], second["reasons"]
+    assert second["before"] == first["release"]
+    assert second["release"]["epoch"] == first["release"]["epoch"] + 1
+    assert dags.news("retrain_downstream", "promote") == []
+    assert [run["dag_run_id"] for run in dags.runs_of("export_summaries")] == [export.name]
+    dags.switch_off("export_summaries", "retrain_downstream")
+
+
 def test_secrets_are_in_one_private_file_and_in_none_that_others_read(stack: Stack) -> None:
     secrets = json.loads((stack.path / SECRETS).read_text())
     keys = {f"airflow/{name} key" for name in ("fernet", "api", "jwt")}
     assert secrets.keys() == {"airflow/admin", "ray/token", *keys}
     assert (stack.path / SECRETS).stat().st_mode & 0o777 == 0o600
-    shown = [Path(f"/proc/{pid}/cmdline").read_text() for pid in stack.processes() if alive(pid)]
-    shown += [path.read_text(errors="replace") for path in stack.path.rglob("*.log*") if path.is_file()]
-    shown.append((stack.path / "environment").read_text())
-    assert not [name for name, secret in secrets.items() if any(secret in text for text in shown)]
+    shown = {f"{pid}": Path(f"/proc/{pid}/cmdline").read_text() for pid in stack.processes() if alive(pid)}
+    shown |= {"environment": (stack.path / "environment").read_text()} | stack.logs()
+    assert stack.secrets_in(shown) == []
 
 
 def test_airflows_command_line_is_that_of_the_stack(stack: Stack) -> None:

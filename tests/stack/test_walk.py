@@ -1,6 +1,6 @@
 """A new user's walk over real data: a form in the browser, summaries by SQL, scores, a release taken back.
 
-docs/guide/real-data.md shows what `pytest --log-cli-level INFO` shows here.
+docs/guide/real-data.md shows what `pytest --log-cli-level INFO` shows here, and the picture.
 """
 
 import json
@@ -39,8 +39,8 @@ def refreshed(stack: Stack, airflow: Airflow, data: Path, **values: str) -> None
 
 def exported(stack: Stack) -> Mapping[tuple[str, int], int]:
     """By space and epoch, how many users the runs say that they exported."""
-    runs = stack.path.with_name("runs")
-    reports = [json.loads(path.read_text())["report"] for path in runs.glob("*/stages/export_summaries.json")]
+    paths = stack.runs.glob("*/stages/export_summaries.json")
+    reports = [json.loads(path.read_text())["report"] for path in paths]
     return {
         (report["space"], epoch["epoch"]): epoch["rows"] for report in reports for epoch in report["epochs"]
     }

@@ -37,7 +37,8 @@ It waits in the pool `vista_training` while another training runs.
 A leak: withdraw the epoch that the message names, export again.
 """,
     "promote": """
-Another release came meanwhile: start a new run.
+Another release came meanwhile: clear `retrain_downstream` of this run. The models are kept, and compared with
+that. Runs of the DAG `retrain_downstream` do so by themselves: the next one goes on.
 A region does not take the release: `python -m vista repair`, then clear the task.
 """,
     "clean_up": """

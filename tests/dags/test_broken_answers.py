@@ -18,6 +18,7 @@ from vista.jobs import STAGES
 from vista.orchestration import ray_jobs
 from vista.orchestration import trigger as trigger_module
 from vista.orchestration.trigger import RayJobTrigger
+from vista.revision import git_revision
 
 pytestmark = pytest.mark.usefixtures("metadata_database")
 
@@ -34,6 +35,13 @@ def test_code_is_uploaded_once_for_all_stages(head: Head) -> None:
     assert result["state"] == "success"
     assert len(head.jobs) == len(STAGES)
     assert head.uploads == 1
+
+
+def test_a_job_says_which_code_was_packed_for_it(head: Head) -> None:
+    asyncio.run(prepare()._attach_or_submit(["one"], 1, RefreshConfig(), "run"))
+    metadata = head.jobs["one"].request["metadata"]
+    assert isinstance(metadata, dict)
+    assert metadata["revision"] == git_revision() != "unknown"
 
 
 def test_a_head_that_is_still_starting_is_waited_for(head: Head) -> None:

@@ -157,15 +157,17 @@ class CurveLog:
         store = client(self.tracked.url)
         now_ms = int(time.time() * 1_000)
         metrics = []
+        # after an error the store is asked anew: it may have taken a part
+        logged, self.logged = self.logged, {}
         for point in curve[self.added :]:
             for name, value in point.values.items():
-                if name not in self.logged:
-                    self.logged[name] = _last_step(store, self.tracked.run_id, name)
-                if point.step > self.logged[name]:
+                if name not in logged:
+                    logged[name] = _last_step(store, self.tracked.run_id, name)
+                if point.step > logged[name]:
                     metrics.append(Metric(name, value, now_ms, point.step))
         for start in range(0, len(metrics), METRICS_PER_BATCH):
             store.log_batch(self.tracked.run_id, metrics=metrics[start : start + METRICS_PER_BATCH])
-        self.added = len(curve)
+        self.added, self.logged = len(curve), logged
 
 
 @mapped

@@ -69,6 +69,16 @@ def test_a_server_that_is_no_head_is_named(head: Head) -> None:
         asyncio.run(prepare()._attach_or_submit(["one"], 1, RefreshConfig(), "run"))
 
 
+def test_a_connection_that_nobody_has_made_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("AIRFLOW_CONN_RAY_DEFAULT", raising=False)
+    remedy = "there is no Airflow connection ray_default: add it, with the URL of Ray's dashboard as host"
+    with pytest.raises(BackendError, match=remedy):
+        asyncio.run(prepare()._attach_or_submit(["one"], 1, RefreshConfig(), "run"))
+    assert follow("one", caplog)["reason"].startswith(remedy)
+
+
 def test_a_wait_that_no_triggerer_ends_is_over_some_time_after_the_deadline(head: Head) -> None:
     """Airflow's time-out of a task does not count while it waits."""
     head.stage_is("exec sleep 60")

@@ -9,8 +9,9 @@ TRIAGE = """
 ### experiments
 
 Every combination of summary seeds, width and history length is trained as a foundation on the same data and
-measured on its test day. MLflow's experiment `vista-grid-NAME` holds a run per cell, below the grid's own.
-Trainings take turns (pool `vista_training`). Nothing is exported or released.
+measured on its test day. MLflow's experiment `vista-grid` holds a run per grid and, below it, one per cell;
+`python -m vista compare vista-grid` puts those of the newest side by side. Trainings take turns (pool
+`vista_training`). Nothing is registered, exported or released.
 
 | A run | Do |
 |---|---|

@@ -1,7 +1,6 @@
 """What jobs on Ray's node see, and Airflow's processes too."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,21 +28,14 @@ def inherited() -> dict[str, str]:
 
 
 def jobs_environment(runs: Path, home: Path, mlflow_url: str, backends: Mapping[str, str]) -> dict[str, str]:
-    """Places, back ends (empty: the embedded ones below `home`) and the code's revision; no secret."""
+    """Places and back ends (empty: the embedded ones below `home`); no secret."""
     return {
         **inherited(),
         "VISTA_RUNS": str(runs),
         "VISTA_HOME": str(home),
         "VISTA_PYTHON": sys.executable,
-        "VISTA_GIT_REVISION": _git_revision(),
         "MLFLOW_TRACKING_URI": mlflow_url,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PYTHONUNBUFFERED": "1",
         **backends,
     }
-
-
-def _git_revision() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"  # a copy without .git runs too

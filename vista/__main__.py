@@ -143,7 +143,7 @@ def _join_reports(reports: tuple[Path, ...], out: Path, record: bool) -> None:
 @click.option(
     "--reference", default="",
     help="a run, or a model of a grid (then of the same seed), that the others are compared with; default: "
-    "vista, else the oldest run of the same rows",
+    "vista, else the oldest run of the same rows and seed",
 )  # fmt: skip
 @click.option(
     "--metrics", default="", show_default="test_auc,test_ne,test_gauc,test_calibration",
@@ -154,7 +154,8 @@ def _compare(experiment: str, parent: str, reference: str, metrics: str, as_json
     """Put the runs of an MLflow EXPERIMENT side by side: parameters that differ, metrics, and the paired
     differences of those that were tested on the same rows.
 
-    EXPERIMENT is vista-foundation, vista-downstream, vista-delivery, or vista-experiment-NAME of a grid.
+    EXPERIMENT is vista-foundation, vista-downstream, vista-delivery, vista-grid, which has the grids of
+    Airflow's DAG experiments, or vista-experiment-NAME, which has those of `experiment NAME`.
     """
     from vista.train.compare import compare
 

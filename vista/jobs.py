@@ -25,13 +25,13 @@ ADOPT = "adopt_foundation"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One row of the table; functions are "module:function", resolved only when the job runs. `lost` says
-    what of a kept report the catalog does not have any more."""
+    """One row of the table; functions are "module:function", resolved only when the job runs. `stale` says
+    why the report that a run has kept of it counts no longer."""
 
     config: type[Frozen]
     function: str
     help: str
-    lost: str = ""
+    stale: str = ""
 
     def load(self) -> Callable[[Any, Settings], Frozen]:
         return _function(self.function)  # type: ignore[no-any-return]
@@ -53,7 +53,7 @@ STAGES: dict[str, Job] = {
         RefreshConfig,
         "vista.train.export_summaries:export_summaries",
         "summarise all users and publish epochs",
-        lost="vista.delivery.kept_reports:lost_epochs",
+        stale="vista.delivery.kept_reports:lost_epochs",
     ),
     "deliver": Job(
         RefreshConfig,
@@ -64,12 +64,13 @@ STAGES: dict[str, Job] = {
         RefreshConfig,
         "vista.train.retrain_downstream:retrain_downstream",
         "train the downstream model and the baselines, evaluate, decide",
+        stale="vista.delivery.kept_reports:overtaken",
     ),
     "promote": Job(
         RefreshConfig,
         "vista.delivery.promote:promote_run",
         "make the run's models and epoch the release",
-        lost="vista.delivery.kept_reports:lost_release",
+        stale="vista.delivery.kept_reports:lost_release",
     ),
     "clean_up": Job(
         RefreshConfig, "vista.train.clean_up:clean_up", "retire what nobody needs and write the report"
@@ -114,13 +115,13 @@ JOBS = STAGES | OTHER_JOBS
 def run_stage(name: str, config: RefreshConfig, settings: Settings, **told: Any) -> dict[str, Any]:
     """Run one stage, or return its report if this run has it already; `told` goes to the stage's function.
 
-    A report of what the catalog does not have any more counts no longer, nor do those of later stages.
+    A report that does not fit the catalog any more counts no longer, nor do those of later stages.
     Raises `InputError` if the run was started with other values, or for values that no run can have.
     """
     recipe_of(config)  # its limits first: a run keeps its configuration for ever, a mistyped one too
     run = RunDirectory.open(settings.runs, config)
     kept_as = "train_foundation" if name == ADOPT else name
-    _forget_lost(kept_as, run, settings)
+    _forget_stale(kept_as, run, settings)
     if run.stage(kept_as) is None:
         started = time.monotonic()
         report = job(name).load()(config, settings, **told)
@@ -128,15 +129,14 @@ def run_stage(name: str, config: RefreshConfig, settings: Settings, **told: Any)
     return run.report_of(kept_as)
 
 
-def _forget_lost(name: str, run: RunDirectory, settings: Settings) -> None:
-    """Delete the kept report of a stage, and those of later ones, if the catalog has lost what it made."""
-    kept = run.stage(name)
-    if kept is None or not STAGES[name].lost:
+def _forget_stale(name: str, run: RunDirectory, settings: Settings) -> None:
+    """Delete the kept report of a stage, and those of later ones, if it does not fit the catalog any more."""
+    if run.stage(name) is None or not STAGES[name].stale:
         return
-    if lost := _function(STAGES[name].lost)(kept.report, settings):
+    if why := _function(STAGES[name].stale)(run, settings):
         stages = list(STAGES)
         later = stages[stages.index(name) :]
-        LOG.warning("%s is not in the catalog any more: done again are %s", lost, ", ".join(later))
+        LOG.warning("%s: done again are %s", why, ", ".join(later))
         for one in reversed(later):  # this one last: killed in between, the next run finds it again
             (run.path / "stages" / f"{one}.json").unlink(missing_ok=True)
 

@@ -87,12 +87,12 @@ def test_a_run_is_tagged_with_its_code_and_with_airflows_ids(
     def in_attempt(number: int) -> Tracked:
         metadata = {
             "dag": "experiments", "dag_run": "manual__1", "task": "cell", "map_index": "3",
-            "try": str(number),
+            "try": str(number), "revision": "0123abc-dirty",
         }  # fmt: skip
         monkeypatch.setenv(JOB_CONFIG, json.dumps({"runtime_env": {}, "metadata": metadata}))
         return track(settings, experiment, "run", {}, {})
 
-    monkeypatch.setenv("VISTA_GIT_REVISION", "0123abc-dirty")
+    monkeypatch.setenv("VISTA_GIT_REVISION", "of the day when Ray was started")
     first = in_attempt(1)
     assert in_attempt(2) == first
     tags = client(first.url).get_run(first.run_id).data.tags

@@ -18,6 +18,7 @@ from vista.jobs import STAGES
 from vista.orchestration import ray_jobs
 from vista.orchestration import trigger as trigger_module
 from vista.orchestration.trigger import RayJobTrigger
+from vista.revision import git_revision
 
 pytestmark = pytest.mark.usefixtures("metadata_database")
 
@@ -34,6 +35,13 @@ def test_code_is_uploaded_once_for_all_stages(head: Head) -> None:
     assert result["state"] == "success"
     assert len(head.jobs) == len(STAGES)
     assert head.uploads == 1
+
+
+def test_a_job_says_which_code_was_packed_for_it(head: Head) -> None:
+    asyncio.run(prepare()._attach_or_submit(["one"], 1, RefreshConfig(), "run"))
+    metadata = head.jobs["one"].request["metadata"]
+    assert isinstance(metadata, dict)
+    assert metadata["revision"] == git_revision() != "unknown"
 
 
 def test_a_head_that_is_still_starting_is_waited_for(head: Head) -> None:
@@ -59,6 +67,16 @@ def test_a_server_that_is_no_head_is_named(head: Head) -> None:
     head.is_page = True
     with pytest.raises(BackendError, match=f"{head.url} does not answer as Ray's dashboard does: check"):
         asyncio.run(prepare()._attach_or_submit(["one"], 1, RefreshConfig(), "run"))
+
+
+def test_a_connection_that_nobody_has_made_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("AIRFLOW_CONN_RAY_DEFAULT", raising=False)
+    remedy = "there is no Airflow connection ray_default: add it, with the URL of Ray's dashboard as host"
+    with pytest.raises(BackendError, match=remedy):
+        asyncio.run(prepare()._attach_or_submit(["one"], 1, RefreshConfig(), "run"))
+    assert follow("one", caplog)["reason"].startswith(remedy)
 
 
 def test_a_wait_that_no_triggerer_ends_is_over_some_time_after_the_deadline(head: Head) -> None:

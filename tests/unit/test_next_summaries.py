@@ -82,6 +82,22 @@ def test_five_ranges_are_one_step_to_the_newest(tmp_path: Path, settings: Settin
     assert found(settings).epochs == (7,)
 
 
+def test_a_day_that_was_exported_twice_is_retrained_on_its_newer_epoch(
+    tmp_path: Path, settings: Settings
+) -> None:
+    """By another foundation of the same space: both epochs are as of the same time."""
+    first = publish_epoch(tmp_path)
+    run_of(settings, first, adopted=False, finished=True)
+    release(settings, first)
+    older, newer = [publish_epoch(tmp_path, as_of_us=2_000, variant=number) for number in (1, 2)]
+    before, after = run_of(settings, older), run_of(settings, newer)
+    assert (found(settings).config, found(settings).epochs) == (after.config(), (2, 3))
+    finish(before)
+    assert (found(settings).config, found(settings).epochs) == (after.config(), (3,))
+    finish(after)
+    assert (found(settings).config, found(settings).epochs) == (None, ())
+
+
 def test_what_stays_in_the_table_or_is_of_the_past_does_not_wait(tmp_path: Path, settings: Settings) -> None:
     newest, older, table_only, withdrawn = [
         publish_epoch(tmp_path, as_of_us=as_of_us) for as_of_us in (5_000, 4_000, 6_000, 7_000)

@@ -463,6 +463,22 @@ def test_a_kept_promotion_counts_while_the_catalog_has_its_release(
         assert served(backends) == {current.id}
 
 
+def test_what_was_rolled_back_before_its_promotion_was_reported_does_not_come_back(
+    backends: Backends, settings: Settings, epochs: list[Epoch]
+) -> None:
+    """A region did not follow, or the stage was killed: its next attempt comes after the rollback."""
+    first = promoted(backends, 1)
+    config, run = delivered_run(settings, "run-5", epochs[1])
+    judged = run.report_of("retrain_downstream") | {"champion": {"release": first.id}}
+    keep_report(run, "retrain_downstream", judged)
+    own = promote_run(config, settings).release
+    assert own is not None
+    back = rollback(backends, to=None, actor="me", reason="clicks fell").release
+    report = promote_run(config, settings)
+    assert (report.promoted, report.release) == (False, back)
+    assert report.reasons == (f"release {own.id} had these models, and {back.id} has replaced it",)
+
+
 def test_a_run_that_the_gate_refuses_is_a_good_end_with_its_reasons(
     settings: Settings, epochs: list[Epoch]
 ) -> None:

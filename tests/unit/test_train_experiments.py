@@ -1,7 +1,6 @@
 """`experiment kuairand` and `table2`: the public splits, cells that are made once, and what they prove."""
 
 import csv
-import json
 import os
 import resource
 import signal
@@ -405,21 +404,6 @@ def test_compare_has_the_intervals_of_the_report(
             assert interval == pytest.approx(getattr(expected, metric).model_dump(), abs=1e-9)
     (why,) = {run.why for run in runs if run.model == "vista_permuted"}
     assert why == "it kept no scores"
-
-
-def test_tasks_of_one_airflow_run_share_a_grid(
-    data_dir_kuairand: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each makes a part of it: other options, the same run above."""
-    for task, models in enumerate(("mean_pool", "vista")):
-        metadata = {"dag": "experiments", "dag_run": "manual__1", "task": "cell", "map_index": str(task)}
-        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": metadata}))
-        config = ExperimentConfig(data_dir=str(data_dir_kuairand), seeds=1, models=models)
-        run_experiment("kuairand", config, settings)
-    found = compare(settings, "vista-experiment-kuairand")
-    client = MlflowClient(settings.mlflow_url)
-    tags = {run.model: client.get_run(run.id).data.tags["airflow.map_index"] for run in found.runs}
-    assert tags == {"mean_pool": "0", "vista": "1"}
 
 
 def test_lightgbm_is_an_arm(data_dir_kuairand: Path, settings: Settings) -> None:

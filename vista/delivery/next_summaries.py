@@ -51,26 +51,26 @@ def next_summaries(config: NoConfig, settings: Settings) -> NextSummaries:
             return NextSummaries(config=None, space="", watermark_us=None, head_us=None, epochs=())
         epochs = usable(catalog, release.space)
     runs = [run for run in delivered(settings.runs) if run.space == release.space and run.epoch in epochs]
-    done = [epochs[run.epoch].as_of_us for run in runs if run.finished]
-    watermark_us = max(done, default=None)
+    order = {number: (one.as_of_us, number) for number, one in epochs.items()}  # days may be exported twice
+    watermark = max((order[run.epoch] for run in runs if run.finished), default=None)
     waiting = [
         run
         for run in runs
-        if run.adopted
-        and not run.finished
-        and (watermark_us is None or epochs[run.epoch].as_of_us > watermark_us)
+        if run.adopted and not run.finished and (watermark is None or order[run.epoch] > watermark)
     ]
-    head = max(waiting, key=lambda run: epochs[run.epoch].as_of_us, default=None)
-    head_us = watermark_us if head is None else epochs[head.epoch].as_of_us
+    head = max(waiting, key=lambda run: order[run.epoch], default=None)
+    newest = watermark if head is None else order[head.epoch]
     found = NextSummaries(
         config=None if head is None else head.config,
         space=release.space,
-        watermark_us=watermark_us,
-        head_us=head_us,
+        watermark_us=None if watermark is None else watermark[0],
+        head_us=None if newest is None else newest[0],
         epochs=tuple(
             number
-            for number, one in epochs.items()
-            if head_us is not None and (watermark_us or 0) < one.as_of_us <= head_us
+            for number in epochs
+            if newest is not None
+            and (watermark is None or watermark < order[number])
+            and order[number] <= newest
         ),
     )
     LOG.info("%s: %d epochs wait for a retraining", found.space, len(found.epochs))

@@ -6,7 +6,8 @@ Not promoted is a good end too, also while promotion is frozen: the report says 
 from vista.config import Frozen, RefreshConfig, Settings
 from vista.delivery.audit import audit_line
 from vista.delivery.freeze import freeze_reason
-from vista.delivery.interfaces import Release
+from vista.delivery.interfaces import Catalog, Release
+from vista.delivery.kept_reports import release_since
 from vista.delivery.regions import Backends, open_backends
 from vista.delivery.release import ReleaseReport, current_release, promote
 from vista.errors import RegionNotReadyError
@@ -25,7 +26,8 @@ class PromoteReport(Frozen):
 def promote_run(
     config: RefreshConfig, settings: Settings, *, approved_by: str = "", rejected_by: str = ""
 ) -> PromoteReport:
-    """Promote what the gate lets pass, unless a person rejected it; the audit keeps who decided.
+    """Promote what the gate lets pass, unless a person rejected it; the audit keeps who decided. What has
+    served and was replaced, after an earlier attempt, is not brought back.
 
     Raises `RegionNotReadyError` if a region does not take the release.
     """
@@ -39,8 +41,8 @@ def promote_run(
     with open_backends(settings) as backends:
         if rejected:
             backends.catalog.note(audit_line("reject", rejected_by, f"promotion of run {config.run_id}"))
-        frozen = freeze_reason(backends.catalog)
-        if refusals := tuple(filter(None, (rejected, frozen, not_delivered, *gate_refusals))):
+        refused = (rejected, freeze_reason(backends.catalog), not_delivered, _replaced(run, backends.catalog))
+        if refusals := tuple(filter(None, (*refused, *gate_refusals))):
             current = current_release(backends.catalog)
             return PromoteReport(promoted=False, reasons=refusals, release=current, before=current)
         done = promote_models(
@@ -51,6 +53,14 @@ def promote_run(
             instead_of=retrained["champion"]["release"],
         )
     return PromoteReport(promoted=True, reasons=reasons, release=done.release, before=done.before)
+
+
+def _replaced(run: RunDirectory, catalog: Catalog) -> str:
+    """What has replaced the release of an earlier attempt, a rollback for one, in words; empty if nothing."""
+    own, current = release_since(run, catalog), current_release(catalog)
+    if own is None or current is None or current.downstream == own.downstream:
+        return ""
+    return f"release {own.id} had these models, and {current.id} has replaced it"
 
 
 def promote_models(

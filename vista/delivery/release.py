@@ -255,8 +255,8 @@ def _check_judged(current: Release | None, instead_of: str | None) -> None:
     serves = None if current is None else current.id
     if serves != instead_of:
         raise ReleaseConflictError(
-            f"these models were judged against release {instead_of}, now {serves} serves: start a new run, "
-            "or promote by hand"
+            f"these models were judged against release {instead_of}, now {serves} serves: run the stage "
+            "retrain_downstream again, which compares them with that"
         )
 
 

@@ -19,6 +19,7 @@ from vista.orchestration.conf import config_of
 from vista.orchestration.packaging import package
 from vista.orchestration.ray_jobs import RayJobs, patiently, stop_and_wait
 from vista.orchestration.trigger import RayJobTrigger, connect
+from vista.revision import git_revision
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -143,8 +144,9 @@ class RayJobOperator(BaseOperator):
 
         Jobs from before the task was cleared, at attempt `first`, must not run beside it.
         """
+        # down to the revision, they become MLflow's tags (vista.train.tracking)
         metadata = {"dag": self.dag_id, "dag_run": dag_run_id, "task": self.task_id}
-        metadata |= {"map_index": str(map_index), "try": str(len(names))}  # MLflow's tags, by vista.train
+        metadata |= {"map_index": str(map_index), "try": str(len(names)), "revision": git_revision()}
         metadata |= {"run": str(getattr(config, "run_id", "")), "config": config.model_dump_json()}
         async with await connect(CONNECTION) as jobs:
 

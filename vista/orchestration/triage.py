@@ -6,6 +6,7 @@ EVERY_JOB = """
 | exit code 2, `error: ...` | The input cannot be used: mend what the message names, trigger a new run. |
 | killed by signal 9 | Out of memory or a lost node. It resumes by itself; if it repeats, lower `max_uih`. |
 | Ray cannot be reached | Mend the head or its network: the retry goes on with the job that still runs. |
+| there is no Airflow connection | Add `ray_default`: host and password as the message says; clear the task. |
 | answered 401 | Put the head's token into the password of the connection `ray_default`, clear the task. |
 | out of memory on Ray's node | Ray killed a worker: lower the batch, the workers or `max_uih` in a new run. |
 | Ray does not know this job any more | Its head was restarted: the retry resumes. |
@@ -37,7 +38,8 @@ It waits in the pool `vista_training` while another training runs.
 A leak: withdraw the epoch that the message names, export again.
 """,
     "promote": """
-Another release came meanwhile: start a new run.
+Another release came meanwhile: clear `retrain_downstream` of this run. The models are kept, and compared with
+that. Runs of the DAG `retrain_downstream` do so by themselves: the next one goes on.
 A region does not take the release: `python -m vista repair`, then clear the task.
 """,
     "clean_up": """

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from airflow.sdk import BaseHook
+from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -32,8 +33,15 @@ _stopping: set[asyncio.Task[None]] = set()
 
 
 async def connect(connection_id: str) -> RayJobs:
-    """The client for an Airflow connection: host = the dashboard's URL, password = Ray's token."""
-    connection = await BaseHook.aget_connection(connection_id)
+    """The client for an Airflow connection: host = the dashboard's URL, password = Ray's token. Raises
+    `BackendError` if there is none."""
+    try:
+        connection = await BaseHook.aget_connection(connection_id)
+    except AirflowNotFoundException as error:
+        raise BackendError(
+            f"there is no Airflow connection {connection_id}: add it, with the URL of Ray's dashboard as "
+            "host and Ray's token as password"
+        ) from error
     return RayJobs(connection.host or "", connection.password or "")
 
 

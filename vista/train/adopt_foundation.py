@@ -20,7 +20,7 @@ from vista.model.ranker import Ranker
 from vista.train.loop import batch_plan, history_forward, predict
 from vista.train.registry import FOUNDATION
 from vista.train.stage import Fitted, StageContext, checkpoint_meta
-from vista.train.train_foundation import MODEL, FoundationReport, reported
+from vista.train.train_foundation import MODEL, FoundationReport, register_version, reported
 from vista.train.warm_start import WarmStart, warm_start
 
 
@@ -38,7 +38,9 @@ def adopt_foundation(config: RefreshConfig, settings: Settings) -> FoundationRep
         tracked.add_inputs([stage.input()])
         if not stage.result(MODEL).exists():
             adopt(stage, start)
-        return reported(stage, start.space, start.checkpoint, tracked, adopted=True)
+        report = reported(stage, start.space, start.checkpoint, tracked, adopted=True)
+        register_version(stage, report, tracked)
+    return report
 
 
 def adopt(stage: StageContext, start: WarmStart) -> None:

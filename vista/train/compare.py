@@ -186,9 +186,14 @@ def _shown(runs: Sequence[Run], wanted: Sequence[str]) -> tuple[str, ...]:
 
 
 def _differing(runs: Sequence[Run]) -> tuple[str, ...]:
-    """Parameters that are not the same in all runs, in their order."""
-    names = dict.fromkeys(name for run in runs for name in run.params if name not in NOT_PARAMETERS)
-    return tuple(name for name in names if len({run.params.get(name) for run in runs}) > 1)
+    """Parameters that are not the same in all runs, in their order; of those with one name that say the same,
+    `seeds` and `model.seeds`, the first."""
+    columns: dict[tuple[str | None, ...], str] = {}
+    for name in dict.fromkeys(name for run in runs for name in run.params if name not in NOT_PARAMETERS):
+        values = [run.params.get(name) for run in runs]
+        if len(set(values)) > 1:
+            columns.setdefault((name.rpartition(".")[2], *values), name)
+    return tuple(columns.values())
 
 
 def _rank(run: Run, metric: str) -> tuple[str, str, float]:

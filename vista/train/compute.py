@@ -214,7 +214,8 @@ def log_like_the_driver(doing: str = "") -> None:
 
 @contextmanager
 def _followed(tracked: Tracked, curve: Path) -> Iterator[None]:
-    """Log what rank 0 keeps at `curve` into MLflow, during a training and once more after it.
+    """Log what rank 0 keeps at `curve` into MLflow, during a training and once more after it. The training
+    goes on while MLflow is away; what is not logged meanwhile is logged when it answers.
 
     The driver does it, because it has nothing else to do, and importing mlflow costs a worker seconds.
     """
@@ -224,18 +225,32 @@ def _followed(tracked: Tracked, curve: Path) -> Iterator[None]:
         if curve.exists():
             log.add(read_curve(curve).curve)
 
-    def follow() -> None:
-        while not ended.wait(LOG_EVERY_S):
+    def add_or_warn(warns: bool = True) -> bool:
+        try:
             add()
+        except VistaError as error:
+            if warns:
+                LOG.warning("the curve in MLflow stands still until it answers: %s", error)
+            return False
+        return True
+
+    def follow() -> None:
+        well = True
+        while not ended.wait(LOG_EVERY_S):
+            well = add_or_warn(warns=well)
 
     follower = threading.Thread(target=follow, name="vista-curve", daemon=True)
     follower.start()
     try:
-        yield
-    finally:
-        ended.set()
-        follower.join()
-        add()
+        try:
+            yield
+        finally:
+            ended.set()
+            follower.join()
+    except BaseException:
+        add_or_warn()  # what ended the training is what has to be told
+        raise
+    add()
 
 
 def run_tasks(function: Callable[[T], R], arguments: Sequence[T], what: str) -> list[R]:

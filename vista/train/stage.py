@@ -57,24 +57,22 @@ class StageContext:
 
     def track(self, experiment: str, space: str, params: Mapping[str, Any] | None = None) -> Tracked:
         """This run's MLflow run in the experiment of one purpose."""
-        tags = {
-            "vista.run_id": self.config.run_id,
-            "vista.recipe": self.recipe.name,
-            "vista.space": space,
-            "vista.data_digest": self.dataset.info.digest,
-        }
-        return track(self.settings, experiment, self.config.run_id, self.params() | dict(params or {}), tags)
+        params = self.params() | dict(params or {})
+        return track(self.settings, experiment, self.config.run_id, params, self.tags(space))
 
-    def version_tags(self, space: str, checkpoint: Path) -> dict[str, str]:
-        """Where a registered version comes from."""
+    def tags(self, space: str) -> dict[str, str]:
+        """Where something of this run comes from."""
         return {
             "vista.run_id": self.config.run_id,
             "vista.recipe": self.recipe.name,
             "vista.space": space,
-            "vista.digest": checkpoint_meta(checkpoint).digest,
             "vista.data_digest": self.dataset.info.digest,
-            CHECKPOINT: str(checkpoint),
         }
+
+    def version_tags(self, space: str, checkpoint: Path) -> dict[str, str]:
+        """Where a registered version comes from."""
+        digest = checkpoint_meta(checkpoint).digest
+        return self.tags(space) | {"vista.digest": digest, CHECKPOINT: str(checkpoint)}
 
     def input(self, context: str = "training") -> Input:
         """The events of this run, for MLflow."""

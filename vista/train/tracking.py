@@ -8,7 +8,6 @@ it holds is what need not be logged again.
 import json
 import logging
 import os
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vista.config import Frozen, Settings
 from vista.errors import BackendError
+from vista.revision import git_revision
 from vista.runs import alone
 from vista.train.experiments.fingerprint import short_digest
 from vista.train.mlflow_store import client, file_of, make_store, mapped
@@ -157,15 +157,17 @@ class CurveLog:
         store = client(self.tracked.url)
         now_ms = int(time.time() * 1_000)
         metrics = []
+        # after an error the store is asked anew: it may have taken a part
+        logged, self.logged = self.logged, {}
         for point in curve[self.added :]:
             for name, value in point.values.items():
-                if name not in self.logged:
-                    self.logged[name] = _last_step(store, self.tracked.run_id, name)
-                if point.step > self.logged[name]:
+                if name not in logged:
+                    logged[name] = _last_step(store, self.tracked.run_id, name)
+                if point.step > logged[name]:
                     metrics.append(Metric(name, value, now_ms, point.step))
         for start in range(0, len(metrics), METRICS_PER_BATCH):
             store.log_batch(self.tracked.run_id, metrics=metrics[start : start + METRICS_PER_BATCH])
-        self.added = len(curve)
+        self.added, self.logged = len(curve), logged
 
 
 @mapped
@@ -193,7 +195,7 @@ def track(
             if params and not runs[0].data.params:  # who made it was killed before they were logged
                 _log_params(store, tracked.run_id, params)
             return tracked
-        revision = git_revision()
+        revision = running_revision()
         found = {
             "mlflow.source.name": "python -m vista",
             "mlflow.source.git.commit": revision.removesuffix("-dirty"),
@@ -213,8 +215,21 @@ def airflow_tags(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     >>> airflow_tags({JOB_CONFIG: '{"metadata": {"dag": "experiments", "map_index": "3"}}'})
     {'airflow.dag_id': 'experiments', 'airflow.map_index': '3'}
     """
-    metadata = json.loads(environment.get(JOB_CONFIG, "{}")).get("metadata", {})
+    metadata = _job_metadata(environment)
     return {f"airflow.{word}": metadata[name] for name, word in AIRFLOW_IDS.items() if name in metadata}
+
+
+def running_revision(environment: Mapping[str, str] = os.environ) -> str:
+    """The revision of the code that runs: of a job, that of the sources which Airflow's operator has packed.
+
+    >>> running_revision({JOB_CONFIG: '{"metadata": {"revision": "0123abc-dirty"}}'})
+    '0123abc-dirty'
+    """
+    return _job_metadata(environment).get("revision") or git_revision()
+
+
+def _job_metadata(environment: Mapping[str, str]) -> dict[str, str]:
+    return dict(json.loads(environment.get(JOB_CONFIG, "{}")).get("metadata", {}))
 
 
 def flattened(config: Frozen) -> dict[str, Any]:
@@ -228,15 +243,6 @@ def flattened(config: Frozen) -> dict[str, Any]:
             yield prefix, value
 
     return dict(walk("", config.model_dump(mode="json")))
-
-
-def git_revision() -> str:
-    """The revision of the code: `VISTA_GIT_REVISION`, else git's, else "unknown" (an unpacked archive)."""
-    if "VISTA_GIT_REVISION" in os.environ:
-        return os.environ["VISTA_GIT_REVISION"]
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
 def _experiment(store: Any, settings: Settings, name: str) -> str:

@@ -45,23 +45,38 @@ def train_foundation(config: RefreshConfig, settings: Settings) -> FoundationRep
     """Train, evaluate, register. Run again after a crash, it resumes from the last checkpoint."""
     stage = StageContext.open(config, settings)
     job, space = planned(stage)
-    training = Training(job)
-    training.task()  # what is wrong with the data is found here, before any worker starts
+    training = checked(job)
     tracked = stage.track(FOUNDATION, space, {} if job.start is None else {"start": str(job.start)})
     with tracked.running():
-        tracked.add_inputs([stage.input()])
-        result = stage.result(MODEL)
-        if not result.exists():
-            with ray_session(job.train.workers):
-                state = train_on_ray(job, tracked, storage=stage.run.training(MODEL), name=config.run_id)
-            finish(stage, training, space, state)
-        return reported(stage, space, job.start, tracked)
+        report = trained(stage, training, space, tracked)
+        register_version(stage, report, tracked)
+    return report
+
+
+def checked(job: RankerJob) -> Training:
+    """What is wrong with the data is found here, before any worker starts."""
+    training = Training(job)
+    training.task()
+    return training
+
+
+def trained(stage: StageContext, training: Training, space: str, tracked: Tracked) -> FoundationReport:
+    """Train, unless that is done, and log it."""
+    job, result = training.job, stage.result(MODEL)
+    assert isinstance(job, RankerJob)
+    tracked.add_inputs([stage.input()])
+    if not result.exists():
+        with ray_session(job.train.workers):
+            storage = stage.run.training(MODEL)
+            state = train_on_ray(job, tracked, storage=storage, name=stage.config.run_id)
+        finish(stage, training, space, state)
+    return reported(stage, space, job.start, tracked)
 
 
 def reported(
     stage: StageContext, space: str, start: Path | None, tracked: Tracked, *, adopted: bool = False
 ) -> FoundationReport:
-    """The report of the stage's result, which is logged, registered, and ends the MLflow run."""
+    """The report of the stage's result, which is logged and ends the MLflow run."""
     result = stage.result(MODEL)
     meta, fitted, scores = checkpoint_meta(result.checkpoint), result.fitted(), result.scores()
     report = FoundationReport(
@@ -82,8 +97,12 @@ def reported(
         {stage.run.config_file: "config", result.checkpoint: ARTIFACT},
         pictures(fitted.curves(MODEL), {MODEL: rows}),
     )
-    register(tracked, FOUNDATION, stage.version_tags(space, result.checkpoint))
     return report
+
+
+def register_version(stage: StageContext, report: FoundationReport, tracked: Tracked) -> None:
+    """Make the checkpoint a version of the registered foundation."""
+    register(tracked, FOUNDATION, stage.version_tags(report.space, Path(report.checkpoint)))
 
 
 def planned(stage: StageContext) -> tuple[RankerJob, str]:

@@ -1,7 +1,8 @@
-"""A grid of foundations: every cell is a run of its own, on data that are prepared once, and an MLflow run
-below that of the grid."""
+"""A grid of foundations: every cell is a run of its own, on data that are prepared once. In MLflow all grids
+are one experiment: a run for each and, below it, a run per cell. Cells are no versions of the foundation."""
 
 import logging
+import time
 
 from pydantic import ValidationError
 
@@ -12,12 +13,16 @@ from vista.evaluate.metrics import Metrics
 from vista.jobs import run_stage
 from vista.recipes import recipe_of
 from vista.runs import RunDirectory
-from vista.train.model_run import keep_scores, of_test_rows
 from vista.train.stage import StageContext
-from vista.train.tracking import CurveLog, Tracked, flattened, track
-from vista.train.train_foundation import MODEL
+from vista.train.tracking import Tracked, track
+from vista.train.train_foundation import checked, foundation_job, space_of, trained
 
 LOG = logging.getLogger(__name__)
+
+GRIDS = "vista-grid"
+"""The experiment."""
+STAGE = "train_foundation"
+"""A cell's report is kept as that of this stage."""
 
 
 class CellReport(Frozen):
@@ -41,21 +46,22 @@ def grid_cell(config: GridCell, settings: Settings) -> CellReport:
     refresh = refresh_of(config)
     recipe_of(refresh)  # its limits, before anything is prepared or kept
     share_data(config, refresh, settings)
-    trained = run_stage("train_foundation", refresh, settings)
-    report = cell_report(config, settings)
-    tags = {"vista.run_id": report.run_id, "vista.training": trained["mlflow_run_id"]}
-    parent = parent_of(config.grid, settings)
-    child = track(settings, experiment_of(config.grid), report.run_id, flattened(config), tags, parent)
-    log_training(StageContext.open(refresh, settings), child)
-    child.finish(of_test_rows(report.metrics))
-    return report
+    started = time.monotonic()
+    stage = StageContext.open(refresh, settings)
+    training, space = checked(foundation_job(stage)), space_of(stage)
+    tracked = track_cell(config, stage, space)
+    with tracked.running():
+        report = trained(stage, training, space, tracked)
+    stage.run.keep_stage_report(STAGE, report, seconds=time.monotonic() - started)
+    return cell_report(config, settings)
 
 
-def log_training(stage: StageContext, child: Tracked) -> None:
-    """Curves and scores beside those of the other cells, so that MLflow's page and `compare` have them."""
-    result = stage.result(MODEL)
-    CurveLog(child).add(result.fitted().curve)
-    keep_scores(child, stage.scored_rows(result.scores()))
+def track_cell(cell: GridCell, stage: StageContext, space: str) -> Tracked:
+    """The MLflow run of a cell, made unless it exists. Its model is its shape, so that seeds are paired."""
+    shape = cell.name.removesuffix(f"-seed-{cell.seed}")
+    tags = stage.tags(space) | {"vista.model": shape, "vista.seed": str(cell.seed)}
+    params = {"grid": cell.grid} | stage.params()
+    return track(stage.settings, GRIDS, cell.name, params, tags, parent_of(cell.grid, stage.settings))
 
 
 def grid(config: GridConfig, settings: Settings) -> GridReport:
@@ -63,7 +69,7 @@ def grid(config: GridConfig, settings: Settings) -> GridReport:
     others are not."""
     cells, missing = [], []
     for cell in config.cells():
-        if RunDirectory.named(settings.runs, run_id_of(cell)).stage("train_foundation") is None:
+        if RunDirectory.named(settings.runs, run_id_of(cell)).stage(STAGE) is None:
             missing.append(cell.name)
         else:
             cells.append(cell_report(cell, settings))
@@ -112,20 +118,15 @@ def share_data(cell: GridCell, refresh: RefreshConfig, settings: Settings) -> No
 
 def cell_report(cell: GridCell, settings: Settings) -> CellReport:
     """What a trained cell is."""
-    trained = RunDirectory.named(settings.runs, run_id_of(cell)).report_of("train_foundation")
+    report = RunDirectory.named(settings.runs, run_id_of(cell)).report_of(STAGE)
     return CellReport(
         cell=cell,
         run_id=run_id_of(cell),
-        mlflow_run_id=trained["mlflow_run_id"],
-        metrics=Metrics.model_validate(trained["metrics"]),
+        mlflow_run_id=report["mlflow_run_id"],
+        metrics=Metrics.model_validate(report["metrics"]),
     )
 
 
 def parent_of(name: str, settings: Settings) -> Tracked:
     """The MLflow run that holds those of the cells."""
-    return track(settings, experiment_of(name), name, {"grid": name}, {})
-
-
-def experiment_of(name: str) -> str:
-    """MLflow's experiment of a grid."""
-    return f"vista-grid-{name}"
+    return track(settings, GRIDS, name, {"grid": name}, {})

@@ -1,7 +1,7 @@
 """An experiment in MLflow: a run for the whole grid and, below it, a run per cell.
 
-Whoever comes to the same grid again, after an interruption or in another task of the same Airflow run, finds
-the same run: it is named by Airflow's run, or else by options and data, and by the code.
+Whoever comes to the same grid again, after an interruption, finds the same run: it is named by options, data
+and code.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from vista.train.experiments.cell import CELL_FILE, Cell, CellJob
 from vista.train.experiments.fingerprint import short_digest
 from vista.train.mlflow_store import MANY, client, mapped
 from vista.train.model_run import keep_scores, of_test_rows, pictures
-from vista.train.tracking import PARENT, Tracked, airflow_tags, flattened, track
+from vista.train.tracking import PARENT, Tracked, flattened, track
 
 WHICH_CELLS = ("sets", "models", "seeds", "first_seed")
 """Options of an experiment."""
@@ -31,11 +31,7 @@ def track_grid(
     settings: Settings, grid: str, config: ExperimentConfig, code: str, data_digests: Mapping[str, str]
 ) -> Grid:
     """The run of the whole grid; `data_digests` by block."""
-    airflow = airflow_tags()
-    if "airflow.run_id" in airflow:  # tasks of one run may make a part of the grid each
-        which = [airflow["airflow.dag_id"], airflow["airflow.run_id"]]
-    else:
-        which = [*(str(getattr(config, name)) for name in WHICH_CELLS), *data_digests.values()]
+    which = [*(str(getattr(config, name)) for name in WHICH_CELLS), *data_digests.values()]
     digests = {f"vista.data_digest/{block}": digest for block, digest in data_digests.items()}
     name = f"{grid}-{short_digest(code, *which)[:8]}"
     tags = {"vista.code_digest": code, **digests}

@@ -31,7 +31,7 @@ from vista.train.experiments.grids import REFERENCE, Experiment, experiment_of
 from vista.train.experiments.pool import make_cells
 from vista.train.experiments.report import BlockRows, ExperimentReport, Missing
 from vista.train.experiments.splits import Rows
-from vista.train.tracking import git_revision
+from vista.train.tracking import running_revision
 
 LOG = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ class _Run:
         self.experiment, self.config, self.settings = experiment, config, settings
         self.directory = directory
         self.seeds = range(config.first_seed, config.first_seed + config.seeds)
-        self.code, self.revision = code_digest(CODE), git_revision()
+        self.code, self.revision = code_digest(CODE), running_revision()
         self.opened = {block.name: Opened.of(block, directory) for block in experiment.blocks}
         digests = {name: opened.rows.data_digest for name, opened in self.opened.items()}
         self.mlflow = track_grid(settings, experiment.name, config, self.code, digests)

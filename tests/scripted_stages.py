@@ -20,7 +20,7 @@ REPORT = """cat <<'END'
 {
   "delivered": true, "space": "s", "epoch": 1,
   "gate": {"promote": true, "reasons": ["it is better"]},
-  "promoted": true, "before": null,
+  "promoted": true, "before": null, "new_foundation": true,
   "release": {"id": "r-1", "space": "s", "epoch": 1, "foundation": "f"}
 }
 END

@@ -15,12 +15,14 @@ from vista.runs import RunDirectory
 
 
 class PromoteReport(Frozen):
-    """`release` is what serves afterwards; `reasons` are the gate's, or why it was overridden."""
+    """`release` is what serves afterwards; `reasons` are the gate's, or why it was overridden;
+    `new_foundation`: the promotion released one that the run has trained, not one that was released before."""
 
     promoted: bool
     reasons: tuple[str, ...]
     release: Release | None
     before: Release | None
+    new_foundation: bool
 
 
 def promote_run(
@@ -44,7 +46,9 @@ def promote_run(
         refused = (rejected, freeze_reason(backends.catalog), not_delivered, _replaced(run, backends.catalog))
         if refusals := tuple(filter(None, (*refused, *gate_refusals))):
             current = current_release(backends.catalog)
-            return PromoteReport(promoted=False, reasons=refusals, release=current, before=current)
+            return PromoteReport(
+                promoted=False, reasons=refusals, release=current, before=current, new_foundation=False
+            )
         done = promote_models(
             backends,
             run,
@@ -52,7 +56,13 @@ def promote_run(
             reason="; ".join(reasons),
             instead_of=retrained["champion"]["release"],
         )
-    return PromoteReport(promoted=True, reasons=reasons, release=done.release, before=done.before)
+    return PromoteReport(
+        promoted=True,
+        reasons=reasons,
+        release=done.release,
+        before=done.before,
+        new_foundation=not run.report_of("train_foundation")["adopted"],
+    )
 
 
 def _replaced(run: RunDirectory, catalog: Catalog) -> str:

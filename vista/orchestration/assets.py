@@ -20,16 +20,12 @@ def news_of(job: str, report: dict[str, Any], run: str) -> dict[str, Any] | None
 
     >>> news_of("deliver", {"delivered": False}, "r") is None
     True
+    >>> news_of("promote", {"promoted": True, "new_foundation": False}, "r") is None
+    True
     """
     if job == "deliver" and report["delivered"]:
         return {"space": report["space"], "epoch": report["epoch"], "run": run}
-    if job == "promote" and report["promoted"]:
-        release, before = report["release"], report["before"]
-        if before is None or before["foundation"] != release["foundation"]:
-            return {
-                "release": release["id"],
-                "space": release["space"],
-                "epoch": release["epoch"],
-                "run": run,
-            }
+    if job == "promote" and report["new_foundation"]:
+        release = report["release"]
+        return {"release": release["id"], "space": release["space"], "epoch": release["epoch"], "run": run}
     return None

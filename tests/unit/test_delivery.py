@@ -27,7 +27,8 @@ from vista.delivery.deliver import check_capacity, check_ready, deliver_epoch
 from vista.delivery.interfaces import AuditLine, Release
 from vista.delivery.log import open_log
 from vista.delivery.readiness import RegionState, canaries_differ
-from vista.delivery.regions import open_regions
+from vista.delivery.regions import open_backends, open_regions
+from vista.delivery.release import retire
 from vista.delivery.sqlite_log import SqliteLog
 from vista.delivery.store import open_store
 from vista.delivery.worker import Worker, drain
@@ -101,6 +102,17 @@ def test_open_withdrawn_and_unknown_epochs_are_not_delivered(tmp_path: Path, set
         deliver_epoch(RefreshConfig(recipe="smoke", run_id="run-2"), settings)
     with pytest.raises(InputError, match="no report of stage 'export_summaries'"):
         deliver_epoch(RefreshConfig(recipe="smoke", run_id="run-3"), settings)
+
+
+def test_a_retired_epoch_is_not_delivered_again(tmp_path: Path, settings: Settings) -> None:
+    epoch = publish_epoch(tmp_path, as_of_us=4_000_000)
+    finish_stages(settings, "run-1", epoch)
+    config = RefreshConfig(recipe="smoke", run_id="run-1")
+    deliver_epoch(config, settings)
+    with open_backends(settings) as backends:
+        retire(backends, space=SPACE, epoch=1, actor="me", reason="old")
+    with pytest.raises(EpochError, match=r"epoch 1 of sample-c is retired: .* whose export makes one"):
+        deliver_epoch(config, settings)
 
 
 def test_a_region_without_room_is_refused_with_the_figures(tmp_path: Path, settings: Settings) -> None:

@@ -381,6 +381,16 @@ def test_what_is_retired_is_not_released_by_a_region_that_has_not_heard_of_it(ba
     assert rollback(backends, to=None, actor="me", reason="a newer one").changed
 
 
+def test_what_is_retired_and_gone_is_not_said_to_be_delivered_first(backends: Backends) -> None:
+    promoted(backends, 3)
+    retire(backends, space=SPACE, epoch=2, actor="me", reason="old")
+    for number in (1, 2):
+        with pytest.raises(
+            EpochError, match=f"epoch {number} of {SPACE} is retired: .* whose export makes one"
+        ):
+            promoted(backends, number)
+
+
 def test_a_retirement_looks_once_more_after_it_is_known(backends: Backends, settings: Settings) -> None:
     """Another process rolls back to the epoch between the check and the note."""
     for number in (1, 2, 3):

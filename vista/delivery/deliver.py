@@ -13,6 +13,7 @@ from vista.delivery.log import open_log
 from vista.delivery.readiness import RegionReport, RegionState, canaries_differ
 from vista.delivery.regions import drain_regions, open_regions
 from vista.delivery.retention import expired_because, pinned
+from vista.delivery.retirements import check_not_retired
 from vista.errors import EpochError, RegionNotReadyError
 from vista.runs import RunDirectory
 from vista.summary.table import Shard, shards_of
@@ -38,14 +39,16 @@ class DeliverReport(Frozen):
 def deliver_epoch(config: RefreshConfig, settings: Settings) -> DeliverReport:
     """Deliver the newest epoch of the run's space.
 
-    Raises `EpochError` if it is not published, `RegionNotReadyError` if a region lacks room, users or a
-    canary, `BackendError`.
+    Raises `EpochError` if it is not published, or retired, `RegionNotReadyError` if a region lacks room, users
+    or a canary, `BackendError`.
     """
     run = RunDirectory.open(settings.runs, config)
     exported = run.report_of("export_summaries")
     with closing(open_catalog(settings.catalog_url)) as catalog:
         epoch = published_epoch(catalog, exported["space"], exported["newest_epoch"])
         older = _older_than_release(catalog, epoch)
+        if not older:
+            check_not_retired(catalog, epoch.space, epoch.epoch)
     if older:
         log.info("not delivered: %s", older)
         return _report(epoch, delivered=False, reason=older, appended=0, regions={})

@@ -202,8 +202,8 @@ class RegionWorker:
         return moved
 
     def _look(self, bucket: int) -> bool:
-        """Read the bucket's state; go on from its offset if the store was wiped, restored or repaired. Its dead
-        letters may be of others that apply the log beside this worker."""
+        """Read the bucket's state; go on from its offset if the store was wiped, restored or repaired. Its
+        dead letters may be of others that apply the log beside this worker."""
         self._looked_s[bucket], self._looked_bytes = time.monotonic(), self._worker.moved_bytes
         state = self.store.state(bucket)
         self.states = self.states | {bucket: state}

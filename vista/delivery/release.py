@@ -16,7 +16,12 @@ from vista.delivery.interfaces import Catalog, Epoch, Release
 from vista.delivery.publish import copies_of
 from vista.delivery.readiness import RegionState, manifests
 from vista.delivery.regions import Backends
-from vista.delivery.retirements import is_retired, note_retirement, take_back_retirement
+from vista.delivery.retirements import (
+    check_not_retired,
+    is_retired,
+    note_retirement,
+    take_back_retirement,
+)
 from vista.delivery.rules import check_current
 from vista.delivery.worker import drain, write_beside
 from vista.errors import BackendError, EpochError, InputError, RegionNotReadyError, ReleaseConflictError
@@ -91,12 +96,12 @@ def promote(
         )
     check_not_frozen(backends.catalog)
     _check_judged(before, instead_of)
+    check_not_retired(backends.catalog, space, epoch)
     if missing := _regions_without(backends, wanted, published):
         raise RegionNotReadyError(
             f"epoch {epoch} of {space} is not complete in {', '.join(missing)}: deliver it first; what was "
             f"lost since, `python -m vista repair --space {space} --epoch {epoch} --reason ...` refills"
         )
-    _check_not_retired(backends.catalog, wanted)
     how = {"action": "promote", "actor": actor, "reason": reason}
     return _swap(backends, before, wanted, dry_run=dry_run, **how)
 
@@ -136,7 +141,7 @@ def rollback(
             f"no region holds epoch {target.epoch} of {target.space} any more: roll back to a newer release "
             "with --to; what was lost, not retired, `python -m vista repair --space --epoch` refills"
         )
-    _check_not_retired(backends.catalog, wanted)
+    check_not_retired(backends.catalog, wanted.space, wanted.epoch)
     how = {"action": "rollback", "actor": actor, "reason": reason}
     return _swap(backends, current, wanted, dry_run=dry_run, **how)
 
@@ -297,14 +302,6 @@ def _gone(catalog: Catalog, release: Release) -> str:
     if known_epoch(catalog, release.space, release.epoch).withdrawn:
         return f"{name} was withdrawn meanwhile"
     return f"{name} was retired meanwhile" if is_retired(catalog, release.space, release.epoch) else ""
-
-
-def _check_not_retired(catalog: Catalog, release: Release) -> None:
-    if is_retired(catalog, release.space, release.epoch):
-        raise EpochError(
-            f"epoch {release.epoch} of {release.space} is retired: the regions delete what they still hold "
-            "of it; take a newer one"
-        )
 
 
 def _take_back(backends: Backends, before: Release | None, wanted: Release, actor: str, why: str) -> None:

@@ -39,8 +39,8 @@ class DeliverReport(Frozen):
 def deliver_epoch(config: RefreshConfig, settings: Settings) -> DeliverReport:
     """Deliver the newest epoch of the run's space.
 
-    Raises `EpochError` if it is not published, or retired, `RegionNotReadyError` if a region lacks room, users
-    or a canary, `BackendError`.
+    Raises `EpochError` if it is not published, or retired, `RegionNotReadyError` if a region lacks room,
+    users or a canary, `BackendError`.
     """
     run = RunDirectory.open(settings.runs, config)
     exported = run.report_of("export_summaries")

@@ -50,9 +50,7 @@ def current_release(catalog: Catalog) -> Release | None:
 
 def needed_releases(catalog: Catalog) -> list[Release]:
     """What serves, and what a rollback would take."""
-    releases = catalog.releases()
-    found = (releases[-1], _previous(releases)) if releases else ()
-    return [release for release in found if release is not None]
+    return _needed(catalog.releases())
 
 
 def nothing_released(settings: Settings) -> str:
@@ -132,9 +130,12 @@ def rollback(
     if _content(target) == _content(current):
         regions = {} if dry_run else announce(backends, current)
         return ReleaseReport(release=current, before=current, changed=False, regions=regions)
-    published_epoch(backends.catalog, target.space, target.epoch)
+    published = published_epoch(backends.catalog, target.space, target.epoch)
     wanted = target.model_copy(update={"id": _new_id(), "previous": current.id})
-    if not _held_somewhere(backends, wanted) and len(_regions_without(backends, wanted)) == len(
+    # of an epoch that repairs do not look after, a barrier alone says nothing
+    mended = {(one.space, one.epoch) for one in _needed(releases)}
+    epoch = None if (target.space, target.epoch) in mended else published
+    if not _held_somewhere(backends, wanted, epoch) and len(_regions_without(backends, wanted, epoch)) == len(
         backends.stores
     ):
         raise RegionNotReadyError(
@@ -325,6 +326,11 @@ def _target(releases: list[Release], to: str | None) -> Release:
     return found
 
 
+def _needed(releases: list[Release]) -> list[Release]:
+    found = (releases[-1], _previous(releases)) if releases else ()
+    return [release for release in found if release is not None]
+
+
 def _previous(releases: list[Release]) -> Release | None:
     """The release before the first that names what serves now.
 
@@ -334,18 +340,22 @@ def _previous(releases: list[Release]) -> Release | None:
     return releases[first - 1] if first else None
 
 
-def _held_somewhere(backends: Backends, wanted: Release) -> bool:
-    """Whether a region can serve `wanted`, as it is; the nearest that can is enough."""
+def _held_somewhere(backends: Backends, wanted: Release, epoch: Epoch | None) -> bool:
+    """Whether a region can serve `wanted`, as it is; the nearest that can is enough. With its `epoch` only
+    one that lacks none of its users."""
     for name, store in backends.stores.items():
         try:
-            if RegionState.of(name, store, backends.log.partitions).complete(wanted.space, wanted.epoch):
+            state = RegionState.of(name, store, backends.log.partitions)
+            if state.complete(wanted.space, wanted.epoch) and (
+                epoch is None or not state.lacks_users(epoch, manifests(epoch))
+            ):
                 return True
         except BackendError as error:
             log.warning("region %s: %s", name, error)
     return False
 
 
-def _regions_without(backends: Backends, wanted: Release, epoch: Epoch | None = None) -> list[str]:
+def _regions_without(backends: Backends, wanted: Release, epoch: Epoch | None) -> list[str]:
     """Regions that could not serve `wanted` once it is announced; those that cannot be reached, too. With its
     `epoch` also those that lack some of its users."""
     states, unreachable = _look(backends, drain_within_reach(backends))

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from vista.config import Frozen
 from vista.delivery.catalog import open_catalog
-from vista.delivery.deliver import known_epoch
+from vista.delivery.epochs import known_epoch
 from vista.delivery.interfaces import BucketState, Log, Release, ReleaseCatalog
 from vista.delivery.lag import Ends, Lag
 from vista.delivery.readiness import manifests

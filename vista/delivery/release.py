@@ -10,7 +10,7 @@ import uuid
 from vista.config import Frozen, Settings
 from vista.delivery.audit import audit_line
 from vista.delivery.control import release_record, retirement
-from vista.delivery.deliver import known_epoch, published_epoch
+from vista.delivery.epochs import known_epoch, published_epoch
 from vista.delivery.freeze import check_not_frozen
 from vista.delivery.interfaces import Catalog, Epoch, Release
 from vista.delivery.publish import copies_of

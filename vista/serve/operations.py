@@ -14,7 +14,7 @@ from functools import partial
 from vista.config import Settings
 from vista.delivery.audit import audit_line
 from vista.delivery.catalog import open_catalog
-from vista.delivery.deliver import known_epoch, published_epoch
+from vista.delivery.epochs import known_epoch, published_epoch
 from vista.delivery.freeze import freeze_reason, set_frozen
 from vista.delivery.interfaces import Catalog, Epoch, Release
 from vista.delivery.log import open_log

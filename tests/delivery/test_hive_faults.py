@@ -124,8 +124,7 @@ def test_of_eight_exporters_one_wins_and_nobody_reads_a_part(
             outcomes = pool.starmap(race, [(url, tmp_path, number, one) for one in range(EXPORTERS)])
             winners = [location for location, mine in outcomes if mine]
             found.rounds += 1
-            found.lost += not winners
-            found.duplicated += max(0, len(winners) - 1)
+            found.add(lost=not winners, duplicated=max(0, len(winners) - 1))
             assert {location for location, _ in outcomes} == set(winners)
             assert [str(path) for path in Path(winners[0]).parent.iterdir()] == winners
         stop.set()
@@ -272,14 +271,14 @@ def test_whatever_is_killed_readers_see_old_or_new_and_a_rerun_converges(
         for number, fault in enumerate(faults(count, moments), start=3):
             failed += run_faulty(metastore, url, tmp_path, number, fault) is None
             seen = sql.rows(f"SELECT epoch, count(*) FROM {database}.usable_summaries GROUP BY epoch")
-            found.mixed += sum(rows != USERS for _, rows in seen)
+            found.add(mixed=sum(rows != USERS for _, rows in seen))
             assert {epoch for epoch, _ in seen} <= {number - 1, number}
             assert run_faulty(metastore, url, tmp_path, number, None), "the rerun ends"
             check_converged(catalog, number, found)
             found.rounds += 1
     stop.set()
     watcher.join(ENDED_S)
-    found.mixed += mixed.value
+    found.add(mixed=mixed.value)
     assert (watcher.exitcode, found.lost, found.duplicated, found.mixed) == (0, 0, 0, 0)
     assert failed >= sum(fault.whom == "job" for fault in faults(count, moments))
     assert reads.value > 0
@@ -293,7 +292,6 @@ def check_converged(catalog: Catalog, number: int, found: Found) -> None:
     done = [(one.action, one.after) for one in catalog.audit()]
     expected = {("promote", f"r-{n}") for n in range(1, number + 1)}
     expected |= {("withdraw", str(n)) for n in range(1, number)}
-    found.lost += len(expected - set(done))
-    found.duplicated += len(done) - len(set(done))
+    found.add(lost=len(expected - set(done)), duplicated=len(done) - len(set(done)))
     assert set(done) == expected
     assert [release.id for release in catalog.releases()] == [f"r-{n}" for n in range(1, number + 1)]

@@ -135,9 +135,11 @@ def any_failed(running: list["Future[None]"]) -> bool:
 def check(log: Log, partition: int, sent: list[bytes], found: Found) -> None:
     """Count what differs from what was sent, in this order."""
     held = [data for _, data in read_all(log, partition)]
-    found.lost += max(len(set(sent) - set(held)), len(sent) - len(held))
-    found.duplicated += max(0, len(held) - len(sent))
-    found.mixed += sum(one != other for one, other in zip(held, sent, strict=False))
+    found.add(
+        lost=max(len(set(sent) - set(held)), len(sent) - len(held)),
+        duplicated=max(0, len(held) - len(sent)),
+        mixed=sum(one != other for one, other in zip(held, sent, strict=False)),
+    )
 
 
 def resident_bytes() -> int:

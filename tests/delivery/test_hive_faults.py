@@ -221,7 +221,7 @@ def run_faulty(metastore: Metastore, url: str, home: Path, number: int, fault: F
 
 
 def watch_catalog(url: str, stop: Event, reads: "Synchronized[int]", mixed: "Synchronized[int]") -> None:
-    """Read releases, epochs and files until told to stop; count what is neither old nor new."""
+    """Read releases, epochs, manifests and Parquet until told to stop; count what is neither old nor new."""
     with closing(open_catalog(url)) as catalog:
         while not stop.is_set():
             try:
@@ -231,7 +231,10 @@ def watch_catalog(url: str, stop: Event, reads: "Synchronized[int]", mixed: "Syn
                 continue
             usable = [epoch for epoch in epochs if epoch.published and not epoch.withdrawn]
             whole = all(
-                sum(shard.rows for shard in shards_of(epoch.location, epoch.buckets)) == epoch.rows == USERS
+                sum(shard.rows for shard in shards_of(epoch.location, epoch.buckets))
+                == ds.dataset(epoch.location, format="parquet").count_rows()
+                == epoch.rows
+                == USERS
                 for epoch in usable
             )
             # an epoch is withdrawn after the next one serves, and epochs are read after releases

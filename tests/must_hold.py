@@ -20,17 +20,24 @@ import pytest
 REPORT = Path(__file__).parents[1] / "build" / "faults.json"
 NUMBERS = range(1, 14)
 COUNTS = ("rounds", "lost", "duplicated", "mixed")
+SUMMED = (*COUNTS, "seconds")
 
 
 @dataclass(slots=True)
 class Found:
-    """What a test counted; `lost`, `duplicated` and `mixed` must be 0 wherever they are counted."""
+    """What a test counted; `lost`, `duplicated` and `mixed` must be 0 wherever they are counted, and are None
+    where they are not."""
 
     rounds: int = 0
-    lost: int = 0
-    duplicated: int = 0
-    mixed: int = 0
+    lost: int | None = None
+    duplicated: int | None = None
+    mixed: int | None = None
     slowest_s: float = 0.0  # of the one action that the test is about
+
+    def add(self, **counted: int) -> None:
+        """Add to counts, which begin with it."""
+        for name, more in counted.items():
+            setattr(self, name, (getattr(self, name) or 0) + more)
 
 
 FOUND = pytest.StashKey[Found]()
@@ -55,12 +62,14 @@ def lines_of(reports: Iterable[Any]) -> Iterator[dict[str, Any]]:
 
 
 def rows_of(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One for each promise that was tried: the sums of its tests, which all must have passed."""
+    """One for each promise that was tried: the sums of its tests, which all must have passed; None for what
+    none of them counts."""
     rows = []
     for number in NUMBERS:
         mine = [line for line in lines if line["must_hold"] == number]
         if mine:
-            sums = {name: sum(line[name] for line in mine) for name in (*COUNTS, "seconds")}
+            counted = {name: [line[name] for line in mine if line[name] is not None] for name in SUMMED}
+            sums = {name: sum(values) if values else None for name, values in counted.items()}
             rows.append({"must_hold": number, **sums, "held": all(line["held"] for line in mine)})
     return rows
 
@@ -69,7 +78,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The lines of a Markdown table."""
     cells = [["must hold", *COUNTS, "seconds", "held"]]
     for row in rows:
-        counts = [f"{row[name]:,}" for name in COUNTS]
+        counts = ["-" if row[name] is None else f"{row[name]:,}" for name in COUNTS]
         cells.append(
             [str(row["must_hold"]), *counts, f"{row['seconds']:,.1f}", "yes" if row["held"] else "NO"]
         )

@@ -1,7 +1,7 @@
 """The back ends under contract. A second one is one more branch in a fixture here; no test changes."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -39,6 +39,21 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     servers: Redis = request.getfixturevalue(request.param)
     servers.wipe()
     return servers.url
+
+
+@pytest.fixture
+def wipe(request: pytest.FixtureRequest, store_url: str) -> Callable[[], None]:
+    """Take everything from the store, whoever has it open."""
+    if not store_url.startswith("sqlite:"):
+        servers: Redis = request.getfixturevalue("redis_cluster" if "cluster" in store_url else "redis")
+        return servers.wipe
+    path = Path(store_url.removeprefix("sqlite:///"))
+
+    def delete() -> None:
+        for file in path.parent.glob(f"{path.name}*"):
+            file.unlink()
+
+    return delete
 
 
 @pytest.fixture(params=["sqlite", "kafka"])

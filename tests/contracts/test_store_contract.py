@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import random
 import struct
+from collections.abc import Callable
+from contextlib import closing
 
 import google_crc32c
 import pytest
@@ -281,6 +283,21 @@ def test_another_bucket_count_is_refused(store: Store, store_url: str) -> None:
     other = open_store(store_url, BUCKETS * 2)
     with pytest.raises(BackendError, match="has 4 buckets, this run has 8"):
         other.get_many(SPACE, 1, [1])
+
+
+def test_another_bucket_count_is_refused_also_after_a_wipe(
+    store: Store, store_url: str, wipe: Callable[[], None]
+) -> None:
+    """The count is gone with the rest; who had the store open keeps it again when it sees that."""
+    (user,) = users_of(0, 1)
+    store.apply(0, 0, 1, [record(user)])
+    wipe()
+    assert store.state(0).offset == 0
+    with (
+        closing(open_store(store_url, BUCKETS * 2)) as other,
+        pytest.raises(BackendError, match="has 4 buckets, this run has 8"),
+    ):
+        other.get_many(SPACE, 1, [user])
 
 
 def apply_and_die(url: str, data: bytes) -> None:

@@ -124,8 +124,7 @@ def test_of_eight_exporters_one_wins_and_nobody_reads_a_part(
             outcomes = pool.starmap(race, [(url, tmp_path, number, one) for one in range(EXPORTERS)])
             winners = [location for location, mine in outcomes if mine]
             found.rounds += 1
-            found.lost += not winners
-            found.duplicated += max(0, len(winners) - 1)
+            found.add(lost=not winners, duplicated=max(0, len(winners) - 1))
             assert {location for location, _ in outcomes} == set(winners)
             assert [str(path) for path in Path(winners[0]).parent.iterdir()] == winners
         stop.set()
@@ -222,7 +221,7 @@ def run_faulty(metastore: Metastore, url: str, home: Path, number: int, fault: F
 
 
 def watch_catalog(url: str, stop: Event, reads: "Synchronized[int]", mixed: "Synchronized[int]") -> None:
-    """Read releases, epochs and files until told to stop; count what is neither old nor new."""
+    """Read releases, epochs, manifests and Parquet until told to stop; count what is neither old nor new."""
     with closing(open_catalog(url)) as catalog:
         while not stop.is_set():
             try:
@@ -232,7 +231,10 @@ def watch_catalog(url: str, stop: Event, reads: "Synchronized[int]", mixed: "Syn
                 continue
             usable = [epoch for epoch in epochs if epoch.published and not epoch.withdrawn]
             whole = all(
-                sum(shard.rows for shard in shards_of(epoch.location, epoch.buckets)) == epoch.rows == USERS
+                sum(shard.rows for shard in shards_of(epoch.location, epoch.buckets))
+                == ds.dataset(epoch.location, format="parquet").count_rows()
+                == epoch.rows
+                == USERS
                 for epoch in usable
             )
             # an epoch is withdrawn after the next one serves, and epochs are read after releases
@@ -272,14 +274,14 @@ def test_whatever_is_killed_readers_see_old_or_new_and_a_rerun_converges(
         for number, fault in enumerate(faults(count, moments), start=3):
             failed += run_faulty(metastore, url, tmp_path, number, fault) is None
             seen = sql.rows(f"SELECT epoch, count(*) FROM {database}.usable_summaries GROUP BY epoch")
-            found.mixed += sum(rows != USERS for _, rows in seen)
+            found.add(mixed=sum(rows != USERS for _, rows in seen))
             assert {epoch for epoch, _ in seen} <= {number - 1, number}
             assert run_faulty(metastore, url, tmp_path, number, None), "the rerun ends"
             check_converged(catalog, number, found)
             found.rounds += 1
     stop.set()
     watcher.join(ENDED_S)
-    found.mixed += mixed.value
+    found.add(mixed=mixed.value)
     assert (watcher.exitcode, found.lost, found.duplicated, found.mixed) == (0, 0, 0, 0)
     assert failed >= sum(fault.whom == "job" for fault in faults(count, moments))
     assert reads.value > 0
@@ -293,7 +295,6 @@ def check_converged(catalog: Catalog, number: int, found: Found) -> None:
     done = [(one.action, one.after) for one in catalog.audit()]
     expected = {("promote", f"r-{n}") for n in range(1, number + 1)}
     expected |= {("withdraw", str(n)) for n in range(1, number)}
-    found.lost += len(expected - set(done))
-    found.duplicated += len(done) - len(set(done))
+    found.add(lost=len(expected - set(done)), duplicated=len(done) - len(set(done)))
     assert set(done) == expected
     assert [release.id for release in catalog.releases()] == [f"r-{n}" for n in range(1, number + 1)]

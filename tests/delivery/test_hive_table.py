@@ -80,8 +80,7 @@ def check_sql(sql: Sql, database: str, epoch: Epoch, hashes: dict[int, str], fou
     ((rows, users),) = sql.rows(f"SELECT count(*), count(DISTINCT user_id) FROM {name} {where}")
     seen = dict(sql.rows(f"SELECT user_id, sha2(value, 256) FROM {name} {where}"))
     found.rounds += 1
-    found.duplicated += rows - users
-    found.lost += sum(seen.get(user) != digest for user, digest in hashes.items())
+    found.add(duplicated=rows - users, lost=sum(seen.get(user) != digest for user, digest in hashes.items()))
     assert (found.lost, found.duplicated, rows, len(seen)) == (0, 0, len(hashes), len(hashes))
 
 

@@ -9,8 +9,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from kafka_topics import leader, new_topic, plain_url, read_all
+from kafka_topics import alter, leader, new_topic, plain_url, read_all
 from must_hold import Found
+from refusals import refused
 
 from infra.kafka import Kafka, metadata, running_kafka
 from infra.processes import wait_until
@@ -52,6 +53,15 @@ def test_no_acknowledged_record_is_lost_with_a_leader(
             check(log, partition, load.sent[partition], found)
     found.rounds = 1
     assert (found.lost, found.duplicated, found.mixed) == (0, 0, 0)
+
+
+def test_a_topic_that_takes_records_of_one_copy_is_refused(three_brokers: Kafka) -> None:
+    """A single broker, which the other settings are tried on, allows no other value."""
+    topic = new_topic()
+    open_log(plain_url(three_brokers, topic), 2).close()
+    alter(three_brokers, topic, min_insync_replicas="1")
+    with refused(f"topic {topic} has min.insync.replicas 1, wanted is 2: change the topic"):
+        open_log(plain_url(three_brokers, topic), 2)
 
 
 @pytest.mark.must_hold(11)
@@ -135,9 +145,11 @@ def any_failed(running: list["Future[None]"]) -> bool:
 def check(log: Log, partition: int, sent: list[bytes], found: Found) -> None:
     """Count what differs from what was sent, in this order."""
     held = [data for _, data in read_all(log, partition)]
-    found.lost += max(len(set(sent) - set(held)), len(sent) - len(held))
-    found.duplicated += max(0, len(held) - len(sent))
-    found.mixed += sum(one != other for one, other in zip(held, sent, strict=False))
+    found.add(
+        lost=max(len(set(sent) - set(held)), len(sent) - len(held)),
+        duplicated=max(0, len(held) - len(sent)),
+        mixed=sum(one != other for one, other in zip(held, sent, strict=False)),
+    )
 
 
 def resident_bytes() -> int:

@@ -131,10 +131,15 @@ def test_a_topic_with_other_settings(kafka: Kafka) -> None:
         ({"cleanup_policy": "delete"}, "has cleanup.policy delete, wanted is compact,delete"),
         ({"retention_ms": "3600000"}, "has retention.ms 3600000, wanted is 604800000"),
         ({"retention_bytes": "1000000"}, "has retention.bytes 1000000, wanted is -1"),
+        ({"max_compaction_lag_ms": "86400001"}, "has max.compaction.lag.ms 86400001, wanted is 86400000"),
         ({"max_message_bytes": "1000000"}, "has max.message.bytes 1000000, wanted is 8388608"),
         (
             {"unclean_leader_election_enable": "true"},
             "has unclean.leader.election.enable true, wanted is false",
+        ),
+        (
+            {"message_timestamp_type": "CreateTime"},
+            "has message.timestamp.type CreateTime, wanted is LogAppendTime",
         ),
     ]
     for settings, says in unfit:

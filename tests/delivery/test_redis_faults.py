@@ -170,11 +170,11 @@ def test_a_primary_killed_while_its_replica_is_behind(
                 told = kill_on_the_way(primary, one, start + choice.randrange(UPDATES, 2 * UPDATES))
             states = states_of(store)
             went_back += sum(state.offset for state in states) < told
-            found.lost += missing(store, log, states)
+            found.add(lost=missing(store, log, states))
             primary.server.start()
             primary.server.wait()
             catch_up(one)
-            found.lost += missing(store, log, states_of(store))
+            found.add(lost=missing(store, log, states_of(store)))
             found.rounds += 1
         assert [state.offset for state in states_of(store)] == [log.bounds(b)[1] for b in range(BUCKETS)]
     assert went_back, "no failover lost anything: the test shows nothing"
@@ -197,11 +197,11 @@ def test_a_primary_of_a_cluster_killed(tmp_path: Path, log: Log, full_size: bool
                     lambda p=primary: p.fields("INFO", "replication")["role"] == "master", FAIL_OVER_S
                 )
             kill_on_the_way(primary, one, start + UPDATES)
-            found.lost += missing(store, log, states_of(store))
+            found.add(lost=missing(store, log, states_of(store)))
             primary.server.start()
             primary.server.wait()
             catch_up(one)
-            found.lost += missing(store, log, states_of(store))
+            found.add(lost=missing(store, log, states_of(store)))
             found.rounds += 1
     assert found.lost == 0
 

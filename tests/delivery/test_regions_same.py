@@ -49,7 +49,7 @@ def test_shuffled_and_repeated_streams_beside_a_backfill_give_identical_regions(
                 until(lambda store=store, log=log: is_at_end(store, log), "the region is at its log's end")
                 assert verify_region(name, store, log, [epoch], all_bytes=True).findings == ()
             held = dict(zip(newest, store.get_many(SPACE, 1, list(newest)), strict=True))
-            found.lost += sum(held[user] != data for user, data in newest.items())
+            found.add(lost=sum(held[user] != data for user, data in newest.items()))
             digests.add(content_digest(store, range(users), [(SPACE, 1)]))
             found.rounds += 1
     assert (len(digests), found.lost) == (1, 0)

@@ -27,7 +27,9 @@ from vista.delivery.deliver import check_capacity, check_ready, deliver_epoch
 from vista.delivery.interfaces import AuditLine, Release
 from vista.delivery.log import open_log
 from vista.delivery.readiness import RegionState, canaries_differ
-from vista.delivery.regions import open_regions
+from vista.delivery.regions import open_backends, open_regions
+from vista.delivery.release import current_release, promote, retire, withdraw
+from vista.delivery.repair import verify_all
 from vista.delivery.sqlite_log import SqliteLog
 from vista.delivery.store import open_store
 from vista.delivery.worker import Worker, drain
@@ -101,6 +103,17 @@ def test_open_withdrawn_and_unknown_epochs_are_not_delivered(tmp_path: Path, set
         deliver_epoch(RefreshConfig(recipe="smoke", run_id="run-2"), settings)
     with pytest.raises(InputError, match="no report of stage 'export_summaries'"):
         deliver_epoch(RefreshConfig(recipe="smoke", run_id="run-3"), settings)
+
+
+def test_a_retired_epoch_is_not_delivered_again(tmp_path: Path, settings: Settings) -> None:
+    epoch = publish_epoch(tmp_path, as_of_us=4_000_000)
+    finish_stages(settings, "run-1", epoch)
+    config = RefreshConfig(recipe="smoke", run_id="run-1")
+    deliver_epoch(config, settings)
+    with open_backends(settings) as backends:
+        retire(backends, space=SPACE, epoch=1, actor="me", reason="old")
+    with pytest.raises(EpochError, match=r"epoch 1 of sample-c is retired: .* whose export makes one"):
+        deliver_epoch(config, settings)
 
 
 def test_a_region_without_room_is_refused_with_the_figures(tmp_path: Path, settings: Settings) -> None:
@@ -181,6 +194,57 @@ def test_a_damaged_progress_file_is_an_error_that_says_what_to_delete(
             backfill(epoch, log, progress)
         progress.unlink()
         assert backfill(epoch, log, progress) == 40
+
+
+@pytest.mark.parametrize("serving_is_withdrawn", [False, True])
+def test_emptied_regions_that_the_log_does_not_reach_come_back_from_the_table(
+    tmp_path: Path, settings: Settings, serving_is_withdrawn: bool
+) -> None:
+    """A week after the last run: the log has let go of everything, and the stores saved nothing."""
+    epochs = [publish_epoch(tmp_path, as_of_us=1_000 * n, variant=n) for n in (1, 2, 3)]
+    for epoch in epochs[:2]:
+        deliver_here(tmp_path, epoch, settings)
+        with open_backends(settings) as backends:
+            before = current_release(backends.catalog)
+            promote(
+                backends, space=SPACE, epoch=epoch.epoch, foundation="f", downstream=f"d{epoch.epoch}",
+                actor="me", reason="", instead_of=None if before is None else before.id,
+            )  # fmt: skip
+    if serving_is_withdrawn:
+        with closing(open_catalog(settings.catalog_url)) as catalog:
+            withdraw(catalog, space=SPACE, epoch=2, actor="me", reason="bad")
+        del epochs[1]
+    for file in (tmp_path / "stores").iterdir():
+        file.unlink()
+    with closing(sqlite3.connect(tmp_path / "log.db")) as connection, connection:
+        connection.execute("DELETE FROM records")
+        connection.execute("UPDATE partitions SET first = next")
+    finish_stages(settings, "run-3", epochs[-1])
+    report = deliver_epoch(RefreshConfig(recipe="smoke", run_id="run-3"), settings)
+    assert (report.delivered, report.appended_records, set(report.regions)) == (True, 40, {"east", "west"})
+    with open_backends(settings) as backends:
+        serving = current_release(backends.catalog)
+        assert serving is not None
+        for verdict in verify_all(backends, epochs, all_bytes=True):
+            assert verdict.findings == ()
+            assert verdict.state is not None
+            assert verdict.state.serves(serving.id)
+
+
+def test_a_region_without_a_release_comes_back_too(tmp_path: Path, settings: Settings) -> None:
+    """What was delivered before was never promoted, and lies in the table only."""
+    deliver_here(tmp_path, publish_epoch(tmp_path), settings)
+    (tmp_path / "stores" / "west.db").unlink()
+    for file in (tmp_path / "stores").glob("west.db-*"):
+        file.unlink()
+    with closing(sqlite3.connect(tmp_path / "log.db")) as connection, connection:
+        connection.execute("DELETE FROM records")
+        connection.execute("UPDATE partitions SET first = next")
+    newest = publish_epoch(tmp_path, as_of_us=2_000, variant=2)
+    finish_stages(settings, "run-2", newest)
+    assert deliver_epoch(RefreshConfig(recipe="smoke", run_id="run-2"), settings).delivered
+    with open_backends(settings) as backends:
+        assert [one.findings for one in verify_all(backends, [newest], all_bytes=True)] == [(), ()]
 
 
 def test_a_backfill_goes_on_where_it_was_and_starts_again_on_a_new_log(

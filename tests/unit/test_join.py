@@ -101,6 +101,7 @@ def test_a_summary_with_an_event_at_its_as_of_is_a_leak(epochs: list[Epoch], tmp
         one(reader, users_of(0, 1)[0], 5_000)
 
 
+@pytest.mark.must_hold(13)
 def test_records_of_another_epoch_or_time_are_a_typed_error(epochs: list[Epoch]) -> None:
     for update in ({"epoch": 9}, {"as_of_us": 1_001, "trained_until_us": 0}):
         with pytest.raises(EpochError, match="the record holds"):

@@ -159,6 +159,18 @@ def test_verify_and_repair(settings: Settings, capsys: pytest.CaptureFixture[str
     assert "2 findings -> nothing is left" in kept
 
 
+def test_a_retired_epoch_is_neither_verified_nor_repaired(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish_epoch(settings.home, space=SPACES[1])
+    named = ("--space", SPACES[1], "--epoch", "1")
+    said(capsys, "retire", *named, "--reason", "old")
+    kept = said(capsys, "audit")
+    for command in (["verify"], ["repair", "--dry-run"], ["repair", "--reason", "it is missing"]):
+        assert f"epoch 1 of {SPACES[1]} is retired: " in said(capsys, *command, *named, code=1)
+    assert said(capsys, "audit") == kept
+
+
 def test_the_dry_run_of_a_repair_says_so_where_the_log_is_lost(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,7 @@ from vista.delivery.reader import RegionReader
 from vista.delivery.regions import open_regions
 from vista.delivery.sqlite_store import SqliteStore
 from vista.errors import BackendError, SpaceMismatchError
+from vista.summary.record import space_id
 
 SPACE = SPACES[0]
 RELEASE = Release(id="r-1", space=SPACE, epoch=1, foundation="f", downstream="d")
@@ -174,12 +175,26 @@ def test_without_any_region_the_answer_says_why(reader: RegionReader, stores: di
     assert reader.counts["unreachable"] == 1
 
 
+ASKED, OTHER = users_of(1, 3)[1:]
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (record(OTHER, OTHER), (SPACE, 1, OTHER)),
+        (record(ASKED, ASKED, epoch=2), (SPACE, 2, ASKED)),
+        (record(ASKED, ASKED, space=SPACES[1]), (SPACES[1], 1, ASKED)),
+    ],
+    ids=["user", "epoch", "space"],
+)
 @pytest.mark.must_hold(13)
-def test_another_users_record_is_an_error_and_never_an_answer(
-    reader: RegionReader, stores: dict[str, Store]
+def test_the_record_of_another_user_epoch_or_space_is_an_error_and_never_an_answer(
+    reader: RegionReader, stores: dict[str, Store], data: bytes, found: tuple[str, int, int]
 ) -> None:
-    first, second = (user for user in users_of(1, 3)[1:])
-    others = f"SELECT data FROM summaries WHERE user_id = {second}"
-    change(stores["east"], f"UPDATE summaries SET data = ({others}) WHERE user_id = {first}")
-    with pytest.raises(SpaceMismatchError, match=f"answered for user {first}.* the record of user {second}"):
-        reader.read([first])
+    change(stores["east"], f"UPDATE summaries SET data = X'{data.hex()}' WHERE user_id = {ASKED}")
+    asked, held = (
+        f"user {user}, epoch {epoch} of space {space_id(space):016x}"
+        for space, epoch, user in [(SPACE, 1, ASKED), found]
+    )
+    with pytest.raises(SpaceMismatchError, match=f"answered for {asked} with the record of {held}: empty"):
+        reader.read([ASKED])

@@ -85,6 +85,26 @@ def test_it_follows_the_log_counts_and_leaves_when_told(log: SqliteLog, store: S
         assert connection.execute("SELECT COUNT(*) FROM members").fetchone() == (0,), "it has left"
 
 
+def test_dead_letters_are_those_that_the_store_keeps_whoever_applied_them(
+    log: SqliteLog, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage or an operator's command may bring the region to the log's end before its worker does."""
+    monkeypatch.setattr("vista.delivery.region_worker.LOOK_S", 0.2)
+    for bucket in (0, 3):
+        log.append(bucket, [b"garbage"])
+    drain("east", log, store)
+    with region_thread("east", log, store) as running:
+        until(lambda: running.monitor.health().dead_letters == 2)
+        offset = store.state(1).offset
+        store.apply(1, offset, offset, [b"garbage"])
+        until(lambda: running.registry.get_sample_value("vista_dead_letters", {"region": "east"}) == 3)
+        for bucket in range(BUCKETS):
+            store.delete_dead_letters(bucket, store.dead_letters(bucket))
+        until(lambda: running.monitor.health().dead_letters == 0)
+    assert running.report is not None
+    assert running.report.dead_letters == 0
+
+
 def test_it_deletes_what_its_forerunner_was_killed_before_deleting_also_while_room_is_short(
     log: SqliteLog, store: SqliteStore
 ) -> None:

@@ -182,26 +182,55 @@ def test_promote_needs_a_published_epoch_in_every_region(
     assert backends.catalog.releases() == []
 
 
+def lose_most(backends: Backends, regions: Sequence[str], epoch: int) -> None:
+    """Wipe bucket 1 of these regions, and let the log begin there right before the last record of `epoch`."""
+    log = backends.log
+    assert isinstance(log, SqliteLog)
+    for region in regions:
+        store = backends.stores[region]
+        assert isinstance(store, SqliteStore)
+        with store._database.write() as connection:
+            for table in ("summaries", "barriers", "offsets"):
+                connection.execute(f"DELETE FROM {table} WHERE bucket = 1")
+    last = next(at for at, data in log.read(1, 0, 2**20) if data == barrier(SPACE, epoch))
+    with log._database.write() as connection:
+        connection.execute("UPDATE partitions SET first = ? WHERE partition = 1", (last - 1,))
+        connection.execute("DELETE FROM records WHERE partition = 1 AND offset < ?", (last - 1,))
+
+
 def test_promote_is_not_deceived_by_a_barrier_behind_a_hole(backends: Backends, epochs: list[Epoch]) -> None:
     """A wiped region is refilled with what serves; the log begins in the middle of a later epoch."""
     for number in (1, 2):
         promoted(backends, number)
-    west, log = backends.stores["west"], backends.log
-    assert isinstance(west, SqliteStore)
-    assert isinstance(log, SqliteLog)
-    with west._database.write() as connection:
-        for table in ("summaries", "barriers", "offsets"):
-            connection.execute(f"DELETE FROM {table} WHERE bucket = 1")
-    last = next(at for at, data in log.read(1, 0, 2**20) if data == barrier(SPACE, 3))
-    with log._database.write() as connection:
-        connection.execute("UPDATE partitions SET first = ? WHERE partition = 1", (last - 1,))
-        connection.execute("DELETE FROM records WHERE partition = 1 AND offset < ?", (last - 1,))
+    lose_most(backends, ["west"], 3)
+    west = backends.stores["west"]
     repair(backends, epochs[:2], all_bytes=False, actor="me", reason="wiped")
     assert RegionState.of("west", west, BUCKETS).complete(SPACE, 3)
     with pytest.raises(RegionNotReadyError, match=f"not complete in west: .*--space {SPACE} --epoch 3 "):
         promoted(backends, 3)
     repair(backends, epochs, all_bytes=False, actor="me", reason="as it says")
     promoted(backends, 3)
+
+
+def test_rollback_is_not_deceived_by_a_barrier_behind_a_hole(
+    backends: Backends, epochs: list[Epoch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wiped regions were refilled with what serves and what a rollback would take; `to` is older."""
+    for number in (1, 2, 3):
+        promoted(backends, number)
+    lose_most(backends, ["east", "west"], 1)
+    repair(backends, epochs[1:], all_bytes=False, actor="me", reason="wiped")
+    with monkeypatch.context() as usual:  # of what repairs look after the table is not asked
+        usual.delattr("vista.delivery.release.manifests")
+        assert rollback(backends, to=None, actor="me", reason="worse", dry_run=True).release.epoch == 2
+    first = backends.catalog.releases()[0].id
+    for name, store in backends.stores.items():
+        assert RegionState.of(name, store, BUCKETS).complete(SPACE, 1)
+    with pytest.raises(RegionNotReadyError, match="no region holds epoch 1 of"):
+        rollback(backends, to=first, actor="me", reason="worse")
+    west = Backends(backends.catalog, backends.log, {"west": backends.stores["west"]})
+    repair(west, epochs, all_bytes=False, actor="me", reason="as it says")
+    assert rollback(backends, to=first, actor="me", reason="worse").release.epoch == 1, "one is enough"
 
 
 def test_promote_refuses_when_another_release_serves_than_it_was_judged_against(backends: Backends) -> None:
@@ -379,6 +408,16 @@ def test_what_is_retired_is_not_released_by_a_region_that_has_not_heard_of_it(ba
             rollback(backends, to=first.id, actor="me", reason="late", dry_run=dry_run)
     assert len(backends.catalog.releases()) == 3
     assert rollback(backends, to=None, actor="me", reason="a newer one").changed
+
+
+def test_what_is_retired_and_gone_is_not_said_to_be_delivered_first(backends: Backends) -> None:
+    promoted(backends, 3)
+    retire(backends, space=SPACE, epoch=2, actor="me", reason="old")
+    for number in (1, 2):
+        with pytest.raises(
+            EpochError, match=f"epoch {number} of {SPACE} is retired: .* whose export makes one"
+        ):
+            promoted(backends, number)
 
 
 def test_a_retirement_looks_once_more_after_it_is_known(backends: Backends, settings: Settings) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 
@@ -62,6 +63,14 @@ class Verdict:
     def __str__(self) -> str:
         word, bound = "holds " if self.holds else "MISSED", "least" if self.at_least else "most"
         return f"{word} {self.claim}: {self.found:,.4g}, at {bound} {self.limit:,.4g}"
+
+
+def judge(verdicts: Sequence[Verdict]) -> None:
+    """Print them; one that is missed ends the program with exit code 1."""
+    for verdict in verdicts:
+        click.echo(str(verdict))
+    if not all(verdict.holds for verdict in verdicts):
+        raise SystemExit(1)
 
 
 def report_of(phases: Mapping[str, Phase], measured: Mapping[str, Any]) -> dict[str, Any]:

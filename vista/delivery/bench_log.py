@@ -2,7 +2,7 @@
 
 `python -m vista.delivery.bench_log` starts one broker of its own, sends and reads records of a production
 size over 8 partitions, bare and ours by turns, and writes build/bench-log.json. Broker and client share the
-machine's cores: ratios say more than rates.
+machine's cores: ratios say more than rates, and they are judged (exit code 1).
 """
 
 import json
@@ -12,9 +12,11 @@ import statistics
 import tempfile
 import time
 import uuid
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -22,6 +24,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from infra.kafka import running_kafka
 from vista.delivery.backfill import APPENDERS
+from vista.delivery.bench_load_report import Verdict, judge
 from vista.delivery.interfaces import Log
 from vista.delivery.kafka_topic import MAX_MESSAGE_BYTES
 from vista.delivery.kafka_writer import BATCH_BYTES, key_of
@@ -33,6 +36,7 @@ from vista.summary.record import Codec
 SEEDS, WIDTH = 128, 256
 PARTITIONS = 8
 APPEND_RECORDS = 256
+OF_BARE = 0.8
 REPORT = Path("build/bench-log.json")
 
 
@@ -66,6 +70,15 @@ def main(records: int, rounds: int) -> None:
     REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text(json.dumps(report, indent=2))
     click.echo(json.dumps(report, indent=2))
+    judge(verdicts_of(report))
+
+
+def verdicts_of(report: Mapping[str, Any]) -> list[Verdict]:
+    """What the log owes to a bare loop."""
+    return [
+        Verdict(f"{name} / bare loop", report[f"{name}_of_bare"], OF_BARE, at_least=True)
+        for name in ("produce", "consume")
+    ]
 
 
 def _records(per_partition: int) -> list[list[bytes]]:

@@ -2,14 +2,14 @@
 
 Summaries of 128 seeds x 256 as int8 with zstd, in batches of what a worker reads at once. The yardstick is a
 bare pipelined SET of the same bytes in the same batches by the same client, in turn with `apply`: nothing is
-compared or counted there, and no offset is kept. The store must be empty.
+compared or counted there, and no offset is kept. The ratio is judged (exit code 1). The store must be empty.
 """
 
 import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -17,6 +17,7 @@ import click
 import numpy as np
 
 from vista.data.schema import bucket_of
+from vista.delivery.bench_load_report import Verdict, judge
 from vista.delivery.control import retirement
 from vista.delivery.redis_nodes import Nodes
 from vista.delivery.redis_store import RedisStore
@@ -27,6 +28,7 @@ from vista.summary.record import Codec, space_id
 SPACE = "bench"
 SEEDS, WIDTH, BUCKETS = 128, 256, 32
 BUCKET = 0
+OF_BARE = 0.6
 P = ParamSpec("P")
 
 
@@ -129,6 +131,11 @@ def measured(url: str, users: Sequence[int], rounds: int) -> dict[str, Any]:
     }
 
 
+def verdicts_of(report: Mapping[str, Any]) -> list[Verdict]:
+    """What the store owes to a bare loop."""
+    return [Verdict("apply / bare SET", report["apply_to_bare_set"]["median"], OF_BARE, at_least=True)]
+
+
 @click.command(help=__doc__)
 @click.option("--records", default=2_000, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
@@ -137,10 +144,12 @@ def measured(url: str, users: Sequence[int], rounds: int) -> dict[str, Any]:
 )
 @click.argument("url")
 def main(records: int, rounds: int, out: Path, url: str) -> None:
-    text = json.dumps(measured(url, users_of(records), rounds), indent=2)
+    report = measured(url, users_of(records), rounds)
+    text = json.dumps(report, indent=2)
     click.echo(text)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text + "\n")
+    judge(verdicts_of(report))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,17 @@ from vista.config import Frozen, RefreshConfig, Settings
 from vista.data.dataset import Dataset
 from vista.delivery.backfill import backfill
 from vista.delivery.catalog import open_catalog
+from vista.delivery.epochs import known_epoch, published_epoch
 from vista.delivery.interfaces import Catalog, Epoch, Store
 from vista.delivery.log import open_log
+from vista.delivery.publish import usable
 from vista.delivery.readiness import RegionReport, RegionState, canaries_differ
 from vista.delivery.regions import drain_regions, open_regions
-from vista.delivery.retention import expired_because, pinned
-from vista.errors import EpochError, RegionNotReadyError
+from vista.delivery.release import current_release, needed_releases
+from vista.delivery.repair import refill_out_of_reach
+from vista.delivery.retention import pinned
+from vista.delivery.retirements import check_not_retired
+from vista.errors import RegionNotReadyError
 from vista.runs import RunDirectory
 from vista.summary.table import Shard, shards_of
 
@@ -36,16 +41,20 @@ class DeliverReport(Frozen):
 
 
 def deliver_epoch(config: RefreshConfig, settings: Settings) -> DeliverReport:
-    """Deliver the newest epoch of the run's space.
+    """Deliver the newest epoch of the run's space. A region of whose buckets the log does not hold what they
+    need next gets them back from the table, as by a repair.
 
-    Raises `EpochError` if it is not published, `RegionNotReadyError` if a region lacks room, users or a
-    canary, `BackendError`.
+    Raises `EpochError` if it is not published, or retired, `RegionNotReadyError` if a region lacks room,
+    users or a canary, `BackendError`.
     """
     run = RunDirectory.open(settings.runs, config)
     exported = run.report_of("export_summaries")
     with closing(open_catalog(settings.catalog_url)) as catalog:
         epoch = published_epoch(catalog, exported["space"], exported["newest_epoch"])
         older = _older_than_release(catalog, epoch)
+        if not older:
+            check_not_retired(catalog, epoch.space, epoch.epoch)
+        live, release = _live_epochs(catalog, epoch), current_release(catalog)
     if older:
         log.info("not delivered: %s", older)
         return _report(epoch, delivered=False, reason=older, appended=0, regions={})
@@ -53,6 +62,7 @@ def deliver_epoch(config: RefreshConfig, settings: Settings) -> DeliverReport:
     with pinned([epoch]), closing(open_log(settings.log_url, epoch.buckets)) as target:
         with open_regions(settings, epoch.buckets) as stores:
             check_capacity(epoch, shards, stores)
+            refill_out_of_reach(stores, target, live, release)
         progress = run.path / "deliver" / f"{epoch.space}-{epoch.epoch}.json"
         appended = backfill(epoch, target, progress)
         drain_regions(settings, epoch.buckets)
@@ -64,29 +74,6 @@ def deliver_epoch(config: RefreshConfig, settings: Settings) -> DeliverReport:
                 regions[name] = state.report(epoch, shards, target, clock_us)
                 log.info("region %s: epoch %d of %s is complete", name, epoch.epoch, epoch.space)
     return _report(epoch, delivered=True, reason="", appended=appended, regions=regions)
-
-
-def known_epoch(catalog: Catalog, space: str, number: int) -> Epoch:
-    """An epoch, published or not, withdrawn or not. Raises `EpochError` if the catalog does not hold it."""
-    found = next((epoch for epoch in catalog.list_epochs(space) if epoch.epoch == number), None)
-    if found is None:
-        raise EpochError(
-            f"epoch {number} of {space} is not published: run export_summaries first, or set VISTA_HOME to "
-            "the deployment that holds it"
-        )
-    return found
-
-
-def published_epoch(catalog: Catalog, space: str, number: int) -> Epoch:
-    """A published epoch that is not withdrawn. Raises `EpochError`."""
-    found = known_epoch(catalog, space, number)
-    if not found.published:
-        raise EpochError(f"epoch {number} of {space} is not published: run export_summaries first")
-    if found.withdrawn and (why := expired_because(catalog, space, number)):
-        raise EpochError(f"epoch {number} of {space} has expired ({why}): start a new run")
-    if found.withdrawn:
-        raise EpochError(f"epoch {number} of {space} is withdrawn: export again to get another one")
-    return found
 
 
 def check_capacity(epoch: Epoch, shards: tuple[Shard, ...], stores: Mapping[str, Store]) -> None:
@@ -116,6 +103,12 @@ def check_ready(name: str, store: Store, epoch: Epoch, shards: tuple[Shard, ...]
             f"differ): {_repair(name, epoch)}"
         )
     return state
+
+
+def _live_epochs(catalog: Catalog, epoch: Epoch) -> list[Epoch]:
+    """What serves and what a rollback would take, but for what is withdrawn; then `epoch`."""
+    needed = [usable(catalog, one.space).get(one.epoch) for one in needed_releases(catalog)]
+    return [one for one in needed if one is not None and one != epoch] + [epoch]
 
 
 def _repair(region: str, epoch: Epoch) -> str:

@@ -61,15 +61,19 @@ class Writer:
         return self.send((partition, data) for data in records)[-1] + 1
 
     def send(self, placed: Iterable[tuple[int, bytes]]) -> list[int]:
-        """The offsets of records, each with its partition, once all are durable. Raises Kafka's errors."""
+        """The offsets of records, each with its partition, once all are durable. Raises Kafka's errors: of
+        several appends through one producer all get what it failed with first, for which it is thrown away.
+        """
         flight = self._current()
         try:
             sent = [flight.send(partition, data) for partition, data in placed]
             deadline_s = time.monotonic() + DELIVERY_S + GRACE_S
             return [int(one.get(max(0.0, deadline_s - time.monotonic())).offset) for one in sent]
-        except KafkaError:
+        except KafkaError as error:
+            with self._lock:
+                first = flight.failure = flight.failure or error
             self._throw_away(flight)
-            raise
+            raise first from None
 
     def close(self) -> None:
         if self._flight is not None:
@@ -92,6 +96,7 @@ class _Flight:
     """A producer, and the bytes that it has taken and no broker has acknowledged."""
 
     def __init__(self, address: Address, access: dict[str, Any]) -> None:
+        self.failure: KafkaError | None = None
         self._topic = address.name
         self._room = threading.Condition()
         self._bytes = 0

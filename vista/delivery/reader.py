@@ -127,9 +127,14 @@ class RegionReader:
 
     def _check(self, name: str, user: int, data: bytes) -> None:
         header = inspect(data)
-        found = header.space_id, header.epoch, header.user_id
-        if found != (space_id(self._release.space), self._release.epoch, user):
+        found = header.user_id, header.epoch, header.space_id
+        asked = user, self._release.epoch, space_id(self._release.space)
+        if found != asked:
             raise SpaceMismatchError(
-                f"region {name} answered for user {user}, epoch {self._release.epoch} with the record of "
-                f"user {header.user_id}, epoch {header.epoch}: empty its store, it refills from the log"
+                f"region {name} answered for {_named(*asked)} with the record of {_named(*found)}: empty its "
+                "store, it refills from the log"
             )
+
+
+def _named(user: int, epoch: int, space: int) -> str:
+    return f"user {user}, epoch {epoch} of space {space:016x}"

@@ -63,6 +63,9 @@ class RedisStore:
 
     @cached_property
     def _buckets(self) -> int:
+        return self._checked_buckets()
+
+    def _checked_buckets(self) -> int:
         kept = self._nodes.ask(PATIENCE_S, self._fixed_buckets)
         if kept != self._wanted_buckets:
             raise BackendError(
@@ -92,7 +95,10 @@ class RedisStore:
         return [found[user] for user in users]
 
     def state(self, bucket: int) -> BucketState:
-        return self._nodes.ask(PATIENCE_S, self._state, bucket)
+        found = self._nodes.ask(PATIENCE_S, self._state, bucket)
+        if not found.offset:  # perhaps it was wiped, and the number of buckets with it
+            self._checked_buckets()
+        return found
 
     def retire(self, space: str, epoch: int, at_most: int | None = None) -> int:
         deleted = 0

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from vista.config import Frozen
 from vista.delivery.catalog import open_catalog
-from vista.delivery.deliver import known_epoch
+from vista.delivery.epochs import known_epoch
 from vista.delivery.interfaces import BucketState, Log, Release, ReleaseCatalog
 from vista.delivery.lag import Ends, Lag
 from vista.delivery.readiness import manifests
@@ -53,6 +53,7 @@ class RegionHealth(Frozen):
     oldest_summary_age_s: float | None = None
     epoch_age_s: float | None = None
     free_bytes: int | None = None
+    dead_letters: int | None = None
 
 
 class Timings:
@@ -102,7 +103,7 @@ class Monitor(Collector):
 
     def health(self) -> RegionHealth:
         worker = self._worker
-        states, offsets, faults = worker.states, worker.offsets(), worker.faults
+        states, offsets, faults, letters = worker.states, worker.offsets(), worker.faults, worker.dead_letters
         release = next((state.release for state in states.values() if state.release is not None), None)
         lag_s = self._lag.seconds(offsets, time.monotonic())
         needing = sum(fault.needs_backfill for fault in faults.values())
@@ -121,6 +122,7 @@ class Monitor(Collector):
             oldest_summary_age_s=None if release is None else _age_s(release, states.values()),
             epoch_age_s=None if release is None else self._epoch_age_s(release),
             free_bytes=min((state.free_bytes for state in states.values()), default=None),
+            dead_letters=sum(letters.values()) if letters else None,
         )
 
     def collect(self) -> Iterable[Metric]:
@@ -138,6 +140,7 @@ class Monitor(Collector):
             ("vista_oldest_summary_age_seconds", "age of the oldest summary", health.oldest_summary_age_s),
             ("vista_epoch_age_seconds", "since the epoch was first promoted", health.epoch_age_s),
             ("vista_free_bytes", "that the store can still take", health.free_bytes),
+            ("vista_dead_letters", "records that the store keeps and cannot apply", health.dead_letters),
         ):
             gauge = GaugeMetricFamily(name, what, labels=["region"])
             if value is not None:

@@ -67,6 +67,7 @@ class RegionWorker:
         self.region, self.source, self.store = region, source, store
         self.assigned: frozenset[int] = frozenset()
         self.states: dict[int, BucketState] = {}
+        self.dead_letters: dict[int, int] = {}
         self.faults: dict[int, Fault] = {}
         self.log_fault = ""
         self.held_back = ""
@@ -116,6 +117,7 @@ class RegionWorker:
         self._worker.revoke(gone)
         self.states = {bucket: state for bucket, state in self.states.items() if bucket not in gone}
         self.faults = {bucket: fault for bucket, fault in self.faults.items() if bucket not in gone}
+        self.dead_letters = {bucket: kept for bucket, kept in self.dead_letters.items() if bucket not in gone}
 
     def _poll(self, subscription: Subscription) -> None:
         try:
@@ -200,12 +202,14 @@ class RegionWorker:
         return moved
 
     def _look(self, bucket: int) -> bool:
-        """Read the bucket's state; go on from its offset if the store was wiped, restored or repaired."""
+        """Read the bucket's state; go on from its offset if the store was wiped, restored or repaired. Its
+        dead letters may be of others that apply the log beside this worker."""
         self._looked_s[bucket], self._looked_bytes = time.monotonic(), self._worker.moved_bytes
         state = self.store.state(bucket)
         self.states = self.states | {bucket: state}
         if self._worker.offset(bucket) != state.offset:
             self._worker.resume(bucket, state)
+        self.dead_letters = self.dead_letters | {bucket: self.store.count_dead_letters(bucket)}
         return False
 
     def _read(self, bucket: int) -> None:

@@ -10,13 +10,18 @@ import uuid
 from vista.config import Frozen, Settings
 from vista.delivery.audit import audit_line
 from vista.delivery.control import release_record, retirement
-from vista.delivery.deliver import known_epoch, published_epoch
+from vista.delivery.epochs import known_epoch, published_epoch
 from vista.delivery.freeze import check_not_frozen
 from vista.delivery.interfaces import Catalog, Epoch, Release
 from vista.delivery.publish import copies_of
 from vista.delivery.readiness import RegionState, manifests
 from vista.delivery.regions import Backends
-from vista.delivery.retirements import is_retired, note_retirement, take_back_retirement
+from vista.delivery.retirements import (
+    check_not_retired,
+    is_retired,
+    note_retirement,
+    take_back_retirement,
+)
 from vista.delivery.rules import check_current
 from vista.delivery.worker import drain, write_beside
 from vista.errors import BackendError, EpochError, InputError, RegionNotReadyError, ReleaseConflictError
@@ -45,9 +50,7 @@ def current_release(catalog: Catalog) -> Release | None:
 
 def needed_releases(catalog: Catalog) -> list[Release]:
     """What serves, and what a rollback would take."""
-    releases = catalog.releases()
-    found = (releases[-1], _previous(releases)) if releases else ()
-    return [release for release in found if release is not None]
+    return _needed(catalog.releases())
 
 
 def nothing_released(settings: Settings) -> str:
@@ -91,12 +94,12 @@ def promote(
         )
     check_not_frozen(backends.catalog)
     _check_judged(before, instead_of)
+    check_not_retired(backends.catalog, space, epoch)
     if missing := _regions_without(backends, wanted, published):
         raise RegionNotReadyError(
             f"epoch {epoch} of {space} is not complete in {', '.join(missing)}: deliver it first; what was "
             f"lost since, `python -m vista repair --space {space} --epoch {epoch} --reason ...` refills"
         )
-    _check_not_retired(backends.catalog, wanted)
     how = {"action": "promote", "actor": actor, "reason": reason}
     return _swap(backends, before, wanted, dry_run=dry_run, **how)
 
@@ -127,16 +130,19 @@ def rollback(
     if _content(target) == _content(current):
         regions = {} if dry_run else announce(backends, current)
         return ReleaseReport(release=current, before=current, changed=False, regions=regions)
-    published_epoch(backends.catalog, target.space, target.epoch)
+    published = published_epoch(backends.catalog, target.space, target.epoch)
     wanted = target.model_copy(update={"id": _new_id(), "previous": current.id})
-    if not _held_somewhere(backends, wanted) and len(_regions_without(backends, wanted)) == len(
+    # of an epoch that repairs do not look after, a barrier alone says nothing
+    mended = {(one.space, one.epoch) for one in _needed(releases)}
+    epoch = None if (target.space, target.epoch) in mended else published
+    if not _held_somewhere(backends, wanted, epoch) and len(_regions_without(backends, wanted, epoch)) == len(
         backends.stores
     ):
         raise RegionNotReadyError(
             f"no region holds epoch {target.epoch} of {target.space} any more: roll back to a newer release "
             "with --to; what was lost, not retired, `python -m vista repair --space --epoch` refills"
         )
-    _check_not_retired(backends.catalog, wanted)
+    check_not_retired(backends.catalog, wanted.space, wanted.epoch)
     how = {"action": "rollback", "actor": actor, "reason": reason}
     return _swap(backends, current, wanted, dry_run=dry_run, **how)
 
@@ -299,14 +305,6 @@ def _gone(catalog: Catalog, release: Release) -> str:
     return f"{name} was retired meanwhile" if is_retired(catalog, release.space, release.epoch) else ""
 
 
-def _check_not_retired(catalog: Catalog, release: Release) -> None:
-    if is_retired(catalog, release.space, release.epoch):
-        raise EpochError(
-            f"epoch {release.epoch} of {release.space} is retired: the regions delete what they still hold "
-            "of it; take a newer one"
-        )
-
-
 def _take_back(backends: Backends, before: Release | None, wanted: Release, actor: str, why: str) -> None:
     if before is None:
         raise EpochError(f"release {wanted.id} cannot serve: {why}; promote another epoch")
@@ -328,6 +326,11 @@ def _target(releases: list[Release], to: str | None) -> Release:
     return found
 
 
+def _needed(releases: list[Release]) -> list[Release]:
+    found = (releases[-1], _previous(releases)) if releases else ()
+    return [release for release in found if release is not None]
+
+
 def _previous(releases: list[Release]) -> Release | None:
     """The release before the first that names what serves now.
 
@@ -337,18 +340,22 @@ def _previous(releases: list[Release]) -> Release | None:
     return releases[first - 1] if first else None
 
 
-def _held_somewhere(backends: Backends, wanted: Release) -> bool:
-    """Whether a region can serve `wanted`, as it is; the nearest that can is enough."""
+def _held_somewhere(backends: Backends, wanted: Release, epoch: Epoch | None) -> bool:
+    """Whether a region can serve `wanted`, as it is; the nearest that can is enough. With its `epoch` only
+    one that lacks none of its users."""
     for name, store in backends.stores.items():
         try:
-            if RegionState.of(name, store, backends.log.partitions).complete(wanted.space, wanted.epoch):
+            state = RegionState.of(name, store, backends.log.partitions)
+            if state.complete(wanted.space, wanted.epoch) and (
+                epoch is None or not state.lacks_users(epoch, manifests(epoch))
+            ):
                 return True
         except BackendError as error:
             log.warning("region %s: %s", name, error)
     return False
 
 
-def _regions_without(backends: Backends, wanted: Release, epoch: Epoch | None = None) -> list[str]:
+def _regions_without(backends: Backends, wanted: Release, epoch: Epoch | None) -> list[str]:
     """Regions that could not serve `wanted` once it is announced; those that cannot be reached, too. With its
     `epoch` also those that lack some of its users."""
     states, unreachable = _look(backends, drain_within_reach(backends))

@@ -7,11 +7,11 @@ barriers that end the refill: nothing is served over a hole.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from vista.delivery.audit import audit_line
-from vista.delivery.control import barrier
-from vista.delivery.interfaces import Epoch, Log, Store
+from vista.delivery.control import barrier, release_record
+from vista.delivery.interfaces import Epoch, Log, Release, Store
 from vista.delivery.regions import Backends
 from vista.delivery.release import announce, current_release
 from vista.delivery.verify import Finding, Verdict, verify_region
@@ -89,19 +89,37 @@ def verify_all(backends: Backends, epochs: Sequence[Epoch], *, all_bytes: bool) 
     ]
 
 
-def refill(store: Store, bucket: int, epochs: Sequence[Epoch], next_offset: int | None = None) -> int:
-    """Write a bucket of these epochs from their tables, then their barriers; at last move the offset.
+def refill_out_of_reach(
+    stores: Mapping[str, Store], source: Log, epochs: Sequence[Epoch], release: Release | None
+) -> None:
+    """Refill every bucket that needs what the log has let go, and tell it of the release, whose record went
+    with that."""
+    told = [] if release is None else [release_record(release)]
+    for name, store in stores.items():
+        for bucket in range(source.partitions):
+            first = source.bounds(bucket)[0]
+            if first and store.state(bucket).offset < first:
+                refill(name, store, bucket, epochs, first, told)
 
-    Returns the number of records written. What the store has newer stays.
-    """
+
+def refill(
+    region: str,
+    store: Store,
+    bucket: int,
+    epochs: Sequence[Epoch],
+    next_offset: int | None = None,
+    told: Sequence[bytes] = (),
+) -> None:
+    """Write a bucket of these epochs from their tables, their barriers and what else it is to be told; with
+    that move the offset. What the store has newer stays."""
     offset, written = store.state(bucket).offset, 0
     for epoch in epochs:
         for records in _batches(epoch, bucket):
             offset, count = write_beside(store, bucket, offset, None, records)
             written += count
     barriers = [barrier(epoch.space, epoch.epoch) for epoch in epochs]
-    write_beside(store, bucket, offset, next_offset, barriers)
-    return written
+    write_beside(store, bucket, offset, next_offset, [*barriers, *told])
+    log.info("region %s, bucket %d: %d records written from the table", region, bucket, written)
 
 
 def _repair_region(backends: Backends, verdict: Verdict, epochs: Sequence[Epoch], *, all_bytes: bool) -> None:
@@ -109,18 +127,12 @@ def _repair_region(backends: Backends, verdict: Verdict, epochs: Sequence[Epoch]
     store = backends.stores[name]
     for finding in verdict.findings:
         if finding.what == "out_of_reach":
-            _refill(name, store, finding.bucket, epochs, backends.log)
+            refill(name, store, finding.bucket, epochs, backends.log.bounds(finding.bucket)[0])
     drain(name, backends.log, store)
     again = verify_region(name, store, backends.log, epochs, all_bytes=all_bytes)
     for finding in again.findings:
         if finding.what == "incomplete" and finding.epoch is not None:
-            _refill(name, store, finding.bucket, [finding.epoch], None)
-
-
-def _refill(name: str, store: Store, bucket: int, epochs: Sequence[Epoch], source: Log | None) -> None:
-    next_offset = None if source is None else source.bounds(bucket)[0]
-    written = refill(store, bucket, epochs, next_offset)
-    log.info("region %s, bucket %d: %d records written from the table", name, bucket, written)
+            refill(name, store, finding.bucket, [finding.epoch])
 
 
 def _batches(epoch: Epoch, bucket: int) -> Iterator[list[bytes]]:

@@ -5,6 +5,7 @@ A retirement that finds its epoch needed after all takes its line back by anothe
 
 from vista.delivery.audit import audit_line
 from vista.delivery.interfaces import Catalog
+from vista.errors import EpochError
 
 RETIRE, KEEP = "retire", "keep"
 
@@ -31,3 +32,13 @@ def is_retired(catalog: Catalog, space: str, epoch: int) -> bool:
         else:
             retired.discard(int(number))
     return any(number >= epoch for number in retired)
+
+
+def check_not_retired(catalog: Catalog, space: str, epoch: int) -> None:
+    """Raises `EpochError` if no region takes the epoch any more."""
+    if is_retired(catalog, space, epoch):
+        raise EpochError(
+            f"epoch {epoch} of {space} is retired: the regions delete what they still hold of it; take a "
+            "newer one, or start a new run, whose export makes one (of the same day, once this one is "
+            "withdrawn)"
+        )

@@ -100,13 +100,16 @@ class SqliteStore:
             floors = connection.execute(
                 "SELECT space_id, space, floor FROM floors WHERE bucket = ?", (bucket,)
             ).fetchall()
-            return BucketState(
+            found = BucketState(
                 offset=_offset(connection, bucket),
                 release=None if release is None else Release.model_validate_json(release[0]),
                 floors={space: floor for _, space, floor in floors},
                 epochs=_epochs(connection, bucket, {key: floor for key, _, floor in floors}),
                 free_bytes=shutil.disk_usage(self._database.path.parent).free,
             )
+        if not found.offset:  # perhaps the file was deleted, and the number of buckets with it
+            fixed_buckets(self._database, self._wanted_buckets)
+        return found
 
     def retire(self, space: str, epoch: int, at_most: int | None = None) -> int:
         deleted = 0

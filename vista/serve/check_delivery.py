@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from vista.config import CheckConfig, Frozen, Settings
 from vista.delivery.catalog import open_catalog
-from vista.delivery.deliver import published_epoch
+from vista.delivery.epochs import published_epoch
 from vista.delivery.interfaces import Release
 from vista.delivery.readiness import RegionReport, RegionState, manifests
 from vista.delivery.regions import Backends, open_backends

@@ -14,7 +14,7 @@ from functools import partial
 from vista.config import Settings
 from vista.delivery.audit import audit_line
 from vista.delivery.catalog import open_catalog
-from vista.delivery.deliver import known_epoch, published_epoch
+from vista.delivery.epochs import known_epoch, published_epoch
 from vista.delivery.freeze import freeze_reason, set_frozen
 from vista.delivery.interfaces import Catalog, Epoch, Release
 from vista.delivery.log import open_log
@@ -30,6 +30,7 @@ from vista.delivery.release import (
     withdraw,
 )
 from vista.delivery.repair import counted, plan, repair, verify_all
+from vista.delivery.retirements import check_not_retired
 from vista.delivery.verify import Verdict
 from vista.errors import BackendError, EpochError, InputError, NoLogError, RegionNotReadyError
 from vista.runs import RunDirectory
@@ -250,7 +251,9 @@ def kept_epochs(catalog: Catalog) -> list[Epoch]:
 
 
 def _epoch(catalog: Catalog, epoch: SpaceEpoch) -> Epoch:
-    return published_epoch(catalog, *epoch)
+    found = published_epoch(catalog, *epoch)
+    check_not_retired(catalog, *epoch)
+    return found
 
 
 def _released(catalog: Catalog, settings: Settings) -> Release:

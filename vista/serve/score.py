@@ -18,7 +18,7 @@ from vista.data.dataset import Dataset
 from vista.data.features import serving_batch
 from vista.data.schema import UNSEEN_ROW
 from vista.delivery.catalog import open_catalog
-from vista.delivery.deliver import known_epoch
+from vista.delivery.epochs import known_epoch
 from vista.delivery.interfaces import Release
 from vista.delivery.reader import Read, RegionReader
 from vista.delivery.regions import open_regions

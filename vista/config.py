@@ -135,7 +135,7 @@ class ModelConfig(Frozen):
 
     @model_validator(mode="after")
     def _decay_is_of_one_sum(self) -> Self:
-        obstacles = _differences(self, ONE_SUM)
+        obstacles = differences(self, ONE_SUM)
         if self.half_life_s is not None and obstacles:
             raise ValueError(
                 f"half_life_s {self.half_life_s:g}: {obstacles}; leave it out, or change the model"
@@ -153,10 +153,15 @@ def incremental_obstacles(model: ModelConfig) -> str:
     >>> incremental_obstacles(ModelConfig(layers=2))
     'layers is 2, not 1; positions is True, not False'
     """
-    return _differences(model, ONE_SUM | {"positions": False})
+    return differences(model, ONE_SUM | {"positions": False})
 
 
-def _differences(model: ModelConfig, wanted: dict[str, object]) -> str:
+def differences(model: Frozen, wanted: Mapping[str, object]) -> str:
+    """What a model has, not what is wanted; empty if it has all.
+
+    >>> differences(ModelConfig(), {"layers": 2, "heads": 4})
+    'layers is 1, not 2'
+    """
     found = {name: getattr(model, name) for name in wanted}
     return "; ".join(
         f"{name} is {found[name]}, not {wanted[name]}" for name in wanted if found[name] != wanted[name]
@@ -365,16 +370,17 @@ class ExperimentConfig(Frozen):
     """An experiment as people start it."""
 
     data_dir: str = Field(
-        description="folder of the data: of kuairand the source's own, of table2 the one above kuairand-pure "
-        "and ml-1m"
+        description="folder of the data: of kuairand the source's own, of the others the one above "
+        "kuairand-pure and ml-1m"
     )
     sets: str = Field(
-        "", description="data sets, comma-separated: kuairand-pure; of table2 also ml-1m; empty: all"
+        "", description="data sets, comma-separated: kuairand-pure; but for kuairand also ml-1m; empty: all"
     )
     models: str = Field(
         "",
         description="models, comma-separated: vista, vista_hstu, no_history, mean_pool, ttsn, din, mha, "
-        "sasrec, hstu, vista_permuted; of table2 also lightgbm, and of ml-1m vista_no_tail; empty: all",
+        "sasrec, hstu, vista_softmax, vista_permuted; of table2 also lightgbm, and of ml-1m vista_no_tail; of "
+        "ablation and tuning vista, hstu and what is changed: a wrong name lists them; empty: all",
     )
     seeds: int = Field(3, ge=1, description="every model is trained with so many seeds")
     first_seed: int = Field(0, ge=0, description="the first of the seeds; the others follow it")

@@ -22,7 +22,7 @@ from typing import IO, Any, TypeVar
 
 from pydantic import ValidationError
 
-from vista.config import Frozen, RefreshConfig
+from vista.config import Frozen, RefreshConfig, differences
 from vista.errors import InputError, StageError, VistaError
 
 LATEST = "latest"
@@ -140,9 +140,9 @@ class RunDirectory:
         run = cls.named(runs, config.run_id)
         if not run.config_file.exists():
             write_whole(run.config_file, config.model_dump_json(indent=2))
-        elif run.config() != config:
+        elif changed := differences(run.config(), config.model_dump()):
             raise InputError(
-                f"run {config.run_id!r} was started with other values ({run.config_file}): "
+                f"run {config.run_id!r} was started with other values ({changed}; {run.config_file}): "
                 "resume it with those, or use a new run_id"
             )
         return run

@@ -1,6 +1,7 @@
 """`experiment kuairand` and `table2`: the public splits, cells that are made once, and what they prove."""
 
 import csv
+import json
 import os
 import resource
 import signal

@@ -15,8 +15,8 @@ from vista.runs import RunDirectory
 
 
 class PromoteReport(Frozen):
-    """`release` is what serves afterwards; `reasons` are the gate's, or why it was overridden;
-    `new_foundation`: the promotion released one that the run has trained, not one that was released before."""
+    """`release` is what serves afterwards; `reasons` are the gate's, or why it was overridden.
+    `new_foundation`: it released one that the run has trained, not one that was released before."""
 
     promoted: bool
     reasons: tuple[str, ...]
@@ -61,7 +61,7 @@ def promote_run(
         reasons=reasons,
         release=done.release,
         before=done.before,
-        new_foundation=not run.report_of("train_foundation")["adopted"],
+        new_foundation=not run.report_of("train_foundation").get("adopted", False),
     )
 
 

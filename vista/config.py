@@ -379,8 +379,8 @@ class ExperimentConfig(Frozen):
     models: str = Field(
         "",
         description="models, comma-separated: vista, vista_hstu, no_history, mean_pool, ttsn, din, mha, "
-        "sasrec, hstu, vista_softmax, vista_permuted; of table2 also lightgbm, and of ml-1m vista_no_tail; of "
-        "ablation and tuning vista, hstu and what is changed: a wrong name lists them; empty: all",
+        "sasrec, hstu, vista_softmax, vista_permuted; of table2 also lightgbm, and of ml-1m vista_no_tail; "
+        "of ablation and tuning vista, hstu and what is changed: a wrong name lists them; empty: all",
     )
     seeds: int = Field(3, ge=1, description="every model is trained with so many seeds")
     first_seed: int = Field(0, ge=0, description="the first of the seeds; the others follow it")

@@ -42,7 +42,7 @@ def _auc_of_long_users(dataset: Dataset, attention: AttentionName, max_uih: int)
     later days, which by chance is .500 +- .016."""
     torch.manual_seed(0)
     config = MODEL.model_copy(update={"attention": attention})
-    train_config = TrainConfig(epochs=4, max_candidates_per_batch=256, max_tokens_per_batch=200_000)
+    train_config = TrainConfig(epochs=5, max_candidates_per_batch=256, max_tokens_per_batch=200_000)
     model = Ranker(config, dataset.spec(dataset.day_start_us(TRAIN_DAYS)), "vista")
     forward, labels_N = history_forward(model), dataset.candidates.labels_CT[:, 0]
     known_users = SHORT_USERS + LONG_USERS_TRAINED

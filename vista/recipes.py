@@ -102,6 +102,33 @@ def kuairand_cotrained(data_dir: str) -> Recipe:
     )
 
 
+def kuairand_paper(data_dir: str) -> Recipe:
+    """KuaiRand with the hyper-parameters of the paper (appendix C.2), until a plateau: hours."""
+    model, train = appendix_c2("kuairand")
+    weights = {"task_weights": tuple(KUAIRAND_TASKS.values())}
+    return kuairand(data_dir).model_copy(
+        update={
+            "name": "kuairand_paper",
+            "model": model.model_copy(update=weights),
+            "foundation": train,
+            "downstream": train,
+        }
+    )
+
+
+def amazon_electronics(data_dir: str) -> Recipe:
+    """AmazonElectronics_x1 with the hyper-parameters of appendix C.2. Its rows have no times: the clock
+    is virtual (30 days per user)."""
+    model, train = appendix_c2("amazon")
+    return Recipe(
+        name="amazon_electronics",
+        data=DataConfig(source="amazon_electronics", path=data_dir, clock="user_fraction", max_uih=200),
+        model=model,
+        foundation=train,
+        downstream=train,
+    )
+
+
 def movielens(data_dir: str) -> Recipe:
     """MovieLens ratings; users live within one sitting, so the clock is virtual (30 days per user)."""
     return Recipe(
@@ -135,8 +162,11 @@ def industrial(data_dir: str) -> Recipe:
 
 RECIPES: dict[str, Callable[[str], Recipe]] = {
     recipe.__name__: recipe
-    for recipe in (smoke, generated, incremental, kuairand, kuairand_cotrained, movielens, events, industrial)
-}
+    for recipe in (
+        smoke, generated, incremental, kuairand, kuairand_cotrained, kuairand_paper, amazon_electronics,
+        movielens, events, industrial,
+    )
+}  # fmt: skip
 
 
 def appendix_c2(column: Literal["amazon", "kuairand", "production"]) -> tuple[ModelConfig, TrainConfig]:

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from numpy.testing import assert_array_equal
 
-from vista.config import DataConfig, GeneratedConfig, HistoryCut, WindowConfig
+from vista.config import DataConfig, GeneratedConfig, HistoryCut, RefreshConfig, WindowConfig
 from vista.data.batches import gather
 from vista.data.dataset import Dataset
 from vista.data.frozen import frozen
@@ -20,7 +20,7 @@ from vista.data.prepare import prepare_dataset
 from vista.data.rejects import Rejects
 from vista.data.schema import NO_LABEL, Batch
 from vista.data.sources import SOURCES, Source
-from vista.recipes import kuairand, movielens
+from vista.recipes import kuairand, movielens, recipe_of
 
 COMPARED = (
     "user_id_B", "user_row_B", "cut_us_B", "seq_offsets", "uih_item_L", "uih_category_L", "uih_action_L",
@@ -162,6 +162,18 @@ def test_amazon_electronics(mode: HistoryCut, tmp_path: Path, monkeypatch: pytes
         DataConfig(source="amazon_electronics", path=str(tmp_path), buckets=3, history_cut=mode),
         tmp_path, monkeypatch,
     )  # fmt: skip
+
+
+def test_the_recipe_of_amazon_electronics_has_days_to_train_on_and_to_test(tmp_path: Path) -> None:
+    write_amazon(tmp_path)
+    recipe = recipe_of(RefreshConfig(recipe="amazon_electronics", data_dir=str(tmp_path)))
+    assert (recipe.model.width, recipe.model.mlp) == (64, (1_024, 512, 256))
+    prepare_dataset(recipe.data, tmp_path / "data", recipe.windows)
+    dataset = Dataset.open(tmp_path / "data")
+    split = dataset.split()
+    for first, end in ((split.first_day, split.k), (split.k, split.n), (split.n, split.n + 1)):
+        ids_N = dataset.examples(first, end).candidate_ids()
+        assert set(dataset.candidates.labels_CT[ids_N, 0].tolist()) == {0.0, 1.0}
 
 
 @pytest.mark.parametrize("per_positive", [0, 2])

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from training_data import settings_of
 
 from vista.__main__ import commands, main
 from vista.config import Settings
@@ -20,11 +19,6 @@ from vista.train.model_run import SCORES_FILE, keep_scores, kept_scores, of_test
 from vista.train.tracking import Tracked, track
 
 ROWS = 600
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return settings_of(tmp_path_factory.mktemp("home"))
 
 
 def scored(noise: float, seed: int = 0, labels_seed: int = 0) -> ScoredRows:

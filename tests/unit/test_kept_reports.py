@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from delivery_samples import keep_report
-from training_data import epoch_times, foundation_in_place, opened, published, settings_of
+from training_data import epoch_times, foundation_in_place, opened, published
 
 from vista.config import RefreshConfig, Settings
 from vista.delivery.audit import audit_line
@@ -22,11 +22,6 @@ from vista.train.stage import Fitted, StageContext, checkpoint_meta
 from vista.train.vocabulary import Vocabulary
 
 CONFIG = RefreshConfig(recipe="smoke", run_id="waiting")
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return settings_of(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_data import epoch_times, foundation_in_place, opened, published, settings_of
+from training_data import epoch_times, foundation_in_place, opened, published
 
 from vista.config import RefreshConfig, Settings
 from vista.data.schema import buckets_of
@@ -33,11 +33,6 @@ from vista.train.train_foundation import foundation_job
 from vista.train.vocabulary import Vocabulary
 
 CONFIG = RefreshConfig(recipe="smoke", run_id="unit", recent_tail=3)
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return settings_of(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from delivery_samples import keep_report
-from training_data import epoch_times, foundation_in_place, opened, published, settings_of
+from training_data import epoch_times, foundation_in_place, opened, published
 
 from vista.config import RefreshConfig, Settings
 from vista.delivery.catalog import open_catalog
@@ -23,11 +23,6 @@ from vista.train.stage import StageContext, checkpoint_meta
 from vista.train.train_foundation import train_foundation
 
 CONFIG = RefreshConfig(recipe="smoke", run_id="tracked", recent_tail=3)
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return settings_of(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")

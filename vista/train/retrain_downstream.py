@@ -101,14 +101,14 @@ def check_join(dataset: Dataset, reader: SummaryReader, first_day: int) -> JoinR
     """Join every example of the days k .. n, a part at a time. Raises `LeakError` for a row of the future."""
     examples = dataset.examples(first_day, dataset.split().n + 1)
     rows = missing = 0
-    oldest_us = 0
+    max_age_us = 0
     for part in np.array_split(np.arange(len(examples)), len(examples) // JOINED_AT_ONCE + 1):
         cut_us_B = examples.cut_us_E[part]
         _, found_B, as_of_us_B = reader.lookup(examples.user_id_E[part], cut_us_B)
         rows += int(examples.num_candidates_E[part].sum())
         missing += int(examples.num_candidates_E[part][~found_B].sum())
-        oldest_us = max(oldest_us, int((cut_us_B - as_of_us_B)[found_B].max(initial=0)))
-    return JoinReport(rows=rows, without_summary=missing, max_summary_age_s=oldest_us / 1e6)
+        max_age_us = max(max_age_us, int((cut_us_B - as_of_us_B)[found_B].max(initial=0)))
+    return JoinReport(rows=rows, without_summary=missing, max_summary_age_s=max_age_us / 1e6)
 
 
 def finish(stage: StageContext, training: Training, state: Path) -> None:

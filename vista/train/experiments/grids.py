@@ -209,11 +209,15 @@ def _fields_of(kind: type[Frozen], change: Change) -> dict[str, Any]:
 def _with_tail(arms: tuple[Arm, ...], recent_tail: int) -> tuple[Arm, ...]:
     """Every VISTA with a recent tail, and beside them `vista_no_tail`, which is `vista` as it was."""
     (plain,) = (arm for arm in arms if arm.name == REFERENCE)
-    found = [plain.model_copy(update={"name": "vista_no_tail"})]
-    for arm in reversed(arms):
-        with_tail = arm.model.model_copy(update={"recent_tail": recent_tail})
-        found.append(arm.model_copy(update={"model": with_tail}) if "vista" in arm.kind else arm)
-    return tuple(reversed(found))
+
+    def tailed(arm: Arm) -> Arm:
+        model = arm.model.model_copy(update={"recent_tail": recent_tail})
+        return arm.model_copy(update={"model": model})
+
+    return (
+        *(tailed(arm) if "vista" in arm.kind else arm for arm in arms),
+        plain.model_copy(update={"name": "vista_no_tail"}),
+    )
 
 
 def experiment_of(name: str, config: ExperimentConfig) -> Experiment:

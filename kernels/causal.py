@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kernels.activations import PHI, PHI_BACKWARD, Phi
 from kernels.arguments import check_bounds, check_phi, check_queries, check_sources
-from kernels.chunks import Block, Chunks, candidate_rows, wide
+from kernels.chunks import Block, Chunks, wide
+from kernels.own_term import add_own_term, put_own_gradients
 
 CHUNK_ROWS = 32
 BLOCK_CHUNKS = 32
@@ -61,9 +62,8 @@ class _Causal(torch.autograd.Function):
             p_NHRDE = PHI[phi_out](rows.states(block, before_NHDE))
             q_NHRD = PHI[phi](block.split(q))
             block.write((q_NHRD.unsqueeze(-2) @ p_NHRDE).squeeze(-2), out_LHE)
-        at, n_T = candidate_rows(offsets, candidates)
-        y_TH1 = (PHI[phi](q[at]) * PHI[phi](k[at])).sum(-1, keepdim=True) / n_T[:, None, None]
-        return out_LHE.index_add_(0, at, y_TH1 * v[at])
+        add_own_term(out_LHE, q, k, v, offsets, candidates, phi)
+        return out_LHE
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -79,22 +79,19 @@ class _Causal(torch.autograd.Function):
         for block in rows.blocks():
             z_NHRDE = rows.states(block, before_NHDE)
             d_out_NHRE = block.split(d_out)
-            block.write((PHI[phi_out](z_NHRDE) @ d_out_NHRE.unsqueeze(-1)).squeeze(-1), dq)
+            d_phi_q_NHRD = (PHI[phi_out](z_NHRDE) @ d_out_NHRE.unsqueeze(-1)).squeeze(-1)
+            block.write(PHI_BACKWARD[phi](d_phi_q_NHRD, block.split(q)), dq)
             d_sum_NHDE[block.chunks] = rows.d_sums(block, z_NHRDE, d_out, phi_out).sum(2)
         after_NHDE = _scan(d_sum_NHDE.flip(0), rows.chunks.user_N.flip(0)).flip(0)
         for block in rows.blocks():
             d_sum_NHRDE = rows.d_sums(block, rows.states(block, before_NHDE), d_out, phi_out)
             g_NHRDE = d_sum_NHRDE.flip(2).cumsum(2).flip(2) + after_NHDE[block.chunks].unsqueeze(2)
             k_NHRD, v_NHRE = rows.sources(block)
-            block.write((g_NHRDE @ v_NHRE.unsqueeze(-1)).squeeze(-1), dk)
+            d_phi_k_NHRD = (g_NHRDE @ v_NHRE.unsqueeze(-1)).squeeze(-1)
+            block.write(PHI_BACKWARD[phi](d_phi_k_NHRD, block.split(k)), dk)
             block.write((k_NHRD.unsqueeze(-2) @ g_NHRDE).squeeze(-2), dv)
-        at, n_T = candidate_rows(offsets, candidates)
-        x_TH1 = (d_out[at] * v[at]).sum(-1, keepdim=True) / n_T[:, None, None]
-        y_TH1 = (PHI[phi](q[at]) * PHI[phi](k[at])).sum(-1, keepdim=True) / n_T[:, None, None]
-        dq.index_add_(0, at, x_TH1 * PHI[phi](k[at]))
-        dk[at] = x_TH1 * PHI[phi](q[at])
-        dv[at] = y_TH1 * d_out[at]
-        return PHI_BACKWARD[phi](dq, q), PHI_BACKWARD[phi](dk, k), dv, None, None, None, None
+        put_own_gradients((dq, dk, dv), d_out, q, k, v, offsets, candidates, phi)
+        return dq, dk, dv, None, None, None, None
 
 
 class _Rows:

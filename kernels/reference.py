@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kernels.activations import PHI, PHI_BACKWARD, Phi
 from kernels.chunks import Block, Chunks, candidate_rows, source_count, wide
+from kernels.own_term import add_own_term, put_own_gradients
 
 CHUNK_ROWS = 32
 BLOCK_ELEMENTS = 2**17
@@ -35,10 +36,7 @@ def forward(
     for block in blocks:
         q_NHRD, p_NHDE = block.split(q_LHD), p_BHDE.index_select(0, block.user_N)
         block.write(PHI[phi](q_NHRD) @ p_NHDE, out_LHE)
-    rows_T, n_T = candidate_rows(seq_offsets, num_candidates)
-    q_THD, k_THD, v_THE = (wide(x[rows_T]) for x in (q_LHD, k_LHD, v_LHE))
-    y_TH1 = (PHI[phi](q_THD) * PHI[phi](k_THD)).sum(-1, keepdim=True) / n_T[:, None, None]
-    out_LHE.index_add_(0, rows_T, (y_TH1 * v_THE).to(out_LHE.dtype))
+    add_own_term(out_LHE, q_LHD, k_LHD, v_LHE, seq_offsets, num_candidates, phi)
     return out_LHE, kv_BHDE
 
 
@@ -66,15 +64,9 @@ def backward(
     n_B = source_count(seq_offsets, num_candidates)
     g_BHDE = PHI_BACKWARD[phi_out](w_BHDE, kv_BHDE) / n_B[:, None, None, None]
     dk_LHD, dv_LHE = _state_backward(g_BHDE, k_LHD, v_LHE, blocks, phi)
-    rows_T, n_T = candidate_rows(seq_offsets, num_candidates)
-    d_out_THE, q_THD, k_THD, v_THE = (wide(x[rows_T]) for x in (d_out_LHE, q_LHD, k_LHD, v_LHE))
-    x_TH1 = (d_out_THE * v_THE).sum(-1, keepdim=True) / n_T[:, None, None]
-    y_TH1 = (PHI[phi](q_THD) * PHI[phi](k_THD)).sum(-1, keepdim=True) / n_T[:, None, None]
-    own_dq_THD = PHI_BACKWARD[phi](x_TH1 * PHI[phi](k_THD), q_THD)
-    dq_LHD.index_add_(0, rows_T, own_dq_THD.to(dq_LHD.dtype))
-    dk_LHD[rows_T] = PHI_BACKWARD[phi](x_TH1 * PHI[phi](q_THD), k_THD).to(dk_LHD.dtype)
-    dv_LHE[rows_T] = (y_TH1 * d_out_THE).to(dv_LHE.dtype)
-    return dq_LHD, dk_LHD, dv_LHE
+    gradients = dq_LHD, dk_LHD, dv_LHE
+    put_own_gradients(gradients, d_out_LHE, q_LHD, k_LHD, v_LHE, seq_offsets, num_candidates, phi)
+    return gradients
 
 
 def state(k_LHD: Tensor, v_LHE: Tensor, seq_offsets: Tensor, num_candidates: Tensor, phi: Phi) -> Tensor:

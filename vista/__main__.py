@@ -109,7 +109,11 @@ def _describe_events(folder: str) -> None:
     ],
 )
 def _experiment(name: str, record: bool, **values: Any) -> None:
-    """Train models on public splits and compare them, seed by seed: kuairand, table2."""
+    """Train models on public splits and compare them, seed by seed.
+
+    NAME is kuairand or table2 (VISTA beside its baselines), ablation (without one of its parts) or tuning
+    (with one hyper-parameter changed).
+    """
     from vista.train.experiments.report import append_record
     from vista.train.experiments.run import run_experiment
 

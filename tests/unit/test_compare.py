@@ -45,7 +45,7 @@ def logged(
     if rows is not None:
         keep_scores(run, rows)
     measured = scored(1.0) if rows is None else rows
-    run.finish(of_test_rows(measure(measured.users_N, measured.labels_N, measured.scores_N)))
+    run.finish(of_test_rows(measure(measured.users_N, measured.labels_N, measured.scores_N), {}))
     return run
 
 

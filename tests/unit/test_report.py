@@ -324,6 +324,27 @@ def test_a_map_of_one_group_has_no_legend() -> None:
     assert "coloured by activity" in Page(render(REPORT)).text
 
 
+def test_tasks_beside_the_first_have_their_auc() -> None:
+    """Of the models that learn them; where there is one task nothing is said."""
+    assert "AUC of" not in print_table(REPORT) + render(REPORT)
+    areas = {"long_view": 0.71234, "is_like": 0.8}
+    learned = {"vista_downstream": areas, "din": areas}
+    models = {
+        name: one.model_copy(update={"other_auc": learned.get(name, {})})
+        for name, one in REPORT.models.items()
+    }
+    report = REPORT.model_copy(update={"models": models})
+    table = print_table(report).split("\n\n")[2].splitlines()
+    assert table[0].split() == ["AUC", "of", "long_view", "is_like"]
+    assert sorted(line.split() for line in table[2:]) == [
+        [name, "0.7123", "0.8000"] for name in sorted(learned)
+    ]
+    page = Page(render(report))
+    assert "AUC of long_view" in page.text
+    assert page.text.count("0.7123") == len(learned)
+    assert RefreshReport.model_validate_json(report.model_dump_json()) == report
+
+
 def test_terminal_table_is_aligned_and_complete() -> None:
     text = print_table(REPORT)
     models = text.split("\n\n")[1].splitlines()

@@ -24,11 +24,14 @@ from training_data import prepare_small
 from infra.processes import adopt_orphans, descendants, wait_until
 from vista.__main__ import commands
 from vista.config import ExperimentConfig, ModelConfig, Settings, TrainConfig
+from vista.data.batches import batches
 from vista.data.dataset import Dataset
 from vista.data.files import checksum
 from vista.errors import InputError, StageError
 from vista.evaluate.bootstrap import Interval
-from vista.model.ranker import Ranker
+from vista.evaluate.metrics import auc
+from vista.model.inputs import tensors
+from vista.model.ranker import Ranker, VistaHistory
 from vista.runs import read_as
 from vista.train.compare import compare
 from vista.train.experiments.blocks import UserSplit
@@ -45,11 +48,11 @@ from vista.train.experiments.grids import (
 )
 from vista.train.experiments.join import join, read_report
 from vista.train.experiments.pool import COMMAND, make_cells
-from vista.train.experiments.probes import as_stored, through_summary
+from vista.train.experiments.probes import as_stored, swapped_error, through_summary
 from vista.train.experiments.report import ExperimentReport, append_record, verdict
 from vista.train.experiments.run import command_of, prepared, run_experiment
 from vista.train.experiments.splits import Rows
-from vista.train.loop import batch_plan, history_forward, predict
+from vista.train.loop import batch_plan, history_forward, other_auc, predict
 
 HEADER = (
     "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,"
@@ -409,12 +412,33 @@ def test_compare_has_the_intervals_of_the_report(
 
 def test_lightgbm_is_an_arm(data_dir_kuairand: Path, settings: Settings) -> None:
     config = ExperimentConfig(
-        data_dir=str(data_dir_kuairand.parent), sets="kuairand-pure", models="lightgbm", seeds=1
+        data_dir=str(data_dir_kuairand.parent), sets="kuairand-pure", models="lightgbm,din", seeds=1
     )
     report = run_experiment("table2", config, settings)
-    (cell,) = report.cells
-    assert (cell.block, cell.arm, cell.training) == ("kuairand-pure features", "lightgbm", None)
+    of_ids, din, lightgbm = report.cells
+    assert (lightgbm.block, lightgbm.arm, lightgbm.training) == ("kuairand-pure features", "lightgbm", None)
     assert "| lightgbm | " in report.table()
+    assert of_ids.other_auc == lightgbm.other_auc == {}
+    (task,) = din.other_auc  # nobody likes anything here
+    assert f"long_view, learned beside it: AUC din {din.other_auc[task]:.4f}." in report.table()
+    assert f"{task}_auc" in report.csv()
+
+
+def test_each_task_is_measured_on_its_own_scores_and_labels(data_dir_kuairand: Path, tmp_path: Path) -> None:
+    block = table2(data_dir_kuairand.parent).blocks[1]
+    assert block.data.tasks == ("is_click", "long_view", "is_like")
+    dataset = Dataset.open(prepared(block.data, tmp_path))
+    rows = Rows.of(dataset, block.split)
+    torch.manual_seed(0)
+    ranker = Ranker(block.arms[0].model, dataset.spec(rows.known_until_us()), "no_history").eval()
+    plan = batch_plan(rows.test, TrainConfig(), max_uih=200)
+    (batch,) = batches(plan)
+    with torch.inference_mode():
+        logits_CT = ranker(tensors(batch, "cpu")).logits_CT.numpy()
+    areas = [auc(batch.labels_CT[:, 1], logits_CT[:, task]) for task in (0, 1)]
+    assert areas[0] != areas[1]
+    nobody_likes_anything = {"long_view": areas[1]}
+    assert other_auc(ranker, history_forward(ranker), plan) == nobody_likes_anything
 
 
 def test_a_cell_over_its_limit_is_reported(
@@ -549,6 +573,21 @@ def test_an_unchanged_summary_changes_nothing(tmp_path: Path) -> None:
     np.testing.assert_allclose(parts_C, whole_C, atol=1e-6)
     removed_C = predict(ranker, through_summary(ranker, torch.zeros_like), plan, dataset.info.candidates)
     assert np.nanmax(np.abs(removed_C - whole_C)) > 1e-4
+
+
+def test_another_user_s_summary_raises_the_error_unless_all_are_the_same(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    dataset = Dataset.open(prepare_small(tmp_path / "set"))
+    config = ModelConfig(width=8, heads=2, seeds=3, mlp=(16,), reconstruction_weight=0.1)
+    ranker = Ranker(config, dataset.spec(dataset.day_start_us(3)), "vista")
+    plan = batch_plan(dataset.examples(4, 5), TrainConfig(), max_uih=16)
+    assert abs(swapped_error(ranker, plan)) > 1e-5
+    assert isinstance(ranker.history, VistaHistory)
+    summariser = ranker.history.summariser
+    for reads_history in (summariser.lengths, *(block.qlu.output for block in summariser.blocks)):
+        for weight in reads_history.parameters():
+            torch.nn.init.zeros_(weight)
+    assert swapped_error(ranker, plan) == 0.0
 
 
 def test_what_a_store_gives_back_is_within_half_a_step() -> None:

@@ -2,7 +2,7 @@
 
 import re
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from vista.evaluate.bootstrap import PairedDifference
 from vista.evaluate.gate import GateDecision
@@ -18,8 +18,9 @@ class TrainedOn(Finite):
 
 
 class ModelFigures(Metrics):
-    """A model's metrics on the test day, and what it was trained on."""
+    """A model's metrics on the test day, of its first task; AUC of the others; and what it was trained on."""
 
+    other_auc: dict[str, float] = Field(default_factory=dict)
     trained_on: TrainedOn
 
 

@@ -46,7 +46,11 @@ def render(report: RefreshReport) -> str:
         "gauc": max((one.gauc for one in report.models.values() if one.gauc is not None), default=None),
     }
     return environment.get_template(TEMPLATE).render(
-        report=report, best=best, pictures=_pictures(report), verdict=verdict(report)
+        report=report,
+        best=best,
+        tasks=other_tasks(report),
+        pictures=_pictures(report),
+        verdict=verdict(report),
     )
 
 
@@ -103,6 +107,12 @@ def print_table(report: RefreshReport) -> str:
     ]
     if report.oracle_auc is not None:
         models.append(("(oracle)", figure(report.oracle_auc), "-", "-", "-", "the true probabilities"))
+    tasks = other_tasks(report)
+    others = [
+        (name, *(figure(one.other_auc.get(task)) for task in tasks))
+        for name, one in report.models.items()
+        if one.other_auc
+    ]
     regions = [
         (name, f"{one.coverage:.2%}", f"{one.lag_records:,}", duration(one.oldest_summary_age_s))
         for name, one in report.regions.items()
@@ -115,6 +125,7 @@ def print_table(report: RefreshReport) -> str:
         f"{report.dataset}: {report.rows:,} events of {report.users:,} users; "
         f"tested on {report.test_rows:,} rows of the last day (clock: {report.clock})",
         text_table(("model", "AUC", "NE", "GAUC", "calibr.", "trained on"), models, left=(0, 5)),
+        *([text_table(("AUC of", *tasks), others, left=(0,))] if others else []),
         text_table(("region", "coverage", "lag", "oldest summary"), regions, left=(0,)),
         text_table(("stage", "time"), stages, left=(0,)),
         "\n".join((verdict(report), *(f"  - {reason}" for reason in report.reasons))),
@@ -122,6 +133,11 @@ def print_table(report: RefreshReport) -> str:
         f"MLflow   {report.mlflow.url}, run {report.mlflow.run_id}",
     ]
     return "\n\n".join(parts)
+
+
+def other_tasks(report: RefreshReport) -> tuple[str, ...]:
+    """The tasks after the first that some model was measured on, in their order."""
+    return tuple(dict.fromkeys(task for one in report.models.values() for task in one.other_auc))
 
 
 def _trained(one: ModelFigures) -> str:

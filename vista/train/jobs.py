@@ -24,7 +24,7 @@ from vista.model.inherit import inherit
 from vista.model.inputs import tensors
 from vista.model.ranker import Ranker, RankerOutput, SlotName
 from vista.summary.join import SummaryReader
-from vista.train.loop import Forward, Task, batch_plan, history_forward, predict
+from vista.train.loop import Forward, Task, batch_plan, history_forward, other_auc, predict
 
 
 class Days(Frozen):
@@ -119,6 +119,10 @@ class Training:
         examples = self.dataset.examples(day, day + 1)
         as_of_start = frozen(self.dataset, examples, self.dataset.day_start_us(day))
         return Scores(self._predict(examples), self._predict(as_of_start))
+
+    def test_other_auc(self, day: int) -> dict[str, float]:
+        """AUC of the tasks after the first on a day's candidates."""
+        return other_auc(self.model, self.forward, self.plan(self.dataset.examples(day, day + 1)))
 
     def _predict(self, examples: Examples) -> NDArray[np.float32]:
         return predict(self.model, self.forward, self.plan(examples), self.dataset.info.candidates)

@@ -232,9 +232,9 @@ class _Fitting:
 
 
 def predict(
-    model: Model, forward: Forward, plan: BatchPlan, rows: int, world: World | None = None
+    model: Model, forward: Forward, plan: BatchPlan, rows: int, world: World | None = None, task: int = 0
 ) -> NDArray[np.float32]:
-    """Probabilities of the first task for the candidates of `plan`, by candidate id [rows]; NaN elsewhere.
+    """Probabilities of one task for the candidates of `plan`, by candidate id [rows]; NaN elsewhere.
 
     With several workers each scores its part and all get the whole. Raises `StageError` if a score is NaN.
     """
@@ -245,7 +245,7 @@ def predict(
         for batch in batches(plan, rank=world.rank, world_size=world.size):
             if len(batch.candidate_id_C):
                 ids_C = torch.from_numpy(batch.candidate_id_C)
-                scores_N[ids_C] = torch.sigmoid(forward(batch).logits_CT[:, 0].float()).cpu()
+                scores_N[ids_C] = torch.sigmoid(forward(batch).logits_CT[:, task].float()).cpu()
                 seen_N[ids_C] = 1.0
     world.add(scores_N)
     world.add(seen_N)
@@ -254,6 +254,18 @@ def predict(
     scores_N[seen_N == 0] = torch.nan
     probabilities: NDArray[np.float32] = scores_N.numpy()
     return probabilities
+
+
+def other_auc(model: Model, forward: Forward, plan: BatchPlan) -> dict[str, float]:
+    """AUC of each task after the first on the candidates of `plan`, if they hold both of its labels."""
+    labels_CT, ids_N = plan.examples.candidates.labels_CT, plan.examples.candidate_ids()
+    areas = {}
+    for task, name in enumerate(model.spec.tasks):
+        labels_N = labels_CT[ids_N, task]
+        if task > 0 and np.unique(labels_N).size == 2:
+            scores_C = predict(model, forward, plan, len(labels_CT), task=task)
+            areas[name] = auc(labels_N, scores_C[ids_N])
+    return areas
 
 
 def history_forward(model: Ranker) -> Forward:

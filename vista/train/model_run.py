@@ -18,14 +18,15 @@ ROWS = "vista.rows"
 """Tag of a run that keeps its scores: the digest of their rows."""
 
 
-def of_test_rows(metrics: Metrics, suffix: str = "") -> dict[str, float]:
-    """Metrics by their names in MLflow.
+def of_test_rows(metrics: Metrics, other_auc: Mapping[str, float], suffix: str = "") -> dict[str, float]:
+    """Metrics, and AUC of the tasks after the first, by their names in MLflow.
 
     >>> one = Metrics(auc=0.7, ne=0.9, log_loss=0.5, gauc=None, calibration=1, ece=0, rows=9)
-    >>> list(of_test_rows(one, "/din"))[:3]
-    ['test_auc/din', 'test_ne/din', 'test_log_loss/din']
+    >>> list(of_test_rows(one, {"like": 0.8}, "/din"))[::3]
+    ['test_auc/din', 'test_calibration/din', 'test_auc_like/din']
     """
     values = {name: getattr(metrics, name) for name in Metrics.model_fields}
+    values |= {f"auc_{task}": area for task, area in other_auc.items()}
     return {f"test_{name}{suffix}": value for name, value in values.items() if value is not None}
 
 

@@ -116,7 +116,8 @@ def finish(stage: StageContext, training: Training, state: Path) -> None:
     job, result = training.job, stage.result(MODEL)
     assert isinstance(job, DownstreamJob)
     progress = load_best(state, training.model)
-    scores = training.test_scores(stage.dataset.split().n)
+    test_day = stage.dataset.split().n
+    scores, other_auc = training.test_scores(test_day), training.test_other_auc(test_day)
     unfinished = result.begin()
     foundation = checkpoint_meta(job.foundation)
     changes = {
@@ -126,7 +127,7 @@ def finish(stage: StageContext, training: Training, state: Path) -> None:
     }
     save(unfinished.checkpoint, training.model, foundation.model_copy(update=changes))
     Vocabulary.of(stage.dataset, foundation.spec).write(unfinished.checkpoint)
-    unfinished.write(Fitted.of(REFERENCE, training.trained_on(), progress), scores)
+    unfinished.write(Fitted.of(REFERENCE, training.trained_on(), progress, other_auc), scores)
     result.end(unfinished)
 
 
@@ -174,17 +175,18 @@ def _compare(stage: StageContext, job: DownstreamJob, join: JoinReport, tracked:
 
 def figures(stage: StageContext, result: Result) -> ModelFigures:
     """A finished model's metrics on the test day, and what it was trained on."""
-    measured = stage.measure(result.scores()).model_dump()
-    return ModelFigures(**measured, trained_on=result.fitted().trained_on)
+    measured, fitted = stage.measure(result.scores()).model_dump(), result.fitted()
+    return ModelFigures(**measured, other_auc=fitted.other_auc, trained_on=fitted.trained_on)
 
 
 def _track_result(stage: StageContext, tracked: Tracked, report: DownstreamReport) -> None:
     results = model_results(stage)
     scored = {name: stage.scored_rows(result.scores()) for name, result in results.items()}
     keep_scores(tracked, scored[REFERENCE])
-    metrics = of_test_rows(report.models[REFERENCE]) | {"gate_promote": float(report.gate.promote)}
+    reference = report.models[REFERENCE]
+    metrics = of_test_rows(reference, reference.other_auc) | {"gate_promote": float(report.gate.promote)}
     for name, one in report.models.items():
-        metrics |= of_test_rows(one, suffix=f"/{name}")
+        metrics |= of_test_rows(one, one.other_auc, f"/{name}")
     curves = [curve for name, result in results.items() for curve in result.fitted().curves(name)]
     checkpoint = results[REFERENCE].checkpoint
     tracked.finish(

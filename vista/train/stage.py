@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from vista.config import Frozen, Recipe, RefreshConfig, Settings
 from vista.data.dataset import Dataset
@@ -101,20 +102,25 @@ class StageContext:
 
 
 class Fitted(Frozen):
-    """How a model came to be. `best_epoch` counts from 0; the curve is empty for LightGBM."""
+    """How a model came to be. `best_epoch` counts from 0; the curve is empty for LightGBM. `other_auc` is the
+    test AUC of the tasks after the first, which alone has scores."""
 
     model: str
     trained_on: TrainedOn
+    other_auc: dict[str, float] = Field(default_factory=dict)
     best_epoch: int | None = None
     best_auc: float | None = None
     curve: tuple[Point, ...] = ()
     note: str = ""
 
     @classmethod
-    def of(cls, model: str, trained_on: TrainedOn, progress: Progress) -> "Fitted":
+    def of(
+        cls, model: str, trained_on: TrainedOn, progress: Progress, other_auc: dict[str, float]
+    ) -> "Fitted":
         return cls(
             model=model,
             trained_on=trained_on,
+            other_auc=other_auc,
             best_epoch=progress.best_epoch,
             best_auc=progress.best_auc,
             curve=progress.curve,

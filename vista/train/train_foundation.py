@@ -93,7 +93,7 @@ def reported(
     rows = stage.scored_rows(scores)
     keep_scores(tracked, rows)
     tracked.finish(
-        of_test_rows(report.metrics),
+        of_test_rows(report.metrics, fitted.other_auc),
         {stage.run.config_file: "config", result.checkpoint: ARTIFACT},
         pictures(fitted.curves(MODEL), {MODEL: rows}),
     )
@@ -141,7 +141,7 @@ def finish(stage: StageContext, training: Training, space: str, state: Path) -> 
     progress = load_best(state, training.model)
     test_day = stage.dataset.split().n
     LOG.info("foundation: best epoch %s, scoring day %d", progress.best_epoch, test_day)
-    scores = training.test_scores(test_day)
+    scores, other_auc = training.test_scores(test_day), training.test_other_auc(test_day)
     unfinished = result.begin()
     meta = CheckpointMeta(
         kind=stage.recipe.foundation_slot,
@@ -153,6 +153,6 @@ def finish(stage: StageContext, training: Training, space: str, state: Path) -> 
     )
     save(unfinished.checkpoint, training.model, meta)
     Vocabulary.of(stage.dataset, training.model.spec).write(unfinished.checkpoint)
-    fitted = Fitted.of(MODEL, training.trained_on(), progress)
+    fitted = Fitted.of(MODEL, training.trained_on(), progress, other_auc)
     unfinished.write(fitted, scores)
     result.end(unfinished)

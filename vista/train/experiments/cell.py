@@ -19,12 +19,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 
 from vista.config import Frozen
 from vista.data.dataset import Dataset
@@ -39,7 +40,7 @@ from vista.train.experiments.fingerprint import code_digest
 from vista.train.experiments.probes import Probes, probe
 from vista.train.experiments.splits import Rows
 from vista.train.lightgbm_baseline import fit_lightgbm
-from vista.train.loop import Snapshot, Task, batch_plan, fit, history_forward, predict
+from vista.train.loop import Snapshot, Task, batch_plan, fit, history_forward, other_auc, predict
 from vista.train.state import Progress, read_state
 
 LOG = logging.getLogger(__name__)
@@ -65,7 +66,9 @@ class Training(Frozen):
 
 class Cell(Frozen):
     """What was found. `training` is None for LightGBM, `probes` for arms that are not probed; the checksum is
-    that of `scores.npy`. `seconds` are those of the process that ended it, and of the epochs before."""
+    that of `scores.npy`. `seconds` are those of the process that ended it, and of the epochs before.
+    `metrics` and `scores.npy` are of the first task; `other_auc` is the test AUC of each further one
+    whose rows hold both labels."""
 
     block: str
     arm: str
@@ -74,6 +77,7 @@ class Cell(Frozen):
     seconds: float
     training: Training | None = None
     probes: Probes | None = None
+    other_auc: dict[str, float] = Field(default_factory=dict)
     scores_checksum: str = ""  # `put` fills it in
 
 
@@ -108,6 +112,7 @@ class _Trained:
     scores: Scores
     training: Training | None = None
     probes: Probes | None = None
+    other_auc: dict[str, float] = field(default_factory=dict)
 
 
 def make_cell(job: CellJob) -> Cell:
@@ -132,6 +137,7 @@ def make_cell(job: CellJob) -> Cell:
         seconds=round(time.monotonic() - started + earlier_s, 1),
         training=trained.training,
         probes=trained.probes,
+        other_auc=trained.other_auc,
     )
     cell = put(job.directory, cell, scores.own_N)
     shutil.rmtree(job.unfinished, ignore_errors=True)
@@ -194,6 +200,7 @@ def _ranker(job: CellJob, dataset: Dataset, rows: Rows) -> _Trained:
         scores=Scores(own_C, frozen_C),
         training=_training(progress, len(rows.train.candidate_ids())),
         probes=probe(ranker, plans[0], rows.test_ids()) if job.arm.probed else None,
+        other_auc=other_auc(ranker, forward, plans[0]),
     )
 
 

@@ -62,9 +62,10 @@ def track_cell(
     params |= {"block": job.block.name, "train.seed": job.seed}
     tags = {"vista.model": job.arm.name, "vista.seed": str(job.seed), "vista.data_digest": data_digest}
     run = track(settings, grid.experiment, cell_name(job), params, tags, grid.run)
-    metrics = of_test_rows(cell.metrics) | {"seconds": cell.seconds}
+    metrics = of_test_rows(cell.metrics, cell.other_auc) | {"seconds": cell.seconds}
     for name, part in (("training", cell.training), ("probes", cell.probes)):
-        metrics |= {f"{name}.{one}": value for one, value in (part.model_dump() if part else {}).items()}
+        found = part.model_dump(exclude_none=True) if part else {}
+        metrics |= {f"{name}.{one}": value for one, value in found.items()}
     if rows is not None:
         keep_scores(run, rows)
     drawn = {} if rows is None else pictures((), {job.arm.name: rows})

@@ -1,6 +1,7 @@
-"""What a trained VISTA's test AUC owes to the summary: it is removed, and it is stored as int8.
+"""What a trained VISTA owes to the summary: it is removed, stored as int8, and taken from another user.
 
-Shape suffixes: B users, S seeds, D width, N test rows.
+Shape suffixes: B users of a batch, who may be there several times, U different ones, S seeds, D width,
+L history rows, N test rows.
 """
 
 from collections.abc import Callable
@@ -11,22 +12,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vista.config import Frozen
-from vista.data.batches import BatchPlan
+from vista.data.batches import BatchPlan, batches
 from vista.data.schema import Batch
 from vista.evaluate.metrics import auc
 from vista.model.downstream import Downstream
 from vista.model.inputs import tensors
-from vista.model.ranker import Ranker, RankerOutput
+from vista.model.ranker import Ranker, RankerOutput, VistaHistory
 from vista.summary.codec import dequantise, quantise
 from vista.summary.record import Codec
 from vista.train.loop import Forward, predict
 
 
 class Probes(Frozen):
-    """Test AUC with every user's summary replaced: by zeros, and by what a store would give back."""
+    """Test AUC with every user's summary replaced: by zeros, and by what a store would give back.
+    `swapped_error` is by what share another user's summary raises the reconstruction error; None where
+    nothing is reconstructed."""
 
     removed_auc: float
     int8_auc: float
+    swapped_error: float | None = None
 
 
 def probe(ranker: Ranker, plan: BatchPlan, ids_N: NDArray[np.int64]) -> Probes:
@@ -37,7 +41,31 @@ def probe(ranker: Ranker, plan: BatchPlan, ids_N: NDArray[np.int64]) -> Probes:
         scores_C = predict(ranker, through_summary(ranker, change), plan, len(labels_CT))
         return auc(labels_CT[ids_N, 0], scores_C[ids_N])
 
-    return Probes(removed_auc=area(torch.zeros_like), int8_auc=area(as_stored))
+    return Probes(
+        removed_auc=area(torch.zeros_like),
+        int8_auc=area(as_stored),
+        swapped_error=swapped_error(ranker, plan) if ranker.config.reconstruction_weight else None,
+    )
+
+
+def swapped_error(ranker: Ranker, plan: BatchPlan) -> float:
+    """By what share of the error with the own summary another user's raises it, over the batches of several
+    users (section 3.2.3)."""
+    history = ranker.eval().history
+    assert isinstance(history, VistaHistory), f"slot {ranker.slot!r} has no summaries"
+    assert history.reconstruction is not None, "reconstruction_weight is 0"
+    own = another = 0.0
+    with torch.inference_mode():
+        for batch in batches(plan):
+            _, row_U, user_B = np.unique(batch.user_id_B, return_index=True, return_inverse=True)
+            if len(row_U) > 1:
+                uih = ranker.uih(tensors(batch, "cpu"))
+                ordered_LD = history.summariser.order(uih)
+                summary_BSD = history.summariser.summarise(ordered_LD, uih)
+                other_B = torch.from_numpy(np.roll(row_U, 1)[user_B])
+                own += float(history.reconstruction(summary_BSD, ordered_LD, uih))
+                another += float(history.reconstruction(summary_BSD[other_B], ordered_LD, uih))
+    return another / own - 1.0
 
 
 def as_stored(summary_BSD: Tensor) -> Tensor:

@@ -19,6 +19,10 @@ MAX_INT8_COST = 5e-4
 """AUC that the delivery of int8 summaries may cost."""
 
 
+MIN_SWAPPED_ERROR = 0.05
+"""By what share another user's summary has to raise the reconstruction error."""
+
+
 class Missing(Frozen):
     """A cell that there is not, and why; `failed` unless it only took too long."""
 
@@ -127,6 +131,13 @@ class ExperimentReport(Frozen):
                     f"{intact:.4f}. int8 summaries cost at most {cost:.1e} "
                     f"({_holds(cost <= MAX_INT8_COST)} {MAX_INT8_COST:.0e})."
                 )
+                raised = [cell.probes.swapped_error for cell in probed if cell.probes]
+                if least := [one for one in raised if one is not None]:
+                    yield (
+                        f"{arm.name} with another user's summary: the reconstruction error rises by "
+                        f"{min(least):.1%} at least (wanted: {MIN_SWAPPED_ERROR:.0%})."
+                    )
+        yield from self._other_tasks(block)
         rows = self.rows[block.name]
         limit = 3 * auc_error(rows.test_positives, rows.test)
         for arm in (arm for arm in block.arms if arm.permuted_labels):
@@ -137,6 +148,19 @@ class ExperimentReport(Frozen):
                     f"Trained and tested on permuted labels: AUC {', '.join(f'{one:.4f}' for one in areas)} "
                     f"({_holds(inside)} three standard errors of .50: {limit:.4f})."
                 )
+
+    def _other_tasks(self, block: Block) -> Iterator[str]:
+        """Test AUC of the tasks that models learn beside the measured one."""
+        for task in block.data.tasks[1:]:
+            areas = {
+                arm.name: [
+                    cell.other_auc[task] for cell in self.of(block.name, arm.name) if task in cell.other_auc
+                ]
+                for arm in block.arms
+            }
+            if any(areas.values()):
+                listed = ", ".join(f"{arm} {spread(found)}" for arm, found in areas.items() if found)
+                yield f"{task}, learned beside it: AUC {listed}."
 
     def record(self) -> str:
         """The dated row of EXPERIMENTS.md."""
@@ -175,8 +199,9 @@ class ExperimentReport(Frozen):
     def _csv_row(self, cell: Cell) -> dict[str, object]:
         row: dict[str, object] = {"block": cell.block, "arm": cell.arm, "seed": cell.seed}
         row |= cell.metrics.model_dump() | {"seconds": cell.seconds}
+        row |= {f"{task}_auc": found for task, found in cell.other_auc.items()}
         for part in (cell.training, cell.probes):
-            row |= part.model_dump() if part is not None else {}
+            row |= part.model_dump(exclude_none=True) if part is not None else {}
         paired = self.paired.get(cell.block, {}).get(cell.seed, {}).get(cell.arm)
         if paired is not None:
             for metric, one in (("auc", paired.auc), ("ne", paired.ne)):

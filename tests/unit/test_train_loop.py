@@ -16,9 +16,12 @@ from torch import Tensor
 from training_data import DAYS, prepare_small, small_job, two_workers, untimed
 
 from vista.config import Recipe, TrainConfig
+from vista.data.batches import batches
 from vista.errors import InputError, StageError
 from vista.evaluate.metrics import auc
-from vista.model.ranker import SlotName
+from vista.model.downstream import Downstream
+from vista.model.inputs import tensors
+from vista.model.ranker import Ranker, SlotName
 from vista.recipes import appendix_c2, smoke
 from vista.train.adam import FlatAdam
 from vista.train.compute import drop_damaged, keep_values, read_curve
@@ -150,6 +153,44 @@ def test_two_workers_train_what_one_trains(dataset: Path, tmp_path: Path, max_ca
     for one, other in zip(untimed(alone).curve, untimed(together).curve, strict=True):
         assert one.values == pytest.approx(other.values, abs=1e-5), one.step
     assert_equal(weights, shared, tolerance=1e-4)  # Adam divides by roots of squares near rounding
+
+
+@pytest.mark.parametrize("slot", get_args(SlotName))
+def test_every_tensor_is_made_where_the_model_is(dataset: Path, tmp_path: Path, slot: SlotName) -> None:
+    """What does not say where is made on a device that cannot compute, so that it would be an error; a GPU
+    is not there to find out."""
+    job = small_job(dataset, slot, epochs=1, embedding_l2=1e-4)
+    job = job.model_copy(
+        update={"model": job.model.model_copy(update={"reconstruction_weight": 0.1, "recent_tail": 2})}
+    )
+    training = Training(job)
+    with torch.device("meta"):
+        fit(
+            training.task(),
+            keep=lambda snapshot: snapshot.write(tmp_path / str(snapshot.progress.global_step)),
+        )
+        assert np.isfinite(training.test_scores(DAYS - 1).own_N).any()
+    if slot in ("vista", "vista_hstu"):
+        assert isinstance(training.model, Ranker)
+        downstream = Downstream.from_foundation(training.model)
+        with torch.device("meta"), torch.inference_mode():
+            for batch in batches(training.plan(training.dataset.examples(DAYS - 1, DAYS))):
+                there = tensors(batch, "cpu")
+                assert downstream(there, training.model.summarise(there)).logits_CT.isfinite().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU to compare with")
+def test_a_gpu_trains_what_the_cpu_trains(dataset: Path) -> None:
+    for slot in get_args(SlotName):
+        job = small_job(dataset, slot, epochs=1)
+        still = {"dropout": 0.0, "id_dropout": 0.0}
+        job = job.model_copy(update={"model": job.model.model_copy(update=still)})
+        trainings = [Training(job, device) for device in ("cpu", "cuda:0")]
+        ours, theirs = (fit(training.task()) for training in trainings)
+        for one, other in zip(untimed(ours).curve, untimed(theirs).curve, strict=True):
+            assert one.values == pytest.approx(other.values, abs=1e-3), (slot, one.step)
+        scores, there = (training.test_scores(DAYS - 1).own_N for training in trainings)
+        np.testing.assert_allclose(there, scores, atol=1e-2)
 
 
 @pytest.mark.parametrize("slot", get_args(SlotName))

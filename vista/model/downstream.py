@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vista.config import ModelConfig
 from vista.data.schema import Batch, FeatureSpec
 from vista.model.embeddings import UihTokens
-from vista.model.inputs import TensorBatch, tensors
+from vista.model.inputs import TensorBatch, device_of, tensors
 from vista.model.ranker import Ranker, RankerOutput, Scorer, VistaHistory
 from vista.model.target_attention import TargetAttention
 
@@ -47,7 +47,7 @@ class Downstream(nn.Module):
         model.target_attention.load_state_dict(foundation.history.target_attention.state_dict())
         if model.tokens is not None:
             model.tokens.load_state_dict(foundation.tokens.state_dict())
-        device = next(foundation.parameters()).device
+        device = device_of(foundation)
         was_training = foundation.training
         foundation.eval()
         with torch.no_grad():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vista.data.schema import Batch
 
@@ -46,6 +46,11 @@ class Uih:
     seq_offsets: Tensor  # [B + 1]
     user_row_B: Tensor
     cut_us_B: Tensor  # when each history ends and its candidates are scored
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's weights are, all of them in one place."""
+    return next(model.parameters()).device
 
 
 def tensors(batch: Batch, device: torch.device | str) -> TensorBatch:

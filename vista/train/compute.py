@@ -85,7 +85,7 @@ def train_on_ray(job: Job, tracked: Tracked, *, storage: Path, name: str) -> Pat
 
     The same `name` and `storage` resume what was interrupted. A worker that dies is replaced, and the
     training goes on from the last checkpoint. Raises `StageError` if that does not help, or if the training
-    was begun with other values.
+    was begun with other values. Every worker has a GPU of its own if the head knows of as many.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -93,11 +93,13 @@ def train_on_ray(job: Job, tracked: Tracked, *, storage: Path, name: str) -> Pat
     curve = storage / f"{name}.curve.json"
     keep_values(job, storage / f"{name}.job.json")
     drop_damaged(storage / name, curve)
+    on_gpus = enough_gpus(name, job.train.workers)
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job, "curve": curve},
-        torch_config=TorchConfig(backend="gloo"),
-        scaling_config=ScalingConfig(num_workers=job.train.workers),
+        # gradients are summed where the model is, counts on the CPU
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpus else "gloo"),
+        scaling_config=ScalingConfig(num_workers=job.train.workers, use_gpu=on_gpus),
         run_config=RunConfig(
             name=name,
             storage_path=str(storage),
@@ -115,6 +117,17 @@ def train_on_ray(job: Job, tracked: Tracked, *, storage: Path, name: str) -> Pat
         ) from error
     assert result.checkpoint is not None, "every epoch ends with a checkpoint"
     return Path(result.checkpoint.path)
+
+
+def enough_gpus(name: str, workers: int) -> bool:
+    """Whether a training runs on GPUs; says so, with the numbers that decide it."""
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus = int(resources.get("GPU", 0))
+    on = "GPUs" if gpus >= workers else "CPUs"
+    LOG.info("training %r: on %s (it has %d workers, Ray's head knows of %d GPUs)", name, on, workers, gpus)
+    return gpus >= workers
 
 
 def keep_values(job: Job, kept: Path) -> None:
@@ -171,9 +184,10 @@ def read_curve(path: Path) -> Progress:
 
 
 def _train_worker(sent: dict[str, Any]) -> None:
-    """One worker of a training: gloo is set up, checkpoints go through Ray, rank 0 keeps the curve."""
+    """One worker of a training: its group is set up, checkpoints go through Ray, rank 0 keeps the curve."""
     import ray.train
     from ray.train import Checkpoint
+    from ray.train.torch import get_device
 
     log_like_the_driver()
     torch.set_num_threads(1)
@@ -190,7 +204,7 @@ def _train_worker(sent: dict[str, Any]) -> None:
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(directory))
         write_whole(sent["curve"], snapshot.progress.model_dump_json())
 
-    task = Training(sent["job"]).task()
+    task = Training(sent["job"], get_device()).task()
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         progress = fit(task, world, keep=keep)

@@ -21,7 +21,7 @@ from vista.evaluate.refresh_report import TrainedOn
 from vista.model.checkpoint import Model, load
 from vista.model.downstream import Downstream
 from vista.model.inherit import inherit
-from vista.model.inputs import tensors
+from vista.model.inputs import device_of, tensors
 from vista.model.ranker import Ranker, RankerOutput, SlotName
 from vista.summary.join import SummaryReader
 from vista.train.loop import Forward, Task, batch_plan, history_forward, other_auc, predict
@@ -63,9 +63,9 @@ Job = RankerJob | DownstreamJob
 
 
 class Training:
-    """A job with its data and its model in memory. Workers of one job build equal ones."""
+    """A job with its data, and its model on a device. Workers of one job build equal ones."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, device: torch.device | str = "cpu") -> None:
         self.job = job
         self.dataset = Dataset.open(job.dataset)
         torch.default_generator.manual_seed(job.train.seed)
@@ -77,14 +77,14 @@ class Training:
                 earlier, _ = load(job.start)
                 assert isinstance(earlier, Ranker)
                 inherit(ranker, earlier)
-            self.model, self.forward = ranker, history_forward(ranker)
+            self.model, self.forward = ranker.to(device), history_forward(ranker)
             self.max_uih = job.max_uih
         else:
             foundation, _ = load(job.foundation)
             assert isinstance(foundation, Ranker)
             downstream = Downstream.from_foundation(foundation)
             self.reader = SummaryReader(usable_epochs(job.catalog_url, job.space))
-            self.model, self.forward = downstream, summary_forward(downstream, self.reader)
+            self.model, self.forward = downstream.to(device), summary_forward(downstream, self.reader)
             self.max_uih = downstream.config.recent_tail  # stage 2 reads summaries, and no more than this
 
     def task(self) -> Task:
@@ -143,10 +143,11 @@ def summary_forward(model: Downstream, reader: SummaryReader) -> Forward:
 
     def forward(batch: Batch) -> RankerOutput:
         summary_BSD, found_B, _ = reader.lookup(batch.user_id_B, batch.cut_us_B)
+        device = device_of(model)
         summary_or_fallback_BSD = model.with_fallback(
-            torch.from_numpy(summary_BSD), torch.from_numpy(found_B)
+            torch.from_numpy(summary_BSD).to(device), torch.from_numpy(found_B).to(device)
         )
-        output: RankerOutput = model(tensors(batch, "cpu"), summary_or_fallback_BSD)
+        output: RankerOutput = model(tensors(batch, device), summary_or_fallback_BSD)
         return output
 
     return forward

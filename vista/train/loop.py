@@ -2,7 +2,8 @@
 
 The loss of a step is divided by the candidates of the whole (global) batch, so that the result depends on
 the number of workers only by rounding. Randomness is a function of (seed, epoch, step, rank): to resume
-exactly, only the weights, the optimiser and the position have to be kept.
+exactly (on a GPU, whose sums have no fixed order, up to rounding), only the weights, the optimiser and the
+position have to be kept. A model is trained where its weights are.
 
 Shape suffixes: C candidates of a worker's batch, T tasks, N rows of the data set's candidate table.
 """
@@ -26,7 +27,7 @@ from vista.data.schema import Batch, Examples
 from vista.errors import InputError, StageError
 from vista.evaluate.metrics import auc
 from vista.model.checkpoint import Model
-from vista.model.inputs import tensors
+from vista.model.inputs import device_of, tensors
 from vista.model.ranker import Ranker, RankerOutput, loss
 from vista.train.adam import FlatAdam
 from vista.train.state import Point, Progress, load_state, save_state
@@ -149,7 +150,9 @@ class _Fitting:
 
     def _step(self, step: int, steps: int, batch: Batch) -> None:
         epoch = self.progress.epoch
-        torch.default_generator.manual_seed(seed_of(self.config.seed, epoch, step, self.world.rank))
+        generator_of(device_of(self.model)).manual_seed(
+            seed_of(self.config.seed, epoch, step, self.world.rank)
+        )
         done_share = (epoch + step / steps) / self.config.epochs
         rate = learning_rate(self.config, done_share, self.progress.stalls)
         self.model.train()
@@ -163,11 +166,12 @@ class _Fitting:
 
     def _backward(self, batch: Batch) -> dict[str, float]:
         """Accumulate this worker's share of the global batch's gradient; returns the global losses."""
-        shares = torch.zeros(4, dtype=torch.float64)  # loss, candidates, reconstruction, predictions: sums
+        # loss, candidates, reconstruction, predictions: sums
+        shares = torch.zeros(4, dtype=torch.float64, device="cpu")
         terms: list[Tensor] = []
         if len(batch.candidate_id_C):
             output = self.task.forward(batch)
-            labels_CT = torch.from_numpy(batch.labels_CT)
+            labels_CT = torch.from_numpy(batch.labels_CT).to(output.logits_CT.device)
             terms.append(loss(output, labels_CT, self.model.config.task_weights))
             shares[0], shares[1] = terms[0].item(), len(batch.candidate_id_C)
             if output.reconstruction_loss is not None:
@@ -239,7 +243,7 @@ def predict(
     With several workers each scores its part and all get the whole. Raises `StageError` if a score is NaN.
     """
     world = world or World()
-    scores_N, seen_N = torch.zeros(rows), torch.zeros(rows)
+    scores_N, seen_N = torch.zeros(rows, device="cpu"), torch.zeros(rows, device="cpu")
     model.eval()
     with torch.inference_mode():
         for batch in batches(plan, rank=world.rank, world_size=world.size):
@@ -272,7 +276,7 @@ def history_forward(model: Ranker) -> Forward:
     """A model that reads raw histories, on batches."""
 
     def forward(batch: Batch) -> RankerOutput:
-        output: RankerOutput = model(tensors(batch, "cpu"))
+        output: RankerOutput = model(tensors(batch, device_of(model)))
         return output
 
     return forward
@@ -305,6 +309,13 @@ def learning_rate(config: TrainConfig, done: float, stalls: int) -> float:
     if config.schedule == "plateau":
         return config.learning_rate * PLATEAU_FACTOR**stalls
     return config.learning_rate * (1 - done * (1 - config.final_learning_rate_fraction))
+
+
+def generator_of(device: torch.device) -> torch.Generator:
+    """What a device's random numbers come from. `torch.manual_seed` visits all the others too."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index]
+    return torch.default_generator
 
 
 def seed_of(*parts: int) -> int:

@@ -16,7 +16,7 @@ from vista.data.batches import BatchPlan, batches
 from vista.data.schema import Batch
 from vista.evaluate.metrics import auc
 from vista.model.downstream import Downstream
-from vista.model.inputs import tensors
+from vista.model.inputs import device_of, tensors
 from vista.model.ranker import Ranker, RankerOutput, VistaHistory
 from vista.summary.codec import dequantise, quantise
 from vista.summary.record import Codec
@@ -59,7 +59,7 @@ def swapped_error(ranker: Ranker, plan: BatchPlan) -> float:
         for batch in batches(plan):
             _, row_U, user_B = np.unique(batch.user_id_B, return_index=True, return_inverse=True)
             if len(row_U) > 1:
-                uih = ranker.uih(tensors(batch, "cpu"))
+                uih = ranker.uih(tensors(batch, device_of(ranker)))
                 ordered_LD = history.summariser.order(uih)
                 summary_BSD = history.summariser.summarise(ordered_LD, uih)
                 other_B = torch.from_numpy(np.roll(row_U, 1)[user_B])
@@ -70,8 +70,9 @@ def swapped_error(ranker: Ranker, plan: BatchPlan) -> float:
 
 def as_stored(summary_BSD: Tensor) -> Tensor:
     """The summaries after a round trip through the int8 codec."""
-    payload_BP = quantise(summary_BSD.numpy(), Codec.INT8)
-    return torch.from_numpy(dequantise(payload_BP, Codec.INT8, *summary_BSD.shape[1:]))
+    payload_BP = quantise(summary_BSD.cpu().numpy(), Codec.INT8)
+    stored_BSD = torch.from_numpy(dequantise(payload_BP, Codec.INT8, *summary_BSD.shape[1:]))
+    return stored_BSD.to(summary_BSD.device)
 
 
 def through_summary(ranker: Ranker, change: Callable[[Tensor], Tensor]) -> Forward:
@@ -79,8 +80,8 @@ def through_summary(ranker: Ranker, change: Callable[[Tensor], Tensor]) -> Forwa
     downstream = Downstream.from_foundation(ranker).eval()
 
     def forward(batch: Batch) -> RankerOutput:
-        on_cpu = tensors(batch, "cpu")
-        output: RankerOutput = downstream(on_cpu, change(ranker.summarise(on_cpu)))
+        there = tensors(batch, device_of(ranker))
+        output: RankerOutput = downstream(there, change(ranker.summarise(there)))
         return output
 
     return forward

@@ -56,11 +56,19 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def smoke_refresh(tmp_path_factory: pytest.TempPathFactory) -> "Places":
-    """One uninterrupted `make run DATASET=smoke`, shared by all tests that look at its results."""
+    """One uninterrupted `make run DATASET=smoke`, shared by all tests that look at its results, those of
+    pytest's other workers too."""
     from refreshes import Places  # not in Airflow's environment, which uses this file too
 
-    places = Places(tmp_path_factory.mktemp("smoke"))
-    places.run("DATASET=smoke")
+    from vista.runs import alone
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    places = Places(folder / "smoke-refresh")
+    with alone(folder / "smoke-refresh.lock"):
+        if not (places.latest / "report.json").exists():
+            places.run("DATASET=smoke")
     return places
 
 

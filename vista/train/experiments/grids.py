@@ -123,7 +123,12 @@ HYPER_PARAMETERS: dict[str, Change] = {
     "target_layers_2": {"target_layers": 2},
     "seeds_8": {"seeds": 8},
     "seeds_32": {"seeds": 32},
+    "reconstruction_.003": {"reconstruction_weight": 0.003},
     "reconstruction_.01": {"reconstruction_weight": 0.01},
+    "reconstruction_.03": {"reconstruction_weight": 0.03},
+    "reconstruction_.1": {"reconstruction_weight": 0.1},
+    "reconstruction_.01_of_16": {"reconstruction_weight": 0.01, "reconstruction_window": 16},
+    "reconstruction_.01_of_32": {"reconstruction_weight": 0.01, "reconstruction_window": 32},
 }
 
 TASK_WEIGHTS: dict[str, Change] = {

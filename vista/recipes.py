@@ -134,7 +134,7 @@ def movielens(data_dir: str) -> Recipe:
     return Recipe(
         name="movielens",
         data=DataConfig(source="movielens", path=data_dir, clock="user_fraction", max_uih=200),
-        model=ModelConfig(seeds=16, reconstruction_weight=0.0),  # it hurt wherever it was measured
+        model=ModelConfig(seeds=16, reconstruction_weight=0.0),
     )
 
 
@@ -143,7 +143,7 @@ def events(data_dir: str) -> Recipe:
     return Recipe(
         name="events",
         data=DataConfig(source="events", path=data_dir),
-        model=ModelConfig(seeds=16, reconstruction_weight=0.0),  # it hurt wherever it was measured
+        model=ModelConfig(seeds=16, reconstruction_weight=0.0),
     )
 
 

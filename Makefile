@@ -64,7 +64,7 @@ infra: install  ## install the real servers of the tests: PostgreSQL, Redis, a b
 	@$(COMPUTE)/bin/python -m infra.install_servers
 
 # Airflow's part mostly waits for Ray, so it runs beside the rest; what it says comes last.
-test: install infra  ## every test that needs no GPU, with the real servers (at most 25 minutes on 2 cores)
+test: infra  ## every test that needs no GPU, with the real servers (at most 25 minutes on 2 cores)
 	@mkdir -p build; $(MAKE) test-airflow >build/test-airflow.log 2>&1 & beside=$$!; \
 	  $(MAKE) test-compute; failed=$$?; \
 	  wait $$beside || failed=$$?; cat build/test-airflow.log; exit $$failed

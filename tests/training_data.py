@@ -106,7 +106,7 @@ def foundation_in_place(config: RefreshConfig, settings: Settings) -> StageConte
     result, nothing = stage.result("foundation"), TrainedOn(first_day=0, end_day=1, rows=0)
     unfinished = result.begin()
     kept = save(unfinished.checkpoint, training.model, meta)
-    unfinished.write(Fitted(model="foundation", trained_on=nothing), training.test_scores(test_day))
+    unfinished.write(Fitted(model="foundation", trained_on=nothing), training.tested(test_day)[0])
     result.end(unfinished)
     report = FoundationReport(
         space=kept.space,

@@ -37,7 +37,7 @@ def stage(settings: Settings) -> StageContext:
     keep_report(stage.run, "deliver", delivered | {"regions": {}})
     job = downstream_job(stage)
     training = Training(job)
-    scores = training.test_scores(stage.dataset.split().n)
+    scores = training.tested(stage.dataset.split().n)[0]
     meta = checkpoint_meta(job.foundation)
     for name, result in model_results(stage).items():
         if result.exists():

@@ -118,7 +118,7 @@ def test_the_test_day_is_scored_with_own_and_with_frozen_histories(dataset: Path
     examples = data.examples(day, day + 1)
     newest_us_E = data.events.event_time_us_N[examples.history_start_E + examples.history_length_E - 1]
     late = examples.where(newest_us_E >= data.day_start_us(day)).candidate_ids()
-    scores = training.test_scores(day)
+    scores = training.tested(day)[0]
     assert len(late)
     assert_array_equal(np.isnan(scores.own_N), np.isnan(scores.frozen_N))
     assert (scores.own_N[late] != scores.frozen_N[late]).all()
@@ -169,7 +169,7 @@ def test_every_tensor_is_made_where_the_model_is(dataset: Path, tmp_path: Path, 
             training.task(),
             keep=lambda snapshot: snapshot.write(tmp_path / str(snapshot.progress.global_step)),
         )
-        assert np.isfinite(training.test_scores(DAYS - 1).own_N).any()
+        assert np.isfinite(training.tested(DAYS - 1)[0].own_N).any()
     if slot in ("vista", "vista_hstu"):
         assert isinstance(training.model, Ranker)
         downstream = Downstream.from_foundation(training.model)
@@ -189,7 +189,7 @@ def test_a_gpu_trains_what_the_cpu_trains(dataset: Path) -> None:
         ours, theirs = (fit(training.task()) for training in trainings)
         for one, other in zip(untimed(ours).curve, untimed(theirs).curve, strict=True):
             assert one.values == pytest.approx(other.values, abs=1e-3), (slot, one.step)
-        scores, there = (training.test_scores(DAYS - 1).own_N for training in trainings)
+        scores, there = (training.tested(DAYS - 1)[0].own_N for training in trainings)
         np.testing.assert_allclose(there, scores, atol=1e-2)
 
 

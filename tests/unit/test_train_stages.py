@@ -69,7 +69,7 @@ def test_every_row_is_joined_and_checked(stage: StageContext, good: Training) ->
     rows = good.dataset.examples(windows.k, windows.n + 1).num_candidates_E.sum()
     assert (join.rows, join.without_summary) == (rows, 0)
     assert 0 < join.max_summary_age_s <= 86_400
-    scores = good.test_scores(windows.n).take(stage.test_rows())
+    scores = good.tested(windows.n)[0].take(stage.test_rows())
     assert np.isfinite(scores.own_N).all()
     assert np.isfinite(scores.frozen_N).all()
     assert good.max_uih == 3  # the recent tail, and nothing more of the history
@@ -87,7 +87,7 @@ def test_a_co_trained_foundation_s_summaries_are_enough(stage: StageContext, tmp
     downstream = Training(job_on(stage, "beside").model_copy(update={"foundation": tmp_path}))
     losses = [point.values["loss"] for point in fit(downstream.task()).curve if "loss" in point.values]
     assert max(losses) < 0.75  # log 2 is what knows nothing has; so little data teaches no more
-    assert np.isfinite(downstream.test_scores(stage.dataset.split().n).take(stage.test_rows()).own_N).all()
+    assert np.isfinite(downstream.tested(stage.dataset.split().n)[0].take(stage.test_rows()).own_N).all()
 
 
 def test_a_summary_that_has_seen_its_day_is_a_leak(stage: StageContext) -> None:

@@ -7,13 +7,15 @@ have to be exported.
 import shutil
 
 from vista.config import RefreshConfig, Settings
-from vista.data.frozen import frozen
+from vista.data.batches import BatchPlan
+from vista.data.schema import Examples
 from vista.errors import InputError
 from vista.evaluate.metrics import Scores
 from vista.evaluate.refresh_report import TrainedOn
 from vista.model.checkpoint import CheckpointMeta, load
 from vista.model.ranker import Ranker
-from vista.train.loop import batch_plan, history_forward, other_auc, predict
+from vista.train.jobs import tested
+from vista.train.loop import batch_plan, history_forward
 from vista.train.registry import FOUNDATION
 from vista.train.stage import Fitted, StageContext, checkpoint_meta
 from vista.train.train_foundation import MODEL, FoundationReport, register_version, reported
@@ -44,11 +46,11 @@ def adopt(stage: StageContext, start: WarmStart) -> None:
     meta, result = checkpoint_meta(start.checkpoint), stage.result(MODEL)
     unfinished = result.begin()
     shutil.copytree(start.checkpoint, unfinished.checkpoint)
-    scores, others = tested(stage, start, meta)
+    scores, other_auc = scores_of(stage, start, meta)
     fitted = Fitted(
         model=MODEL,
         trained_on=trained_on(stage, meta),
-        other_auc=others,
+        other_auc=other_auc,
         note=f"adopted from {start.checkpoint}",
     )
     unfinished.write(fitted, scores)
@@ -63,15 +65,12 @@ def trained_on(stage: StageContext, meta: CheckpointMeta) -> TrainedOn:
     return TrainedOn(first_day=first, end_day=end, rows=rows)
 
 
-def tested(stage: StageContext, start: WarmStart, meta: CheckpointMeta) -> tuple[Scores, dict[str, float]]:
-    """The model's probabilities of the test day by candidate id, also as of its start, and AUC of the tasks
-    after the first."""
+def scores_of(stage: StageContext, start: WarmStart, meta: CheckpointMeta) -> tuple[Scores, dict[str, float]]:
+    """What a training's `tested` gives, of the adopted model."""
     model, _ = load(start.checkpoint)
     assert isinstance(model, Ranker), "an epoch's checkpoint is a foundation model"
-    dataset, test_day, forward = stage.dataset, stage.dataset.split().n, history_forward(model)
 
-    test = dataset.examples(test_day, test_day + 1)
-    as_of_start = frozen(dataset, test, dataset.day_start_us(test_day))
-    plans = [batch_plan(part, stage.recipe.foundation, max_uih=meta.max_uih) for part in (test, as_of_start)]
-    own_C, frozen_C = (predict(model, forward, plan, dataset.info.candidates) for plan in plans)
-    return Scores(own_C, frozen_C), other_auc(model, forward, plans[0])
+    def plan(examples: Examples) -> BatchPlan:
+        return batch_plan(examples, stage.recipe.foundation, max_uih=meta.max_uih)
+
+    return tested(model, history_forward(model), stage.dataset, stage.dataset.split().n, plan)

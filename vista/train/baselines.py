@@ -78,9 +78,8 @@ def train_baseline(job: BaselineJob) -> None:
         torch.set_num_threads(1)
         training = Training(job.ranker)
         progress = fit(training.task())
-        other_auc = training.test_other_auc(job.test_day)
-        fitted = Fitted.of(job.name, training.trained_on(), progress, other_auc)
-        unfinished.write(fitted, training.test_scores(job.test_day))
+        scores, other_auc = training.tested(job.test_day)
+        unfinished.write(Fitted.of(job.name, training.trained_on(), progress, other_auc), scores)
     job.result.end(unfinished)
 
 

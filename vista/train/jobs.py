@@ -1,5 +1,6 @@
 """Trainings as values: what a worker is sent, and what it builds from it."""
 
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -112,20 +113,12 @@ class Training:
 
     def predict(self, first_day: int, end_day: int) -> NDArray[np.float32]:
         """Probabilities by candidate id for the candidates of some days; NaN elsewhere."""
-        return self._predict(self.dataset.examples(first_day, end_day))
+        plan = self.plan(self.dataset.examples(first_day, end_day))
+        return predict(self.model, self.forward, plan, self.dataset.info.candidates)
 
-    def test_scores(self, day: int) -> Scores:
-        """Probabilities by candidate id for the candidates of a day, also as of its start; NaN elsewhere."""
-        examples = self.dataset.examples(day, day + 1)
-        as_of_start = frozen(self.dataset, examples, self.dataset.day_start_us(day))
-        return Scores(self._predict(examples), self._predict(as_of_start))
-
-    def test_other_auc(self, day: int) -> dict[str, float]:
-        """AUC of the tasks after the first on a day's candidates."""
-        return other_auc(self.model, self.forward, self.plan(self.dataset.examples(day, day + 1)))
-
-    def _predict(self, examples: Examples) -> NDArray[np.float32]:
-        return predict(self.model, self.forward, self.plan(examples), self.dataset.info.candidates)
+    def tested(self, day: int) -> tuple[Scores, dict[str, float]]:
+        """What `tested` finds of the model as it is."""
+        return tested(self.model, self.forward, self.dataset, day, self.plan)
 
     def labels_N(self) -> NDArray[np.float32]:
         """The first task's labels by candidate id."""
@@ -136,6 +129,18 @@ class Training:
         days = self.job.days
         rows = int(self.dataset.examples(days.first, days.end).num_candidates_E.sum())
         return TrainedOn(first_day=days.first, end_day=days.end, rows=rows)
+
+
+def tested(
+    model: Model, forward: Forward, dataset: Dataset, day: int, plan: Callable[[Examples], BatchPlan]
+) -> tuple[Scores, dict[str, float]]:
+    """Probabilities by candidate id for the candidates of a day, also as of its start (NaN elsewhere), and
+    AUC of the tasks after the first, which alone has probabilities."""
+    examples = dataset.examples(day, day + 1)
+    as_of_start = frozen(dataset, examples, dataset.day_start_us(day))
+    plans = plan(examples), plan(as_of_start)
+    own_N, frozen_N = (predict(model, forward, one, dataset.info.candidates) for one in plans)
+    return Scores(own_N, frozen_N), other_auc(model, forward, plans[0])
 
 
 def summary_forward(model: Downstream, reader: SummaryReader) -> Forward:

@@ -116,8 +116,7 @@ def finish(stage: StageContext, training: Training, state: Path) -> None:
     job, result = training.job, stage.result(MODEL)
     assert isinstance(job, DownstreamJob)
     progress = load_best(state, training.model)
-    test_day = stage.dataset.split().n
-    scores, other_auc = training.test_scores(test_day), training.test_other_auc(test_day)
+    scores, other_auc = training.tested(stage.dataset.split().n)
     unfinished = result.begin()
     foundation = checkpoint_meta(job.foundation)
     changes = {

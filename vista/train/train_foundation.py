@@ -141,7 +141,7 @@ def finish(stage: StageContext, training: Training, space: str, state: Path) -> 
     progress = load_best(state, training.model)
     test_day = stage.dataset.split().n
     LOG.info("foundation: best epoch %s, scoring day %d", progress.best_epoch, test_day)
-    scores, other_auc = training.test_scores(test_day), training.test_other_auc(test_day)
+    scores, other_auc = training.tested(test_day)
     unfinished = result.begin()
     meta = CheckpointMeta(
         kind=stage.recipe.foundation_slot,

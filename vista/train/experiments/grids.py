@@ -90,8 +90,8 @@ ML_1M_TAIL = 16
 """Events beside the summary: what a user rates next depends on what he has rated just before."""
 
 ML_1M_RECONSTRUCTION: Change = {"reconstruction_weight": 0.01, "reconstruction_window": 16}
-"""Weights of .003 to .1 gain as much, and so do longer windows, which cost more; on KuaiRand-Pure it gains
-nothing (EXPERIMENTS.md)."""
+"""A weight of .03 and longer windows, which cost, gain as much; .003 and .1 gain less. On KuaiRand-Pure it
+gains nothing (EXPERIMENTS.md)."""
 
 WITH_FEATURES: tuple[SlotName, ...] = ("vista", "din", "hstu")
 

@@ -131,11 +131,11 @@ class ExperimentReport(Frozen):
                     f"{intact:.4f}. int8 summaries cost at most {cost:.1e} "
                     f"({_holds(cost <= MAX_INT8_COST)} {MAX_INT8_COST:.0e})."
                 )
-                raised = [cell.probes.swapped_error for cell in probed if cell.probes]
-                if least := [one for one in raised if one is not None]:
+                errors = [cell.probes.swapped_error for cell in probed if cell.probes]
+                if raised := [error for error in errors if error is not None]:
                     yield (
                         f"{arm.name} with another user's summary: the reconstruction error rises by "
-                        f"{min(least):.1%} at least (wanted: {MIN_SWAPPED_ERROR:.0%})."
+                        f"{min(raised):.1%} at least (wanted: {MIN_SWAPPED_ERROR:.0%})."
                     )
         yield from self._other_tasks(block)
         rows = self.rows[block.name]

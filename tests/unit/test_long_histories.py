@@ -66,8 +66,12 @@ def _auc_of_long_users(dataset: Dataset, attention: AttentionName, max_uih: int)
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", ["qla", "linear", "softmax"])
 def test_what_is_older_than_ten_thousand_events_counts(dataset: Dataset, attention: AttentionName) -> None:
-    """Not for silu: at this length a step of a quadratic kernel takes minutes."""
-    assert _auc_of_long_users(dataset, attention, max_uih=LONG) >= 0.80
+    """Not for silu: at this length a step of a quadratic kernel takes minutes.
+
+    Blind to the older half it is .50 (.55 at most, below). Over 30 trainings that differed by seed or
+    processor it was .78 to .90, and twice .73 and .76: training so short sometimes sticks halfway.
+    """
+    assert _auc_of_long_users(dataset, attention, max_uih=LONG) >= 0.65
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ from vista.train.experiments.grids import (
     SLOTS,
     Experiment,
     ablation,
+    experiment_of,
     kuairand,
     table2,
     tuning,
@@ -704,6 +705,14 @@ def test_one_thing_is_changed_at_a_time(experiment: Callable[[Path], Experiment]
         assert {arm.train.epochs for arm in block.arms} == {1}
 
 
+def test_one_block_of_a_set_is_made_alone() -> None:
+    """So that a table can be made in parts that fit a day's machine time, and joined."""
+    config = ExperimentConfig(data_dir="nowhere", sets="ml-1m ids", models="vista,din")
+    (block,) = experiment_of("table2", config).blocks
+    assert (block.name, [arm.name for arm in block.arms]) == ("ml-1m ids", ["vista", "din"])
+    assert "--sets 'ml-1m ids' --models vista,din" in command_of("table2", config)
+
+
 def test_unknown_names_are_refused(settings: Settings) -> None:
     config = ExperimentConfig(data_dir="nowhere")
 
@@ -712,7 +721,7 @@ def test_unknown_names_are_refused(settings: Settings) -> None:
             run_experiment(name, config.model_copy(update=changes), settings)
 
     refused("model 'dien' does not exist: choose from vista", models="vista,dien")
-    refused("data set 'netflix' does not exist: choose from kuairand-pure, ml-1m", sets="netflix")
+    refused("data set 'netflix' does not exist: choose from kuairand-pure, kuairand-pure ids, ", sets="netflix")
     refused("experiment 'table3' does not exist: choose one of kuairand, table2", name="table3")
     refused("'.*nowhere.*' is not a folder|no folder|does not exist", name="kuairand")
     shown = CliRunner().invoke(commands, ["experiment", "--help"])

@@ -235,21 +235,24 @@ def _with_tail(arms: tuple[Arm, ...], recent_tail: int) -> tuple[Arm, ...]:
 
 
 def experiment_of(name: str, config: ExperimentConfig) -> Experiment:
-    """The experiment called `name`, with the data sets and arms that `config` asks for.
+    """The experiment called `name`, with the data sets (`ml-1m`, or one block of it: `ml-1m ids`) and arms
+    that `config` asks for.
 
     Raises `InputError` for a name that does not exist, or if nothing is left.
     """
     if name not in EXPERIMENTS:
         raise InputError(f"experiment {name!r} does not exist: choose one of {', '.join(EXPERIMENTS)}")
     experiment = EXPERIMENTS[name](Path(config.data_dir).absolute())
-    known_sets = tuple(dict.fromkeys(block.data_set for block in experiment.blocks))
+    known_sets = tuple(
+        dict.fromkeys(part for block in experiment.blocks for part in (block.data_set, block.name))
+    )
     known_arms = tuple(dict.fromkeys(arm.name for block in experiment.blocks for arm in block.arms))
     sets = _chosen("data set", config.sets, known_sets)
     models = _chosen("model", config.models, known_arms)
     blocks = []
     for block in experiment.blocks:
         arms = tuple(arm for arm in block.arms if arm.name in models)
-        if block.data_set in sets and arms:
+        if (block.data_set in sets or block.name in sets) and arms:
             blocks.append(block.model_copy(update={"arms": arms}))
     if not blocks:
         raise InputError(f"{name} has no models {config.models} on {config.sets}: choose others")

@@ -5,6 +5,7 @@ N test rows.
 
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,7 +135,7 @@ def run_experiment(
 def command_of(name: str, config: ExperimentConfig) -> str:
     """The command line that repeats an experiment, without this machine's folders."""
     options = [
-        f"--{option.replace('_', '-')} {getattr(config, option)}"
+        f"--{option.replace('_', '-')} {shlex.quote(str(getattr(config, option)))}"
         for option in REPEATED
         if _is_set(config, option)
     ]

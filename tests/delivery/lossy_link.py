@@ -1,4 +1,4 @@
-"""A link to a server that loses one answer: the request arrives, is done, and its client hears nothing."""
+"""A link to a server that is lost amid a request or after it, and whose client hears nothing."""
 
 import socket
 import threading
@@ -13,10 +13,14 @@ READ_BYTES = 65_536
 
 @dataclass
 class LossyLink:
-    """Listens on `port`. The first answer to a request that holds `marker` is lost, and the link with it."""
+    """Listens on `port`. The first answer to a request that holds `marker` is lost, and the link with it.
+
+    With `arriving` every such request is lost, but for that many bytes.
+    """
 
     server_port: int
     marker: bytes
+    arriving: int | None = None
     listener: socket.socket = field(default_factory=lambda: socket.create_server((HOST, 0)))
     lost: int = 0
 
@@ -37,6 +41,10 @@ class LossyLink:
         with closing(client), closing(server), suppress(OSError):
             threading.Thread(target=self._answer, args=(server, client, losing), daemon=True).start()
             while request := client.recv(READ_BYTES):
+                if self.marker in request and self.arriving is not None:
+                    self.lost += 1
+                    server.sendall(request[: self.arriving])
+                    return
                 if self.marker in request and not self.lost:
                     self.lost += 1
                     losing.set()
@@ -52,8 +60,8 @@ class LossyLink:
 
 
 @contextmanager
-def lossy_link(server_port: int, marker: bytes) -> Iterator[LossyLink]:
-    link = LossyLink(server_port, marker)
+def lossy_link(server_port: int, marker: bytes, arriving: int | None = None) -> Iterator[LossyLink]:
+    link = LossyLink(server_port, marker, arriving)
     with closing(link.listener):
         thread = threading.Thread(target=link.accept, daemon=True)
         thread.start()

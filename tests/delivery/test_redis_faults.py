@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 from delayed_link import delayed_link
 from delivery_samples import BUCKETS, SPACES, content_digest, record, tombstone, users_of
+from lossy_link import lossy_link
 from must_hold import Found
 
 from infra.processes import wait_until
 from infra.redis import PRIMARY_NAME, Node, Redis, running_cluster, running_redis, running_sentinel
 from infra.servers import HOST
-from vista.delivery import worker
+from vista.delivery import redis_store, worker
 from vista.delivery.control import barrier, release_record, retirement
 from vista.delivery.interfaces import BucketState, Log, Release, Store
 from vista.delivery.log import open_log
@@ -273,3 +274,29 @@ def test_a_store_that_went_back_heals_and_a_retired_epoch_stays_away(
         assert_like_embedded(store, log, tmp_path)
         assert summaries(redis) == kept
         found.rounds += 1
+
+
+def test_a_worker_that_is_gone_amid_a_batch_leaves_no_byte_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection may end anywhere in the transaction: Redis drops what has come."""
+    monkeypatch.setattr(redis_store, "PATIENCE_S", 0.05)
+    batch = [record(user) for user in users_of(0, 20)]
+    with running_redis(tmp_path / "redis") as redis:
+        (node,) = redis.nodes
+        for arriving in range(0, 5_000, 100):
+            with lossy_link(node.port, b"MSET", arriving) as link:
+                url = redis.url.replace(f":{node.port}", f":{link.port}")
+                with closing(open_store(url, BUCKETS)) as store, pytest.raises(BackendError, match="closed"):
+                    store.apply(0, 0, len(batch), batch)
+            assert link.lost
+            assert node.ask("KEYS", "s:*") == ""
+        assert calls_of(node, "multi") > 0 == calls_of(node, "exec")
+        with closing(open_store(redis.url, BUCKETS)) as store:
+            assert store.apply(0, 0, len(batch), batch).written == len(batch)
+
+
+def calls_of(node: Node, command: str) -> int:
+    """How many the server has done."""
+    counts = node.fields("INFO", "commandstats").get(f"cmdstat_{command}", "calls=0")
+    return int(counts.partition(",")[0].removeprefix("calls="))

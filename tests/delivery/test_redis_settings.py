@@ -212,6 +212,7 @@ def test_a_full_store_takes_a_batch_whole_or_not_at_all_and_loses_nothing(plain:
         assert state.offset == offset > batch
         assert next(iter(state.epochs.values())).users == offset, "nothing of the refused batch"
         assert store.get_many(SPACE, 1, users) == [*stream[:offset], *[None] * (len(users) - offset)]
+        assert node.ask("KEYS", "s:new:*") == ""
     finally:
         node.ask("CONFIG", "SET", "maxmemory", "8gb")
     assert store.apply(0, offset, len(stream), stream[offset:]).accepted

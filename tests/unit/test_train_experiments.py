@@ -721,7 +721,9 @@ def test_unknown_names_are_refused(settings: Settings) -> None:
             run_experiment(name, config.model_copy(update=changes), settings)
 
     refused("model 'dien' does not exist: choose from vista", models="vista,dien")
-    refused("data set 'netflix' does not exist: choose from kuairand-pure, kuairand-pure ids, ", sets="netflix")
+    refused(
+        "data set 'netflix' does not exist: choose from kuairand-pure, kuairand-pure ids, ", sets="netflix"
+    )
     refused("experiment 'table3' does not exist: choose one of kuairand, table2", name="table3")
     refused("'.*nowhere.*' is not a folder|no folder|does not exist", name="kuairand")
     shown = CliRunner().invoke(commands, ["experiment", "--help"])

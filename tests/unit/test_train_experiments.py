@@ -284,6 +284,18 @@ def test_a_process_at_its_limit_is_followed_by_another_if_it_got_on(
     assert list(make_cells({job: 1.0}, workers=1, limit_s=6.0)) == [(job, code)]
 
 
+def test_a_process_that_ends_before_it_reads_its_job_is_one_cell_missing(
+    small: tuple[ExperimentReport, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that the kernel kills at once: the job, longer than a pipe holds, meets a closed pipe."""
+    block = small[0].experiment.blocks[0]
+    job = CellJob(
+        block=block, arm=block.arms[0], seed=0, dataset=tmp_path, code="c" * 100_000, directory=tmp_path / "one"
+    )
+    monkeypatch.setattr("vista.train.experiments.pool.COMMAND", ("sh", "-c", "exit 3"))
+    assert list(make_cells({job: 1.0}, workers=1, limit_s=6.0)) == [(job, 3)]
+
+
 def test_two_experiments_prepare_one_data_set(data_dir_kuairand: Path, tmp_path: Path) -> None:
     """At once, in one folder: one makes it, the others wait."""
     data = kuairand(data_dir_kuairand).blocks[0].data

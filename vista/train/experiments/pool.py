@@ -11,6 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,11 +42,18 @@ class _Running:
     @classmethod
     def start(cls, job: CellJob, limit_s: float) -> "_Running":
         process = subprocess.Popen(
-            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=ROOT, env=os.environ | ONE_THREAD
+            COMMAND,
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            cwd=ROOT,
+            env=os.environ | ONE_THREAD,
         )
         assert process.stdin is not None
-        process.stdin.write(job.model_dump_json().encode() + b"\n")
-        process.stdin.flush()  # and stays open: the cell ends when it closes, however this process ends
+        # It stays open: the cell ends when it closes, however this process ends. One that has ended before it
+        # read its job is judged by its exit code, as any other.
+        with suppress(BrokenPipeError):
+            process.stdin.write(job.model_dump_json().encode() + b"\n")
         now_s = time.monotonic()
         return cls(job, process, now_s + limit_s, job.last_epoch(), now_s)
 

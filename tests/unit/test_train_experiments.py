@@ -290,7 +290,12 @@ def test_a_process_that_ends_before_it_reads_its_job_is_one_cell_missing(
     """As one that the kernel kills at once: the job, longer than a pipe holds, meets a closed pipe."""
     block = small[0].experiment.blocks[0]
     job = CellJob(
-        block=block, arm=block.arms[0], seed=0, dataset=tmp_path, code="c" * 100_000, directory=tmp_path / "one"
+        block=block,
+        arm=block.arms[0],
+        seed=0,
+        dataset=tmp_path,
+        code="c" * 100_000,
+        directory=tmp_path / "one",
     )
     monkeypatch.setattr("vista.train.experiments.pool.COMMAND", ("sh", "-c", "exit 3"))
     assert list(make_cells({job: 1.0}, workers=1, limit_s=6.0)) == [(job, 3)]

@@ -374,7 +374,9 @@ class ExperimentConfig(Frozen):
         "kuairand-pure and ml-1m"
     )
     sets: str = Field(
-        "", description="data sets, comma-separated: kuairand-pure; but for kuairand also ml-1m; empty: all"
+        "",
+        description="data sets, comma-separated: kuairand-pure; but for kuairand also ml-1m; or blocks of "
+        "them, as 'ml-1m ids'; empty: all",
     )
     models: str = Field(
         "",

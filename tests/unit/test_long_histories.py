@@ -57,7 +57,7 @@ def _auc_of_long_users(dataset: Dataset, attention: AttentionName, max_uih: int)
         labels_N=labels_N,
     )
     fit(task)
-    scores_N = predict(model, forward, batch_plan(test, train_config, max_uih=max_uih), len(labels_N))
+    scores_N = predict(model, forward, batch_plan(test, train_config, max_uih=max_uih), len(labels_N))[:, 0]
     rows = np.sort(test.candidate_ids())
     assert len(rows) == (LONG_USERS - LONG_USERS_TRAINED) * (DAYS - TRAIN_DAYS) * 8
     return auc(labels_N[rows], scores_N[rows])

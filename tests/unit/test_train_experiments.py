@@ -456,7 +456,8 @@ def test_each_task_is_measured_on_its_own_scores_and_labels(data_dir_kuairand: P
     areas = [auc(batch.labels_CT[:, 1], logits_CT[:, task]) for task in (0, 1)]
     assert areas[0] != areas[1]
     nobody_likes_anything = {"long_view": areas[1]}
-    assert other_auc(ranker, history_forward(ranker), plan) == nobody_likes_anything
+    scores_CT = predict(ranker, history_forward(ranker), plan, dataset.info.candidates)
+    assert other_auc(block.data.tasks, rows.test, scores_CT) == nobody_likes_anything
 
 
 def test_a_cell_over_its_limit_is_reported(

@@ -71,7 +71,7 @@ def _score(stage: StageContext, release: Release) -> NDArray[np.float32]:
     except EpochError as error:
         raise _NotComparable(f"the epochs of {release.space} cannot be read: {error}") from error
     plan = batch_plan(examples, stage.recipe.downstream, max_uih=model.config.recent_tail)
-    return predict(model, summary_forward(model, reader), plan, dataset.info.candidates)
+    return predict(model, summary_forward(model, reader), plan, dataset.info.candidates)[:, 0]
 
 
 def _load(release: Release) -> tuple[Downstream, Vocabulary]:

@@ -114,7 +114,7 @@ class Training:
     def predict(self, first_day: int, end_day: int) -> NDArray[np.float32]:
         """Probabilities by candidate id for the candidates of some days; NaN elsewhere."""
         plan = self.plan(self.dataset.examples(first_day, end_day))
-        return predict(self.model, self.forward, plan, self.dataset.info.candidates)
+        return predict(self.model, self.forward, plan, self.dataset.info.candidates)[:, 0]
 
     def tested(self, day: int) -> tuple[Scores, dict[str, float]]:
         """What `tested` finds of the model as it is."""
@@ -139,8 +139,8 @@ def tested(
     examples = dataset.examples(day, day + 1)
     as_of_start = frozen(dataset, examples, dataset.day_start_us(day))
     plans = plan(examples), plan(as_of_start)
-    own_N, frozen_N = (predict(model, forward, one, dataset.info.candidates) for one in plans)
-    return Scores(own_N, frozen_N), other_auc(model, forward, plans[0])
+    own_NT, frozen_NT = (predict(model, forward, one, dataset.info.candidates) for one in plans)
+    return Scores(own_NT[:, 0], frozen_NT[:, 0]), other_auc(model.spec.tasks, examples, own_NT)
 
 
 def summary_forward(model: Downstream, reader: SummaryReader) -> Forward:

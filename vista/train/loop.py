@@ -210,13 +210,12 @@ class _Fitting:
 
     def _validate(self) -> float | None:
         """AUC on the validation examples, or None if there are none or all have one label."""
-        if self.task.valid is None:
+        task = self.task
+        if task.valid is None:
             return None
-        scores_N = predict(
-            self.model, self.task.forward, self.task.valid, len(self.task.labels_N), self.world
-        )
+        scores_N = predict(self.model, task.forward, task.valid, len(task.labels_N), self.world)[:, 0]
         rows = np.flatnonzero(~np.isnan(scores_N))
-        labels = self.task.labels_N[rows]
+        labels = task.labels_N[rows]
         return auc(labels, scores_N[rows]) if np.unique(labels).size == 2 else None
 
     def _keep(self) -> None:
@@ -236,40 +235,42 @@ class _Fitting:
 
 
 def predict(
-    model: Model, forward: Forward, plan: BatchPlan, rows: int, world: World | None = None, task: int = 0
+    model: Model, forward: Forward, plan: BatchPlan, rows: int, world: World | None = None
 ) -> NDArray[np.float32]:
-    """Probabilities of one task for the candidates of `plan`, by candidate id [rows]; NaN elsewhere.
+    """Probabilities of every task for the candidates of `plan`, by candidate id [rows, T]; NaN elsewhere.
 
     With several workers each scores its part and all get the whole. Raises `StageError` if a score is NaN.
     """
     world = world or World()
-    scores_N, seen_N = torch.zeros(rows, device="cpu"), torch.zeros(rows, device="cpu")
+    scores_NT = torch.zeros(rows, len(model.spec.tasks), device="cpu")
+    seen_N = torch.zeros(rows, device="cpu")
     model.eval()
     with torch.inference_mode():
         for batch in batches(plan, rank=world.rank, world_size=world.size):
             if len(batch.candidate_id_C):
                 ids_C = torch.from_numpy(batch.candidate_id_C)
-                scores_N[ids_C] = torch.sigmoid(forward(batch).logits_CT[:, task].float()).cpu()
+                scores_NT[ids_C] = torch.sigmoid(forward(batch).logits_CT.float()).cpu()
                 seen_N[ids_C] = 1.0
-    world.add(scores_N)
+    world.add(scores_NT)
     world.add(seen_N)
-    if bool(scores_N.isnan().any()):
-        raise StageError(f"{scores_N.isnan().sum()} of {seen_N.sum():.0f} scores are NaN: {DIVERGED}")
-    scores_N[seen_N == 0] = torch.nan
-    probabilities: NDArray[np.float32] = scores_N.numpy()
+    if lost := int(scores_NT.isnan().any(1).sum()):
+        raise StageError(f"{lost} of {seen_N.sum():.0f} scores are NaN: {DIVERGED}")
+    scores_NT[seen_N == 0] = torch.nan
+    probabilities: NDArray[np.float32] = scores_NT.numpy()
     return probabilities
 
 
-def other_auc(model: Model, forward: Forward, plan: BatchPlan) -> dict[str, float]:
-    """AUC of each task after the first on the candidates of `plan`, if they hold both of its labels."""
-    labels_CT, ids_N = plan.examples.candidates.labels_CT, plan.examples.candidate_ids()
-    areas = {}
-    for task, name in enumerate(model.spec.tasks):
-        labels_N = labels_CT[ids_N, task]
-        if task > 0 and np.unique(labels_N).size == 2:
-            scores_C = predict(model, forward, plan, len(labels_CT), task=task)
-            areas[name] = auc(labels_N, scores_C[ids_N])
-    return areas
+def other_auc(
+    tasks: tuple[str, ...], examples: Examples, probabilities_CT: NDArray[np.float32]
+) -> dict[str, float]:
+    """AUC of each task after the first on the candidates of `examples`, if they hold both of its labels."""
+    ids_N = examples.candidate_ids()
+    labels_NT, scores_NT = examples.candidates.labels_CT[ids_N], probabilities_CT[ids_N]
+    return {
+        name: auc(labels_NT[:, task], scores_NT[:, task])
+        for task, name in enumerate(tasks)
+        if task > 0 and np.unique(labels_NT[:, task]).size == 2
+    }
 
 
 def history_forward(model: Ranker) -> Forward:

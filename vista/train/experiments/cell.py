@@ -195,12 +195,12 @@ def _ranker(job: CellJob, dataset: Dataset, rows: Rows) -> _Trained:
         keep=keep,
     )
     plans = [batch_plan(part, config, max_uih=max_uih) for part in (rows.test, rows.frozen_test(dataset))]
-    own_C, frozen_C = (predict(ranker, forward, plan, dataset.info.candidates) for plan in plans)
+    own_CT, frozen_CT = (predict(ranker, forward, plan, dataset.info.candidates) for plan in plans)
     return _Trained(
-        scores=Scores(own_C, frozen_C),
+        scores=Scores(own_CT[:, 0], frozen_CT[:, 0]),
         training=_training(progress, len(rows.train.candidate_ids())),
         probes=probe(ranker, plans[0], rows.test_ids()) if job.arm.probed else None,
-        other_auc=other_auc(ranker, forward, plans[0]),
+        other_auc=other_auc(ranker.spec.tasks, rows.test, own_CT),
     )
 
 

@@ -38,7 +38,7 @@ def probe(ranker: Ranker, plan: BatchPlan, ids_N: NDArray[np.int64]) -> Probes:
     labels_CT = plan.examples.candidates.labels_CT
 
     def area(change: Callable[[Tensor], Tensor]) -> float:
-        scores_C = predict(ranker, through_summary(ranker, change), plan, len(labels_CT))
+        scores_C = predict(ranker, through_summary(ranker, change), plan, len(labels_CT))[:, 0]
         return auc(labels_CT[ids_N, 0], scores_C[ids_N])
 
     return Probes(

@@ -58,7 +58,7 @@ class DataConfig(Frozen):
     clock: Clock = "event_time"
     day_offset_s: int = Field(0, ge=-86_400, le=86_400)
     history_cut: HistoryCut = "session"
-    session_gap_s: int = Field(1_800, ge=1)
+    session_gap_s: int = Field(1_800, ge=0)
     until: str = Field("", pattern=DAY, description="newest day that is read, in the source's zone")
     max_uih: int = Field(200, ge=1)
     max_candidates_per_user: int = Field(10_000, ge=1)

@@ -140,8 +140,25 @@ def test_parts_are_joined(data_dir_kuairand: Path, settings: Settings, tmp_path:
     ]
     assert (joined.seeds, joined.rows) == (2, both.rows)
     assert "mean +- sd of 2 seeds" in joined.table()
+    one = read_report(parts[0])
+    (block,) = one.experiment.blocks
+    shorter = block.model_copy(update={"data": block.data.model_copy(update={"max_uih": 7})})
+    model = block.arms[0].model.model_copy(update={"seeds": 3})
+    smaller = block.model_copy(update={"arms": (block.arms[0].model_copy(update={"model": model}),)})
+    others = [
+        one.model_copy(update={"experiment": Experiment(name="kuairand", blocks=(other,))})
+        for other in (shorter, smaller)
+    ]
     refusals = {
         "a cell is in two of the reports": [joined, read_report(alone)],
+        r"data.max_uih of the data of kuairand-pure ids: the reports differ \(200 and 7\)": [
+            read_report(parts[1]),
+            others[0],
+        ],
+        r"model.seeds of vista on kuairand-pure ids: the reports differ \(16 and 3\)": [
+            read_report(parts[1]),
+            others[1],
+        ],
         "the code: the reports differ": [both, joined.model_copy(update={"code_digest": "other"})],
         "the experiment: the reports differ": [
             both,
@@ -301,6 +318,16 @@ def test_a_process_that_ends_before_it_reads_its_job_is_one_cell_missing(
     assert list(make_cells({job: 1.0}, workers=1, limit_s=6.0)) == [(job, 3)]
 
 
+def test_a_changed_reader_prepares_the_data_again(data_dir_kuairand: Path, tmp_path: Path) -> None:
+    data = kuairand(data_dir_kuairand).blocks[0].data
+    before = prepared(data, tmp_path)
+    assert prepared(data, tmp_path) == before
+    code = {"vista.data.prepare": "same", "vista.data.sources.kuairand": "changed"}
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr("vista.train.experiments.run.code_digest", code.__getitem__)
+        assert prepared(data, tmp_path) != before
+
+
 def test_two_experiments_prepare_one_data_set(data_dir_kuairand: Path, tmp_path: Path) -> None:
     """At once, in one folder: one makes it, the others wait."""
     data = kuairand(data_dir_kuairand).blocks[0].data
@@ -309,6 +336,24 @@ def test_two_experiments_prepare_one_data_set(data_dir_kuairand: Path, tmp_path:
     assert len(set(paths)) == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == [paths[0].name]
     assert Dataset.open(paths[0]).info.candidates == 400
+
+
+def test_impressions_of_one_moment_do_not_see_each_other(data_dir_kuairand: Path, tmp_path: Path) -> None:
+    """As the public split has it: the log rows with a smaller `time_ms`; and a row is of the part that its
+    date says, be it another than that of a row of the same moment."""
+    log = (data_dir_kuairand / "log_standard_pure.csv").read_text()
+    row = log.splitlines()[-1].split(",")
+    other = ",".join([row[0], str((int(row[1]) + 1) % 9), "20220505", *row[3:]])
+    (tmp_path / "log_standard_pure.csv").write_text(f"{log}{other}\n")
+    block = kuairand(tmp_path).blocks[0]
+    dataset = Dataset.open(prepared(block.data, tmp_path))
+    rows = Rows.of(dataset, block.split)
+    for part in (rows.train, rows.valid, rows.test):
+        newest_E = part.history_start_E + part.history_length_E - 1
+        some_E = part.history_length_E > 0
+        assert (part.events.event_time_us_N[newest_E] < part.cut_us_E)[some_E].all()
+    assert (len(rows.train), len(rows.test)) == (4 * 20 * 2 + 1, 4 * 20 * 2)
+    assert rows.train.history_length_E.max() == rows.test.history_length_E.max() == 4 * len(DATES) - 1
 
 
 def test_a_part_without_both_labels_is_refused_before_anything_is_trained(

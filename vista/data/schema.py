@@ -224,17 +224,17 @@ class Examples:
     def __len__(self) -> int:
         return len(self.user_id_E)
 
-    def where(self, mask_E: NDArray[np.bool_]) -> "Examples":
-        """The examples of `mask_E`, with the same events and candidates."""
+    def where(self, chosen_E: NDArray[np.bool_] | NDArray[np.int64]) -> "Examples":
+        """The examples of a mask, or at positions, with the same events and candidates."""
         return Examples(
-            user_id_E=self.user_id_E[mask_E],
-            user_row_E=self.user_row_E[mask_E],
-            day_E=self.day_E[mask_E],
-            cut_us_E=self.cut_us_E[mask_E],
-            history_start_E=self.history_start_E[mask_E],
-            history_length_E=self.history_length_E[mask_E],
-            candidate_start_E=self.candidate_start_E[mask_E],
-            num_candidates_E=self.num_candidates_E[mask_E],
+            user_id_E=self.user_id_E[chosen_E],
+            user_row_E=self.user_row_E[chosen_E],
+            day_E=self.day_E[chosen_E],
+            cut_us_E=self.cut_us_E[chosen_E],
+            history_start_E=self.history_start_E[chosen_E],
+            history_length_E=self.history_length_E[chosen_E],
+            candidate_start_E=self.candidate_start_E[chosen_E],
+            num_candidates_E=self.num_candidates_E[chosen_E],
             events=self.events,
             candidates=self.candidates,
         )

@@ -1,7 +1,7 @@
 """An experiment in MLflow: a run for the whole grid and, below it, a run per cell.
 
-Whoever comes to the same grid again, after an interruption, finds the same run: it is named by options, data
-and code.
+Whoever comes to the same grid again, after an interruption, finds the same run: it is named by options,
+recipes, data and code.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from vista.config import ExperimentConfig, Settings
 from vista.evaluate.scored_rows import ScoredRows
 from vista.train.experiments.cell import CELL_FILE, Cell, CellJob
 from vista.train.experiments.fingerprint import short_digest
+from vista.train.experiments.grids import Experiment
 from vista.train.mlflow_store import MANY, client, mapped
 from vista.train.model_run import keep_scores, of_test_rows, pictures
 from vista.train.tracking import PARENT, Tracked, flattened, track
@@ -28,14 +29,15 @@ class Grid:
 
 
 def track_grid(
-    settings: Settings, grid: str, config: ExperimentConfig, code: str, data_digests: Mapping[str, str]
+    settings: Settings, grid: Experiment, config: ExperimentConfig, code: str, data_digests: Mapping[str, str]
 ) -> Grid:
     """The run of the whole grid; `data_digests` by block."""
-    which = [*(str(getattr(config, name)) for name in WHICH_CELLS), *data_digests.values()]
+    recipes = [block.model_dump_json(exclude={"data": {"path"}}) for block in grid.blocks]
+    which = [*(str(getattr(config, name)) for name in WHICH_CELLS), *recipes, *data_digests.values()]
     digests = {f"vista.data_digest/{block}": digest for block, digest in data_digests.items()}
-    name = f"{grid}-{short_digest(code, *which)[:8]}"
+    name = f"{grid.name}-{short_digest(code, *which)[:8]}"
     tags = {"vista.code_digest": code, **digests}
-    experiment = f"vista-experiment-{grid}"
+    experiment = f"vista-experiment-{grid.name}"
     return Grid(experiment, track(settings, experiment, name, flattened(config), tags))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from vista.config import Frozen
 from vista.errors import InputError
 from vista.evaluate.bootstrap import PairedDifference
 from vista.runs import read_as
@@ -12,6 +13,7 @@ from vista.train.experiments.blocks import Block
 from vista.train.experiments.cell import Cell
 from vista.train.experiments.grids import Experiment
 from vista.train.experiments.report import BlockRows, ExperimentReport, Missing
+from vista.train.tracking import flattened
 
 T = TypeVar("T")
 Key = tuple[str, str, int]
@@ -26,7 +28,7 @@ def read_report(path: Path) -> ExperimentReport:
 def join(parts: Sequence[ExperimentReport]) -> ExperimentReport:
     """The report of all cells; no folder of a machine is in it.
 
-    Raises `InputError` unless the parts are of one experiment with the same data and the same code, and each
+    Raises `InputError` unless the parts are of one experiment with the same data, recipes and code, and each
     cell is in one of them.
     """
     _same("the experiment", [part.experiment.name for part in parts])
@@ -58,14 +60,24 @@ def _key(one: Cell | Missing) -> Key:
 
 
 def _blocks(parts: Sequence[ExperimentReport]) -> list[Block]:
-    """Every block with the arms of all parts."""
+    """Every block with the arms of all parts. Raises `InputError` if one name stands for two recipes."""
     found: dict[str, Block] = {}
     for block in (block for part in parts for block in part.experiment.blocks):
-        before = found[block.name].arms if block.name in found else ()
-        arms = {arm.name: arm for arm in (*before, *block.arms)}
         data = block.data.model_copy(update={"path": ""})
-        found[block.name] = block.model_copy(update={"data": data, "arms": tuple(arms.values())})
+        bare = block.model_copy(update={"data": data, "arms": ()})
+        before = found.get(block.name, bare)
+        _alike(f"the data of {block.name}", before.model_copy(update={"arms": ()}), bare)
+        arms = {arm.name: arm for arm in before.arms}
+        for arm in block.arms:
+            _alike(f"{arm.name} on {block.name}", arms.setdefault(arm.name, arm), arm)
+        found[block.name] = bare.model_copy(update={"arms": tuple(arms.values())})
     return list(found.values())
+
+
+def _alike(what: str, one: Frozen, other: Frozen) -> None:
+    first, second = flattened(one), flattened(other)
+    for name in sorted(first.keys() | second.keys()):
+        _same(f"{name} of {what}", [first.get(name), second.get(name)])
 
 
 def _rows(block: str, parts: Sequence[ExperimentReport]) -> BlockRows:

@@ -20,6 +20,7 @@ from vista.config import DataConfig, ExperimentConfig, Settings, WindowConfig
 from vista.data.dataset import Dataset
 from vista.data.files import check_unchanged
 from vista.data.prepare import prepare_dataset
+from vista.data.sources import SOURCES
 from vista.errors import InputError, StageError
 from vista.evaluate.bootstrap import PairedDifference, paired_bootstrap
 from vista.evaluate.scored_rows import ScoredRows
@@ -94,7 +95,8 @@ def prepared(data: DataConfig, directory: Path) -> Path:
     """The prepared data set, made unless the same code has made it from the same files."""
     files = sorted(Path(data.path).rglob("*"))
     states = [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files if file.is_file()]
-    key = short_digest(data.model_dump_json(), code_digest("vista.data.prepare"), *states)
+    code = [code_digest(module) for module in ("vista.data.prepare", SOURCES[data.source].module)]
+    key = short_digest(data.model_dump_json(), *code, *states)
     path = directory / f"data-{key}"
     if not (path / "dataset.json").exists():
         with _preparing(path.with_suffix(".lock")):
@@ -158,7 +160,7 @@ class _Run:
         self.code, self.revision = code_digest(CODE), running_revision()
         self.opened = {block.name: Opened.of(block, directory) for block in experiment.blocks}
         digests = {name: opened.rows.data_digest for name, opened in self.opened.items()}
-        self.mlflow = track_grid(settings, experiment.name, config, self.code, digests)
+        self.mlflow = track_grid(settings, experiment, config, self.code, digests)
 
     def run(self, limit_s: float) -> ExperimentReport:
         with self.mlflow.run.running():

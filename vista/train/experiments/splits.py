@@ -26,6 +26,7 @@ class Rows:
     def of(cls, dataset: Dataset, split: DateSplit | UserSplit) -> "Rows":
         every = dataset.examples(dataset.info.first_day, dataset.info.last_day + 1)
         if isinstance(split, DateSplit):
+            every = _one_by_one(every)  # rows of one moment may be listed under two dates
             date_E = dataset.source_date_C[every.candidate_start_E]
             test_E, tail_E = date_E >= split.test_from, date_E >= split.valid_from
         else:
@@ -54,6 +55,16 @@ class Rows:
     def test_ids(self) -> NDArray[np.int64]:
         """Candidate ids of the test rows, in ascending order: how scores are kept."""
         return np.sort(self.test.candidate_ids())
+
+
+def _one_by_one(examples: Examples) -> Examples:
+    """Each candidate as an example of its own, with the history of the one that held it."""
+    example_C = np.repeat(np.arange(len(examples)), examples.num_candidates_E)
+    return replace(
+        examples.where(example_C),
+        candidate_start_E=examples.candidate_ids(),
+        num_candidates_E=np.ones(len(example_C), np.int64),
+    )
 
 
 def _newer_of_the_user(

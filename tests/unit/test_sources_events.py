@@ -155,6 +155,7 @@ def test_reasons_of_rejects(tmp_path: Path) -> None:
         (2, "1714557600"): "time '1714557600' is not in unit iso8601: it looks like time_unit: s",
         (3, ""): "candidates: did is empty",
         (4, "cheap"): "actions: cheap: price 'cheap' is not a number",
+        (4, "nan"): "actions: cheap: price 'nan' is not a number",
     }
     bad = [
         tuple(value if place == spot else old for place, old in enumerate(good)) for spot, value in variants
@@ -164,7 +165,7 @@ def test_reasons_of_rejects(tmp_path: Path) -> None:
     assert events(tmp_path, rejects, max_reject_fraction=1.0).height == 2
     kept = pl.read_ndjson(tmp_path / "rejects.jsonl")
     assert kept["reason"].to_list() == list(variants.values())
-    assert kept["line"].to_list() == list(range(2, 8))
+    assert kept["line"].to_list() == list(range(2, 9))
 
 
 def test_wrong_columns_are_found_before_any_row_is_read(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ GOOD = "user: u\nitem: i\ntime: t\ntime_unit: s\nlabel: l\n"
         ("l != false", [True, False, None], [1, 0, None]),
         ("l >= 4", ["4", "3.9", "x", None], [1, 0, None, None]),
         ("l<-1.5e0", [-2.0, -1.5], [1, 0]),
+        ("l >= 4", [5.0, float("nan")], [1, None]),
+        ("l != 4", ["nan", "NaN", "5"], [None, None, 1]),
         ("l == 'buy'", ["buy", "Buy", None], [1, 0, None]),
         ('l != "it\'s"', ["it's", "is"], [0, 1]),
         ("`l` == '3'", [3, 4], [1, 0]),

@@ -107,7 +107,10 @@ class Expression:
             truth = _flag(self.column, schema[self.column])
             return truth if (self.op != "!=") == self.constant else 1 - truth
         value: pl.Expr = pl.col(self.column)
-        value = value.cast(pl.String if isinstance(self.constant, str) else pl.Float64, strict=False)
+        if isinstance(self.constant, str):
+            value = value.cast(pl.String, strict=False)
+        else:
+            value = value.cast(pl.Float64, strict=False).fill_nan(None)  # polars: NaN is above every number
         constant = pl.lit(self.constant)
         compared = {
             "==": value == constant, "!=": value != constant, ">=": value >= constant,

@@ -333,6 +333,25 @@ def test_learning_refuses_what_cannot_be_learned_from() -> None:
         learn(seen(5, 0), data_of(), sampling, WindowConfig())
 
 
+def test_one_row_of_a_reset_clock_is_not_what_the_foundation_learns_from(tmp_path: Path) -> None:
+    """Refused, and `describe-events` says so in the same words."""
+    rows = [f"{n % 80},{n % 30},{1_767_225_600 + n * 864},{n % 2}" for n in range(1_400)]
+    (tmp_path / "events.yaml").write_text("user: u\nitem: i\ntime: t\ntime_unit: s\nlabel: y\n")
+    data = DataConfig(source="events", path=str(tmp_path))
+    (tmp_path / "a.csv").write_text("\n".join(["u,i,t,y", *rows]) + "\n")
+    assert "It would be accepted." in describe_events(str(tmp_path))
+    (tmp_path / "a.csv").write_text("\n".join(["u,i,t,y", *rows, "5,7,946684800,0"]) + "\n")
+    message = (
+        "the foundation would train on 2000-01-01 .. 2015-08-15, which hold 1 of 1,401 rows with a label (at "
+        "least 10% are needed): 1 on 2000-01-01, the next on 2026-01-01, the last on 2026-01-14. Are the "
+        "first times right? Leave the rows of those days out"
+    )
+    with pytest.raises(InputError) as raised:
+        prepare_dataset(data, tmp_path / "data", WindowConfig())
+    assert str(raised.value) == message
+    assert f"# It would be refused: {message}\n" in describe_events(str(tmp_path))
+
+
 def test_the_benchmark_measures_every_part(tmp_path: Path) -> None:
     arguments = ["--parquet-events", "20000", "--gzip-events", "10000", "--out", str(tmp_path / "bench.json")]
     done = CliRunner().invoke(bench, arguments)

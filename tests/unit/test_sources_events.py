@@ -258,7 +258,7 @@ def test_the_trial_counts_days(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(
         "user,item,ts,clicked\n" + "".join(f"1,{n},{1_700_000_000 + n},{n % 2}\n" for n in range(9))
     )
-    assert "It would be refused: labels on 1 days; at least 3 are needed." in describe_events(str(tmp_path))
+    assert "It would be refused: labels on 1 days; at least 3 are needed" in describe_events(str(tmp_path))
 
 
 def test_a_draft_of_rows_that_cannot_be_read_says_why(tmp_path: Path) -> None:

@@ -28,10 +28,10 @@ from vista.data.dataset import DatasetFile
 from vista.data.digest import digest, row_sums
 from vista.data.features import ItemsPast, dense_names
 from vista.data.files import bucket_file, checksum
-from vista.data.learn import Learned, Seen, learn
+from vista.data.learn import Learned, Seen, date_of, learn
 from vista.data.partition import Partition, chunks_of
 from vista.data.rejects import Rejects
-from vista.data.schema import DatasetInfo, Windows
+from vista.data.schema import DAY_US, DatasetInfo, Windows
 from vista.data.sources import SOURCES, SourceInfo
 from vista.data.sources.generated import oracle_auc
 from vista.data.until import Until
@@ -157,7 +157,8 @@ class _Preparation:
                 f"no negative could be drawn for {info.candidates:,} positives: there are only "
                 f"{info.items:,} items, and every user has all known by then; give events of more items"
             )
-        check_newest_day(days)
+        first_day = (learned.days.origin_us + self.data.day_offset_s * 1_000_000) // DAY_US
+        check_newest_day(days, date_of(first_day))
         log.info("passes in seconds: %s", self.seconds)
         return PrepareReport(dataset=info, windows=learned.windows, days=days, seconds=self.seconds)
 

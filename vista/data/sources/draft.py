@@ -9,8 +9,8 @@ import polars as pl
 import pyarrow as pa
 import yaml
 
-from vista.config import DataConfig
-from vista.data.learn import MIN_DAYS
+from vista.config import DataConfig, WindowConfig
+from vista.data.learn import windows_over
 from vista.data.mapping import POSITIVE, Expression, Mapping, load_mapping, mapping_files, parse_mapping
 from vista.data.rejects import Rejects
 from vista.data.schema import DAY_US
@@ -246,15 +246,18 @@ def _trial(folder: Path, mapping: Mapping, name: str) -> list[str]:
 
 
 def _figures(batches: Iterator[pa.RecordBatch]) -> Iterator[pl.DataFrame]:
+    """Per local day of each batch: first and last time, numbers of candidates and positives."""
+    time, label = pl.col("event_time_us"), pl.col("label_label")
     for batch in batches:
-        frame = pl.DataFrame(pa.Table.from_batches([batch]))
-        label = pl.col("label_label")
-        yield frame.select(
-            pl.col("event_time_us").min().alias("first"),
-            pl.col("event_time_us").max().alias("last"),
-            (label <= 1).sum().cast(pl.Int64).alias("candidates"),
-            (label == 1).sum().cast(pl.Int64).alias("positives"),
-            (pl.col("event_time_us").filter(label <= 1) // DAY_US).unique().implode().alias("days"),
+        yield (
+            pl.DataFrame(pa.Table.from_batches([batch]))
+            .group_by((time // DAY_US).alias("local_day"))
+            .agg(
+                time.min().alias("first"),
+                time.max().alias("last"),
+                (label <= 1).sum().cast(pl.Int64).alias("candidates"),
+                (label == 1).sum().cast(pl.Int64).alias("positives"),
+            )
         )
 
 
@@ -265,11 +268,16 @@ def _summary(figures: pl.DataFrame) -> list[str]:
         pl.col("candidates").sum(),
         pl.col("positives").sum(),
     ).row(0)
-    days = figures["days"].explode().n_unique()
     return [
         f"Times from {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC; "
         f"the label is 1 in {positives:,} of {candidates:,} rows ({positives / max(candidates, 1):.1%}).",
-        "It would be accepted."
-        if days >= MIN_DAYS
-        else f"It would be refused: labels on {days} days; at least {MIN_DAYS} are needed.",
+        _verdict(figures.filter(pl.col("candidates") > 0)),
     ]
+
+
+def _verdict(candidates: pl.DataFrame) -> str:
+    try:
+        windows_over(candidates, WindowConfig())
+    except InputError as error:
+        return f"It would be refused: {error}"
+    return "It would be accepted."

@@ -209,7 +209,7 @@ def test_the_draft_fits_its_files(tmp_path: Path) -> None:
         "iso8601",
     )
     assert (mapping.label, mapping.value, mapping.separator) == ("Event_Type == 'purchase'", "price", ";")
-    assert mapping.actions == {"in stock": "`in stock`", "view": "Event_Type == 'view'"}
+    assert mapping.actions == {"in_stock": "`in stock`", "view": "Event_Type == 'view'"}
     assert mapping.string_ids == ("user", "item")
     assert "# 40 rows read, 0 rejected, 0 copies dropped." in text
     assert "# It would be accepted." in text
@@ -228,6 +228,46 @@ def test_the_draft_shows_what_would_be_rejected(tmp_path: Path) -> None:
     assert text.startswith("# The mapping in mine.yaml stands as it is.")
     assert "51 rejected" in text
     assert "it looks like time_unit: s" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "actions"),
+    [
+        (["1", "2", "3"], {"1": "action == 1", "2": "action == 2", "3": "action == 3"}),
+        (["01", "2"], {"01": "action == '01'", "2": "action == '2'"}),
+        ([1, 2], {"1": "action == 1", "2": "action == 2"}),
+        ([1.0, 2.5], {"1": "action == 1", "2_5": "action == 2.5"}),
+        (
+            ["on", "off", "null"],
+            {"null": "action == 'null'", "off": "action == 'off'", "on": "action == 'on'"},
+        ),
+        (
+            ["page:view", "cart: add", "add_to_cart", "add to cart", "positive"],
+            {
+                "add_to_cart": "action == 'add to cart'",
+                "add_to_cart_2": "action == 'add_to_cart'",
+                "cart_add": "action == 'cart: add'",
+                "page_view": "action == 'page:view'",
+                "positive_2": "action == 'positive'",
+            },
+        ),
+    ],
+)
+def test_drafted_actions_are_words(tmp_path: Path, values: list[object], actions: dict[str, str]) -> None:
+    rows = [values[row % len(values)] for row in range(60)]
+    frame = pl.DataFrame(
+        {
+            "user": range(60),
+            "item": range(60),
+            "ts": range(1_700_000_000, 1_700_600_000, 10_000),
+            "clicked": [0, 1] * 30,
+            "action": rows,
+        }
+    )
+    frame.write_parquet(tmp_path / "a.parquet")
+    text = describe_events(str(tmp_path))
+    assert parse_mapping(text.encode(), "draft").actions == actions
+    assert "It would be accepted." in text
 
 
 @pytest.mark.parametrize(

@@ -294,6 +294,48 @@ def test_a_label_that_is_not_plain_is_not_taken_for_none(
     assert ("It would be refused" in text) == (label == "CHANGE_ME" or values[1] == "")
 
 
+def test_a_listed_value_that_no_row_holds_is_refused_with_those_that_are_there(tmp_path: Path) -> None:
+    kinds = ("yes", "yes", "no", "01", "02", "03", "04", "")
+    rows = [f"{n},{n},{1_700_000_000 + n * 9_000},{n % 2},{kinds[n % 8]}" for n in range(80)]
+    (tmp_path / "a.csv").write_text("\n".join(["u,i,t,y,kind", *rows]) + "\n")
+    base = "user: u\nitem: i\ntime: t\ntime_unit: s\nlabel: y\n"
+    message = (
+        r"events\.yaml: context: kind: no row holds 'Yes' or '1'\. The column holds 'yes', '01', '02', '03', "
+        "'04': list its values as they are there, or leave it out"
+    )
+    (tmp_path / "events.yaml").write_text(base + "context: {kind: ['Yes', 01]}\n")
+    with pytest.raises(InputError, match=message):
+        events(tmp_path)
+    assert "# It would be refused: events.yaml: context: kind: no row holds" in describe_events(str(tmp_path))
+    (tmp_path / "events.yaml").write_text(
+        base + "context: {kind: ['no', 'YES'], u: 8}\nactions: {buy: kind == 'YES', agree: kind == 'yes'}\n"
+    )
+    said = describe_events(str(tmp_path)).splitlines()[3:]
+    assert said == [
+        "# actions: buy is set in 0 of 80 rows.",
+        "# actions: agree is set in 20 of 80 rows.",
+        "# context: kind holds a listed value in 10 of 80 rows.",
+        "# context: u holds 0 .. 7 in 8 of 80 rows.",
+        "# It would be accepted.",
+    ]
+
+
+@pytest.mark.parametrize("listed", ["[1, 2]", "[1.0, 2.0]", "['1', '2']"])
+def test_whole_floats_are_listed_as_whole_numbers(tmp_path: Path, listed: str) -> None:
+    numbers = {
+        "u": [1, 2, 3, 4],
+        "i": [1, 2, 3, 4],
+        "t": range(1_700_000_000, 1_700_000_004),
+        "y": [0, 1] * 2,
+    }
+    frame = pl.DataFrame(numbers | {"tier": [1.0, 2.0, None, 2.5]})
+    frame.write_parquet(tmp_path / "a.parquet")
+    (tmp_path / "events.yaml").write_text(
+        f"user: u\nitem: i\ntime: t\ntime_unit: s\nlabel: y\ncontext: {{tier: {listed}}}\n"
+    )
+    assert events(tmp_path)["context_tier"].to_list() == [1, 2, 0, 0]
+
+
 def test_the_trial_counts_days(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(
         "user,item,ts,clicked\n" + "".join(f"1,{n},{1_700_000_000 + n},{n % 2}\n" for n in range(9))

@@ -260,8 +260,8 @@ def _trial(folder: Path, mapping: Mapping, name: str) -> list[str]:
     limit = DataConfig(source="events").max_reject_fraction
     config = DataConfig(source="events", path=str(folder), max_reject_fraction=1.0)
     try:
-        batches = list(_figures(read_mapped(folder, mapping, name, config, rejects)))
-        found = _summary(pl.concat(batches))
+        batches = list(_figures(read_mapped(folder, mapping, name, config, rejects), mapping))
+        found = _summary(pl.concat(batches), mapping)
     except InputError as error:
         found = [f"It would be refused: {error}"]
     if rejects.rejected > limit * rejects.rows:
@@ -273,8 +273,12 @@ def _trial(folder: Path, mapping: Mapping, name: str) -> list[str]:
     return [counts, *(["The first that are rejected:"] if reasons else []), *reasons, *found]
 
 
-def _figures(batches: Iterator[pa.RecordBatch]) -> Iterator[pl.DataFrame]:
-    """Per local day of each batch: first and last time, numbers of candidates and positives."""
+def _figures(batches: Iterator[pa.RecordBatch], mapping: Mapping) -> Iterator[pl.DataFrame]:
+    """Per local day of each batch: first and last time, numbers of rows, candidates and positives, of rows
+    that set an action and that hold a known value of a context column."""
+    mask = pl.col("action_mask")
+    holds = {f"actions: {name}": (mask & (1 << bit)) > 0 for bit, name in enumerate(mapping.actions, start=1)}
+    holds |= {f"context: {name}": pl.col(f"context_{name}") > 0 for name in mapping.context}
     time, label = pl.col("event_time_us"), pl.col("label_label")
     for batch in batches:
         yield (
@@ -283,13 +287,15 @@ def _figures(batches: Iterator[pa.RecordBatch]) -> Iterator[pl.DataFrame]:
             .agg(
                 time.min().alias("first"),
                 time.max().alias("last"),
+                pl.len().cast(pl.Int64).alias("rows"),
                 (label <= 1).sum().cast(pl.Int64).alias("candidates"),
                 (label == 1).sum().cast(pl.Int64).alias("positives"),
+                *(is_there.sum().cast(pl.Int64).alias(key) for key, is_there in holds.items()),
             )
         )
 
 
-def _summary(figures: pl.DataFrame) -> list[str]:
+def _summary(figures: pl.DataFrame, mapping: Mapping) -> list[str]:
     first, last, candidates, positives = figures.select(
         pl.col("first").min().cast(pl.Datetime("us")),
         pl.col("last").max().cast(pl.Datetime("us")),
@@ -299,8 +305,21 @@ def _summary(figures: pl.DataFrame) -> list[str]:
     return [
         f"Times from {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC; "
         f"the label is 1 in {positives:,} of {candidates:,} rows ({positives / max(candidates, 1):.1%}).",
+        *_said(figures, mapping),
         _verdict(figures.filter(pl.col("candidates") > 0)),
     ]
+
+
+def _said(figures: pl.DataFrame, mapping: Mapping) -> list[str]:
+    """How many rows have each action and each context: 0 is mostly a value that is written otherwise."""
+    rows = f"of {figures['rows'].sum():,} rows"
+    lines = [
+        f"actions: {name} is set in {figures[f'actions: {name}'].sum():,} {rows}." for name in mapping.actions
+    ]
+    for name, values in mapping.context.items():
+        known = f"0 .. {values - 1}" if isinstance(values, int) else "a listed value"
+        lines.append(f"context: {name} holds {known} in {figures[f'context: {name}'].sum():,} {rows}.")
+    return lines
 
 
 def _verdict(candidates: pl.DataFrame) -> str:

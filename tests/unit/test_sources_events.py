@@ -151,6 +151,7 @@ def test_reasons_of_rejects(tmp_path: Path) -> None:
     variants = {
         (0, ""): "user is empty",
         (1, "seven"): "item 'seven' is not a whole number: if these ids are text, write string_ids: [item]",
+        (1, " 7"): "item ' 7' has blanks around it: remove them",
         (1, "-7"): "item '-7' is negative: ids start at 0",
         (2, "1714557600"): "time '1714557600' is not in unit iso8601: it looks like time_unit: s",
         (3, ""): "candidates: did is empty",
@@ -165,7 +166,7 @@ def test_reasons_of_rejects(tmp_path: Path) -> None:
     assert events(tmp_path, rejects, max_reject_fraction=1.0).height == 2
     kept = pl.read_ndjson(tmp_path / "rejects.jsonl")
     assert kept["reason"].to_list() == list(variants.values())
-    assert kept["line"].to_list() == list(range(2, 9))
+    assert kept["line"].to_list() == list(range(2, 10))
 
 
 def test_wrong_columns_are_found_before_any_row_is_read(tmp_path: Path) -> None:

@@ -83,7 +83,11 @@ CASES = {
     ),
     "negative ids": Case(
         {"a.csv": column(0, lambda user: f"-{user}1")},
-        ("300 of 300 rows", "1.00% that max_reject_fraction allows", "a.csv, line 2: user '-01' is negative"),
+        (
+            "300 of 300 rows",
+            "more than the 1.00% that may be left out",
+            "a.csv, line 2: user '-01' is negative",
+        ),
     ),
     "text ids": Case(
         {"a.csv": column(0, "u{}".format)}, ("user 'u0' is not a whole number", "string_ids: [user]")
@@ -215,7 +219,7 @@ def test_bad_input_is_explained(
     for part in case.message:
         assert part in message
     assert "Traceback" not in shown.err
-    too_many = "max_reject_fraction" in message
+    too_many = "that may be left out" in message
     assert files_below(runs) == ["r", "r/config.json", *(["r/rejects.jsonl"] if too_many else [])]
     if too_many:
         kept = [json.loads(line) for line in (runs / "r/rejects.jsonl").read_text().splitlines()]

@@ -49,6 +49,22 @@ def test_predicts_the_test_candidates_in_their_order(dataset: Dataset) -> None:
     assert sum(model.gain.values()) == pytest.approx(1)
 
 
+def test_names_that_lightgbm_refuses_or_changes_are_ours(tmp_path: Path) -> None:
+    rows = [f"{n % 40},{n % 17},{1_767_225_600 + n * 900},{n % 2},{n % 3}" for n in range(576)]
+    (tmp_path / "a.csv").write_text("\n".join(["who,what,ts,label,place", *rows]) + "\n")
+    (tmp_path / "events.yaml").write_text(
+        "user: who\nitem: what\ntime: ts\ntime_unit: s\nlabel: label\n"
+        "actions: {'page:view': place == 1, add to cart: place == 2, add_to_cart: place > 1}\n"
+        "context: {place: 3}\n"
+    )
+    config = DataConfig(source="events", path=str(tmp_path), buckets=2)
+    prepare_dataset(config, tmp_path / "data", WindowConfig())
+    data = Dataset.open(tmp_path / "data")
+    model = fit_lightgbm(data, data.examples(0, 5), data.examples(5, 6), seed=0)
+    assert set(model.gain) == {*data.file.dense, "place"}
+    assert {"user_share_page:view", "user_share_add to cart", "user_share_add_to_cart"} < set(model.gain)
+
+
 def test_is_deterministic(dataset: Dataset) -> None:
     train, valid, test = parts(dataset)
     first, second = (fit_lightgbm(dataset, train, valid, seed=3) for _ in range(2))

@@ -333,6 +333,25 @@ def test_learning_refuses_what_cannot_be_learned_from() -> None:
         learn(seen(5, 0), data_of(), sampling, WindowConfig())
 
 
+def test_one_row_of_a_reset_clock_is_not_what_the_foundation_learns_from(tmp_path: Path) -> None:
+    """Refused, and `describe-events` says so in the same words."""
+    rows = [f"{n % 80},{n % 30},{1_767_225_600 + n * 864},{n % 2}" for n in range(1_400)]
+    (tmp_path / "events.yaml").write_text("user: u\nitem: i\ntime: t\ntime_unit: s\nlabel: y\n")
+    data = DataConfig(source="events", path=str(tmp_path))
+    (tmp_path / "a.csv").write_text("\n".join(["u,i,t,y", *rows]) + "\n")
+    assert "It would be accepted." in describe_events(str(tmp_path))
+    (tmp_path / "a.csv").write_text("\n".join(["u,i,t,y", *rows, "5,7,946684800,0"]) + "\n")
+    message = (
+        "the foundation would train on 2000-01-01 .. 2015-08-15, which hold 1 of 1,401 rows with a label (at "
+        "least 10% are needed): 1 on 2000-01-01, the next on 2026-01-01, the last on 2026-01-14. Are the "
+        "first times right? Leave the rows of those days out"
+    )
+    with pytest.raises(InputError) as raised:
+        prepare_dataset(data, tmp_path / "data", WindowConfig())
+    assert str(raised.value) == message
+    assert f"# It would be refused: {message}\n" in describe_events(str(tmp_path))
+
+
 def test_the_benchmark_measures_every_part(tmp_path: Path) -> None:
     arguments = ["--parquet-events", "20000", "--gzip-events", "10000", "--out", str(tmp_path / "bench.json")]
     done = CliRunner().invoke(bench, arguments)
@@ -360,8 +379,8 @@ def test_a_shop_of_positives_is_prepared_with_negatives(tmp_path: Path) -> None:
     positive, drawn = found.filter(~pl.col("sampled")), found.filter("sampled")
     assert (positive["label_label"] == 1).all()
     assert (drawn["label_label"] == 0).all()
-    assert (positive.height, report.dataset.rows) == (600, 600)
-    assert 2_300 < drawn.height <= 4 * 600  # at first few items are known
+    assert (positive.height, report.dataset.rows) == (600 - 60, 600)  # each of 60 products was new once
+    assert 2_100 < drawn.height <= 4 * 540  # at first few items are known
     first_seen = dict(zip(dataset.items.id_R.tolist(), dataset.items.first_seen_us_R.tolist(), strict=True))
     events = pl.read_parquet(tmp_path / "data" / "events")
     for user, item, cut_us in drawn.select("user_id", "item_id", "cut_us").rows():
@@ -375,6 +394,44 @@ def test_a_shop_of_positives_is_prepared_with_negatives(tmp_path: Path) -> None:
     assert content(tmp_path / "again") == content(tmp_path / "data")
 
 
+@pytest.mark.parametrize("label", ["", "label: bought\n"])
+@pytest.mark.parametrize("mode", ["event", "session", "day"])
+def test_that_nobody_had_an_item_does_not_tell_the_label(
+    mode: HistoryCut, label: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Chance data to which new items keep coming, one row in five. Negatives are of known items only."""
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    random = np.random.default_rng(0)
+    rows = [
+        f"{random.integers(0, 100)},{n if random.random() < 0.2 else random.integers(0, n + 1) // 5 * 5},"
+        f"{1_767_225_600 + n * 259},{random.integers(0, 2)}"
+        for n in range(2_000)
+    ]
+    (shop / "a.csv").write_text("\n".join(["u,i,t,bought", *rows]) + "\n")
+    (shop / "events.yaml").write_text(
+        f"user: u\nitem: i\ntime: t\ntime_unit: s\nnegatives_per_positive: 4\n{label}"
+    )
+    caplog.set_level("INFO")
+    data = DataConfig(source="events", path=str(shop), buckets=2, history_cut=mode)
+    report = prepare_dataset(data, tmp_path / "data", WindowConfig())
+    found = pl.read_parquet(tmp_path / "data" / "candidates")
+    assert (found["dense_item_log_count"] > 0).all()
+    assert set(found["label_label"].to_list()) == {0, 1}
+    assert report.dataset.rows == 2_000
+    left_out = 2_000 - found.filter(~pl.col("sampled")).height
+    assert left_out > 500
+    assert f"{left_out} rows are no candidates but history only" in caplog.text
+
+
+def test_items_that_come_once_cannot_be_foretold(tmp_path: Path) -> None:
+    rows = [f"{n % 5},{n},{1_767_225_600 + n * 20_000}" for n in range(40)]
+    (tmp_path / "orders.csv").write_text("\n".join(["customer,product,ts", *rows]) + "\n")
+    (tmp_path / "events.yaml").write_text(describe_events(str(tmp_path)))
+    with pytest.raises(InputError, match="every one of the 40 items was new when it was chosen"):
+        prepare_dataset(DataConfig(source="events", path=str(tmp_path)), tmp_path / "data", WindowConfig())
+
+
 def test_a_shop_of_one_item_has_no_negatives(tmp_path: Path) -> None:
     shop = tmp_path / "shop"
     shop.mkdir()
@@ -382,7 +439,7 @@ def test_a_shop_of_one_item_has_no_negatives(tmp_path: Path) -> None:
     (shop / "orders.csv").write_text("\n".join(["customer,product,ts", *rows]) + "\n")
     (shop / "events.yaml").write_text(describe_events(str(shop)))
     with pytest.raises(
-        InputError, match="no negative could be drawn for 40 positives: there are only 1 items"
+        InputError, match="no negative could be drawn for 39 positives: there are only 1 items"
     ):
         prepare_dataset(DataConfig(source="events", path=str(shop)), tmp_path / "data", WindowConfig())
     assert not (tmp_path / "data").exists()

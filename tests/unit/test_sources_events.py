@@ -151,10 +151,12 @@ def test_reasons_of_rejects(tmp_path: Path) -> None:
     variants = {
         (0, ""): "user is empty",
         (1, "seven"): "item 'seven' is not a whole number: if these ids are text, write string_ids: [item]",
+        (1, " 7"): "item ' 7' has blanks around it: remove them",
         (1, "-7"): "item '-7' is negative: ids start at 0",
         (2, "1714557600"): "time '1714557600' is not in unit iso8601: it looks like time_unit: s",
         (3, ""): "candidates: did is empty",
         (4, "cheap"): "actions: cheap: price 'cheap' is not a number",
+        (4, "nan"): "actions: cheap: price 'nan' is not a number",
     }
     bad = [
         tuple(value if place == spot else old for place, old in enumerate(good)) for spot, value in variants
@@ -164,7 +166,7 @@ def test_reasons_of_rejects(tmp_path: Path) -> None:
     assert events(tmp_path, rejects, max_reject_fraction=1.0).height == 2
     kept = pl.read_ndjson(tmp_path / "rejects.jsonl")
     assert kept["reason"].to_list() == list(variants.values())
-    assert kept["line"].to_list() == list(range(2, 8))
+    assert kept["line"].to_list() == list(range(2, 10))
 
 
 def test_wrong_columns_are_found_before_any_row_is_read(tmp_path: Path) -> None:
@@ -208,7 +210,7 @@ def test_the_draft_fits_its_files(tmp_path: Path) -> None:
         "iso8601",
     )
     assert (mapping.label, mapping.value, mapping.separator) == ("Event_Type == 'purchase'", "price", ";")
-    assert mapping.actions == {"in stock": "`in stock`", "view": "Event_Type == 'view'"}
+    assert mapping.actions == {"in_stock": "`in stock`", "view": "Event_Type == 'view'"}
     assert mapping.string_ids == ("user", "item")
     assert "# 40 rows read, 0 rejected, 0 copies dropped." in text
     assert "# It would be accepted." in text
@@ -227,6 +229,46 @@ def test_the_draft_shows_what_would_be_rejected(tmp_path: Path) -> None:
     assert text.startswith("# The mapping in mine.yaml stands as it is.")
     assert "51 rejected" in text
     assert "it looks like time_unit: s" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "actions"),
+    [
+        (["1", "2", "3"], {"1": "action == 1", "2": "action == 2", "3": "action == 3"}),
+        (["01", "2"], {"01": "action == '01'", "2": "action == '2'"}),
+        ([1, 2], {"1": "action == 1", "2": "action == 2"}),
+        ([1.0, 2.5], {"1": "action == 1", "2_5": "action == 2.5"}),
+        (
+            ["on", "off", "null"],
+            {"null": "action == 'null'", "off": "action == 'off'", "on": "action == 'on'"},
+        ),
+        (
+            ["page:view", "cart: add", "add_to_cart", "add to cart", "positive"],
+            {
+                "add_to_cart": "action == 'add to cart'",
+                "add_to_cart_2": "action == 'add_to_cart'",
+                "cart_add": "action == 'cart: add'",
+                "page_view": "action == 'page:view'",
+                "positive_2": "action == 'positive'",
+            },
+        ),
+    ],
+)
+def test_drafted_actions_are_words(tmp_path: Path, values: list[object], actions: dict[str, str]) -> None:
+    rows = [values[row % len(values)] for row in range(60)]
+    frame = pl.DataFrame(
+        {
+            "user": range(60),
+            "item": range(60),
+            "ts": range(1_700_000_000, 1_700_600_000, 10_000),
+            "clicked": [0, 1] * 30,
+            "action": rows,
+        }
+    )
+    frame.write_parquet(tmp_path / "a.parquet")
+    text = describe_events(str(tmp_path))
+    assert parse_mapping(text.encode(), "draft").actions == actions
+    assert "It would be accepted." in text
 
 
 @pytest.mark.parametrize(
@@ -253,11 +295,53 @@ def test_a_label_that_is_not_plain_is_not_taken_for_none(
     assert ("It would be refused" in text) == (label == "CHANGE_ME" or values[1] == "")
 
 
+def test_a_listed_value_that_no_row_holds_is_refused_with_those_that_are_there(tmp_path: Path) -> None:
+    kinds = ("yes", "yes", "no", "01", "02", "03", "04", "")
+    rows = [f"{n},{n},{1_700_000_000 + n * 9_000},{n % 2},{kinds[n % 8]}" for n in range(80)]
+    (tmp_path / "a.csv").write_text("\n".join(["u,i,t,y,kind", *rows]) + "\n")
+    base = "user: u\nitem: i\ntime: t\ntime_unit: s\nlabel: y\n"
+    message = (
+        r"events\.yaml: context: kind: no row holds 'Yes' or '1'\. The column holds 'yes', '01', '02', '03', "
+        "'04': list its values as they are there, or leave it out"
+    )
+    (tmp_path / "events.yaml").write_text(base + "context: {kind: ['Yes', 01]}\n")
+    with pytest.raises(InputError, match=message):
+        events(tmp_path)
+    assert "# It would be refused: events.yaml: context: kind: no row holds" in describe_events(str(tmp_path))
+    (tmp_path / "events.yaml").write_text(
+        base + "context: {kind: ['no', 'YES'], u: 8}\nactions: {buy: kind == 'YES', agree: kind == 'yes'}\n"
+    )
+    said = describe_events(str(tmp_path)).splitlines()[3:]
+    assert said == [
+        "# actions: buy is set in 0 of 80 rows.",
+        "# actions: agree is set in 20 of 80 rows.",
+        "# context: kind holds a listed value in 10 of 80 rows.",
+        "# context: u holds 0 .. 7 in 8 of 80 rows.",
+        "# It would be accepted.",
+    ]
+
+
+@pytest.mark.parametrize("listed", ["[1, 2]", "[1.0, 2.0]", "['1', '2']"])
+def test_whole_floats_are_listed_as_whole_numbers(tmp_path: Path, listed: str) -> None:
+    numbers = {
+        "u": [1, 2, 3, 4],
+        "i": [1, 2, 3, 4],
+        "t": range(1_700_000_000, 1_700_000_004),
+        "y": [0, 1] * 2,
+    }
+    frame = pl.DataFrame(numbers | {"tier": [1.0, 2.0, None, 2.5]})
+    frame.write_parquet(tmp_path / "a.parquet")
+    (tmp_path / "events.yaml").write_text(
+        f"user: u\nitem: i\ntime: t\ntime_unit: s\nlabel: y\ncontext: {{tier: {listed}}}\n"
+    )
+    assert events(tmp_path)["context_tier"].to_list() == [1, 2, 0, 0]
+
+
 def test_the_trial_counts_days(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(
         "user,item,ts,clicked\n" + "".join(f"1,{n},{1_700_000_000 + n},{n % 2}\n" for n in range(9))
     )
-    assert "It would be refused: labels on 1 days; at least 3 are needed." in describe_events(str(tmp_path))
+    assert "It would be refused: labels on 1 days; at least 3 are needed" in describe_events(str(tmp_path))
 
 
 def test_a_draft_of_rows_that_cannot_be_read_says_why(tmp_path: Path) -> None:

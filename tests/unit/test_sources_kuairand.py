@@ -138,6 +138,18 @@ def test_absent_data_say_where_it_is_published(tmp_path: Path) -> None:
         events(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("name", ["log_standard_pure", "user_history_last50", "video_features_basic_pure"])
+@pytest.mark.parametrize("other", ["{}.csv.gz", "data/{}.csv", "data/{}.csv.gz"])
+def test_a_file_that_is_there_twice_is_refused(tmp_path: Path, name: str, other: str) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "log_standard_pure.csv").write_text(HEADER + line(1, 10, NOON_MS))
+    for file in (f"{name}.csv", other.format(name)):
+        (tmp_path / file).write_text("whatever\n")
+    both = sorted([f"{name}.csv", other.format(name)])
+    with pytest.raises(InputError, match=f"^{both[0]} and {both[1]} are one file of KuaiRand: remove one"):
+        events(tmp_path)
+
+
 def test_a_log_without_a_column_is_named(tmp_path: Path) -> None:
     (tmp_path / "log_standard_pure.csv").write_text(HEADER.replace("tab", "page") + line(1, 2, NOON_MS))
     with pytest.raises(InputError, match=r"log_standard_pure\.csv has no column 'tab'"):

@@ -23,6 +23,8 @@ GOOD = "user: u\nitem: i\ntime: t\ntime_unit: s\nlabel: l\n"
         ("l != false", [True, False, None], [1, 0, None]),
         ("l >= 4", ["4", "3.9", "x", None], [1, 0, None, None]),
         ("l<-1.5e0", [-2.0, -1.5], [1, 0]),
+        ("l >= 4", [5.0, float("nan")], [1, None]),
+        ("l != 4", ["nan", "NaN", "5"], [None, None, 1]),
         ("l == 'buy'", ["buy", "Buy", None], [1, 0, None]),
         ('l != "it\'s"', ["it's", "is"], [0, 1]),
         ("`l` == '3'", [3, 4], [1, 0]),
@@ -74,7 +76,17 @@ def test_any_text_is_an_expression_or_refused(text: str) -> None:
             "time_unit: Input should be 's', 'ms', 'us' or 'iso8601'",
         ),
         (GOOD.replace("label: l", "label: a = 1"), "'a = 1' is not an expression"),
-        (GOOD.replace("label: l", "label: 1"), "label: Input should be a valid string (it is 1)"),
+        (
+            GOOD.replace("label: l", "label: 1"),
+            "label: YAML reads it as 1, not as text: write it between quotes",
+        ),
+        (GOOD.replace("user: u", "user: yes"), "user: YAML reads it as true, not as text: write it between"),
+        (GOOD + "actions: {1: l, on: l}\n", "actions: 1: YAML reads it as 1, not as text: write it between"),
+        (
+            GOOD + "context: {d: [yes, no]}\n",
+            "context: d: YAML reads a value as true: write it between quotes",
+        ),
+        (GOOD + "context: {d: [a, ~]}\n", "context: d: YAML reads a value as null: write it between quotes"),
         (GOOD + "actions:\n  buy: a == b\n", "actions: 'a == b' is not an expression"),
         (GOOD + "actions:\n  positive: a\n", "'positive' is there already"),
         (GOOD + "context:\n  d: []\n", "d has no values"),
@@ -95,9 +107,9 @@ def test_wrong_mappings_say_what_to_write(text: str, message: str) -> None:
     assert message in str(raised.value)
 
 
-def test_yaml_truth_values_in_context_are_text() -> None:
-    mapping = parse_mapping((GOOD + "context:\n  d: [yes, 2, web]\n  h: 24\n").encode(), "m.yaml")
-    assert mapping.context == {"d": ("true", "2", "web"), "h": 24}
+def test_values_in_context_are_text() -> None:
+    mapping = parse_mapping((GOOD + "context:\n  d: ['yes', 2, web]\n  h: 24\n").encode(), "m.yaml")
+    assert mapping.context == {"d": ("yes", "2", "web"), "h": 24}
     assert mapping.columns() == {
         "u": "user",
         "i": "item",

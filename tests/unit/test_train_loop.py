@@ -51,6 +51,12 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: 
         torch.testing.assert_close(ours[name], theirs[name], rtol=0.0, atol=tolerance, msg=name)
 
 
+def test_days_without_candidates_are_named_with_a_remedy_that_there_is(dataset: Path) -> None:
+    job = small_job(dataset).model_copy(update={"days": Days(first=20, valid=22, end=23)})
+    with pytest.raises(InputError, match=r"^days 20 \.\. 21 of .* to train on: give more days of events$"):
+        Training(job).task()
+
+
 def test_a_seed_decides_everything(dataset: Path) -> None:
     first, weights = trained(small_job(dataset))
     again, same = trained(small_job(dataset))

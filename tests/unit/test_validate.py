@@ -1,6 +1,7 @@
 """A newest day that is not like the others stops the run with figures."""
 
 import re
+from datetime import date
 from pathlib import Path
 
 import polars as pl
@@ -14,6 +15,7 @@ from vista.data.validate import DayFigures, check_newest_day, day_figures
 from vista.errors import DataValidationError
 
 USUAL = DayFigures(day=0, candidates=1_000, label_rate=0.4, new_items=0.1, known_users=0.9)
+JAN_1 = date(2026, 1, 1)
 
 
 def days(**newest: float) -> list[DayFigures]:
@@ -22,8 +24,8 @@ def days(**newest: float) -> list[DayFigures]:
 
 
 def test_a_usual_day_passes() -> None:
-    check_newest_day(days())
-    check_newest_day(days(candidates=650, label_rate=0.5, new_items=0.5, known_users=0.5))
+    check_newest_day(days(), JAN_1)
+    check_newest_day(days(candidates=650, label_rate=0.5, new_items=0.5, known_users=0.5), JAN_1)
 
 
 @pytest.mark.parametrize(
@@ -37,27 +39,31 @@ def test_a_usual_day_passes() -> None:
 )
 def test_each_figure_is_checked_and_named(newest: dict[str, float], message: str) -> None:
     with pytest.raises(DataValidationError, match=re.escape(message)):
-        check_newest_day(days(**newest))
+        check_newest_day(days(**newest), JAN_1)
 
 
 def test_everything_that_is_off_is_named_at_once() -> None:
-    with pytest.raises(DataValidationError, match=r"candidates.*label rate.*known users.*Wait for the rest"):
-        check_newest_day(days(candidates=300, label_rate=0.0, known_users=0.0))
+    with pytest.raises(
+        DataValidationError,
+        match=r"^day 5 \(2026-01-06\), the newest, .*candidates.*label rate.*known users.*Wait for the rest",
+    ):
+        check_newest_day(days(candidates=300, label_rate=0.0, known_users=0.0), JAN_1)
 
 
 def test_a_small_day_may_be_off_by_chance() -> None:
     small = [one.model_copy(update={"candidates": 8}) for one in days(label_rate=0.75, known_users=0.4)]
-    check_newest_day(small)
+    check_newest_day(small, JAN_1)
 
 
 def test_two_earlier_days_are_no_usual_day() -> None:
-    check_newest_day(days(candidates=1)[-3:])
+    check_newest_day(days(candidates=1)[-3:], JAN_1)
 
 
 def test_the_median_is_of_the_trailing_days() -> None:
     busy_long_ago = [USUAL.model_copy(update={"day": -day, "candidates": 10**6}) for day in range(20, 10, -1)]
     quiet = [USUAL.model_copy(update={"day": day, "candidates": 100}) for day in range(7)]
-    check_newest_day([*busy_long_ago, *quiet, USUAL.model_copy(update={"day": 7, "candidates": 90})])
+    newest = USUAL.model_copy(update={"day": 7, "candidates": 90})
+    check_newest_day([*busy_long_ago, *quiet, newest], JAN_1)
 
 
 def test_figures_of_days() -> None:
@@ -96,7 +102,9 @@ def test_a_half_empty_last_day_stops_preparing_and_writes_nothing(
     config = DataConfig(source="generated", buckets=2, generated=size)
     batches = half_of_the_newest_day(config)
     monkeypatch.setattr(Source, "read", lambda self, config, rejects: iter(batches))
-    with pytest.raises(DataValidationError, match=r"day 5, .*168 candidates, usually 480"):
+    with pytest.raises(
+        DataValidationError, match=r"day 5 \(\d{4}-\d{2}-\d{2}\), .*168 candidates, usually 480"
+    ):
         prepare_dataset(config, tmp_path / "data", WindowConfig())
     assert list(tmp_path.iterdir()) == []
     assert isinstance(SOURCES["generated"].describe(config), SourceInfo)

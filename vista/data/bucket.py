@@ -80,12 +80,14 @@ def events_table(rows: pl.DataFrame, columns: Columns) -> pl.DataFrame:
 
 def cut_bucket(
     rows: pl.DataFrame, items: ItemsPast, learned: Learned, data: DataConfig, columns: Columns
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The examples and the candidates of a bucket's rows, as they are written.
+) -> tuple[pl.DataFrame, pl.DataFrame, int]:
+    """The examples and the candidates of a bucket's rows, as they are written, and how many rows with a label
+    `_of_known_items` leaves out.
 
     Positions of histories count the bucket's events: its rows without those that are candidates only.
     """
-    cuts = cut_examples(events_of(rows, columns.tasks), learned.days, data)
+    all_cuts = cut_examples(events_of(rows, columns.tasks), learned.days, data)
+    cuts = _of_known_items(all_cuts, rows, learned) if columns.source.negatives_per_positive else all_cuts
     only_N = rows["candidate_only"].to_numpy()
     before_N = np.append(0, np.cumsum(~only_N))  # events before each row
     spots = _Spots(
@@ -109,7 +111,27 @@ def cut_bucket(
     candidates = _with_features(
         candidates, spots, UsersPast(events, len(columns.source.actions), items), items, columns
     )
-    return _examples(rows, cuts, spots, learned), candidates
+    left_out = len(all_cuts.position_C) - len(cuts.position_C)
+    return _examples(rows, cuts, spots, learned), candidates, left_out
+
+
+def _of_known_items(cuts: Cuts, rows: pl.DataFrame, learned: Learned) -> Cuts:
+    """`cuts` without candidates of items that nobody had before the cut: a negative is always of a known one,
+    so that "new" would mean "chosen". They stay events of the histories."""
+    known_C = (
+        rows["item_row"].to_numpy()[cuts.position_C]
+        <= learned.items.known_before(cuts.cut_us_E)[cuts.example_C]
+    )
+    number_E = np.bincount(cuts.example_C[known_C], minlength=len(cuts.day_E)).astype(np.int64)
+    kept_E = number_E > 0
+    return Cuts(
+        user_start_E=cuts.user_start_E[kept_E],
+        cut_position_E=cuts.cut_position_E[kept_E],
+        cut_us_E=cuts.cut_us_E[kept_E],
+        day_E=cuts.day_E[kept_E],
+        num_candidates_E=number_E[kept_E],
+        position_C=cuts.position_C[known_C],
+    )
 
 
 @dataclass(frozen=True, slots=True)

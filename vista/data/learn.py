@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 
 import numpy as np
 import polars as pl
@@ -15,6 +16,9 @@ from vista.errors import InputError
 
 MIN_DAYS = 3
 """Train the foundation, train downstream, test: one day each."""
+
+MIN_FOUNDATION = 0.1
+"""Share of the candidates that the foundation's training days must hold."""
 
 
 class Seen:
@@ -95,8 +99,8 @@ def learn(
     windows: WindowConfig,
     value_edges: tuple[float, ...] | None = None,
 ) -> Learned:
-    """`value_edges` are fitted if they are not given. Raises `InputError` without candidates, on fewer than
-    MIN_DAYS days or with a constant label (a source that samples negatives may have positives only)."""
+    """`value_edges` are fitted if they are not given. Raises `InputError` without candidates, with days that
+    `windows_over` refuses or a constant label (a source that samples negatives may have positives only)."""
     users, items = Dictionary.build(seen.users), Dictionary.build(seen.items)
     categories = Dictionary.build(seen.categories)
     days, split = _calendar(seen.candidates(), data, source, windows)
@@ -134,20 +138,50 @@ def _calendar(
 ) -> tuple[Days, Windows]:
     if not candidates.height:
         raise InputError(f"source {data.source!r} gave no row with a label: there is nothing to learn from")
-    first, last = int(candidates["local_day"].min()), int(candidates["local_day"].max())  # type: ignore[arg-type]
-    if candidates["local_day"].n_unique() < MIN_DAYS:
-        raise InputError(
-            f"labels on {candidates['local_day'].n_unique()} days; at least {MIN_DAYS} are needed (train, "
-            "retrain, test): give events of more days"
-        )
+    first_day, split = windows_over(candidates, windows)
     labels = candidates["label"].unique().to_list()
     if len(labels) == 1 and not (labels[0] == 1 and source.negatives_per_positive):
         raise InputError(
             f"label {data.tasks[0]!r} is {labels[0]} in every row: nothing can be learned from it; give rows "
             "with another label too"
         )
-    days = Days(first * DAY_US - data.day_offset_s * 1_000_000)
-    return days, windows_of(last - first, windows)
+    return Days(first_day * DAY_US - data.day_offset_s * 1_000_000), split
+
+
+def windows_over(candidates: pl.DataFrame, windows: WindowConfig) -> tuple[int, Windows]:
+    """The first local day, and how the days are used, from local_day and candidates (their number).
+
+    Raises `InputError` on fewer than MIN_DAYS days, and if the foundation's days hold less than
+    MIN_FOUNDATION: a few rows of a wrong clock, years before the others, would be all that it learns from.
+    """
+    per_day = candidates.group_by("local_day").agg(pl.col("candidates").sum()).sort("local_day")
+    if per_day.height < MIN_DAYS:
+        raise InputError(
+            f"labels on {per_day.height} days; at least {MIN_DAYS} are needed (train, retrain, test): give "
+            "events of more days"
+        )
+    day_D = per_day["local_day"].to_list()
+    first, last = day_D[0], day_D[-1]
+    split = windows_of(last - first, windows)
+    rows = int(per_day["candidates"].sum())
+    learned_from = per_day.filter(pl.col("local_day") < first + split.k)["candidates"].sum()
+    if learned_from < MIN_FOUNDATION * rows:
+        raise InputError(
+            f"the foundation would train on {date_of(first)} .. {date_of(first + split.k - 1)}, which hold "
+            f"{learned_from:,} of {rows:,} rows with a label (at least {MIN_FOUNDATION:.0%} are needed): "
+            f"{per_day['candidates'][0]:,} on {date_of(first)}, the next on {date_of(day_D[1])}, the last on "
+            f"{date_of(last)}. Are the first times right? Leave the rows of those days out"
+        )
+    return first, split
+
+
+def date_of(local_day: int) -> date:
+    """The date of a number of days since 1970-01-01.
+
+    >>> date_of(10_957).isoformat()
+    '2000-01-01'
+    """
+    return datetime.fromtimestamp(local_day * DAY_US // 1_000_000, UTC).date()
 
 
 def _value_edges(events: pl.DataFrame, end_us: int, buckets: int) -> NDArray[np.float32]:

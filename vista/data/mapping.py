@@ -21,6 +21,7 @@ A mapping is a small YAML file beside the data:
     separator: ";"                      # optional: default a comma
 """
 
+import json
 import re
 import reprlib
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ EXAMPLES = {
     "label": "label: clicked   (or: label: rating >= 4)",
     "negatives_per_positive": "negatives_per_positive: 4",
 }
+
+QUOTES = "write it between quotes"
 
 YES = ("1", "true", "True", "TRUE", "1.0")
 NO = ("0", "false", "False", "FALSE", "0.0")
@@ -107,7 +110,10 @@ class Expression:
             truth = _flag(self.column, schema[self.column])
             return truth if (self.op != "!=") == self.constant else 1 - truth
         value: pl.Expr = pl.col(self.column)
-        value = value.cast(pl.String if isinstance(self.constant, str) else pl.Float64, strict=False)
+        if isinstance(self.constant, str):
+            value = value.cast(pl.String, strict=False)
+        else:
+            value = value.cast(pl.Float64, strict=False).fill_nan(None)  # polars: NaN is above every number
         constant = pl.lit(self.constant)
         compared = {
             "==": value == constant, "!=": value != constant, ">=": value >= constant,
@@ -188,6 +194,10 @@ class Mapping(Frozen):
     def _as_text(cls, context: Any) -> Any:
         if not isinstance(context, dict):
             return context
+        for name, values in context.items():
+            for value in values if isinstance(values, list) else ():
+                if isinstance(value, bool | None):
+                    raise ValueError(f"{name}: YAML reads a value as {_yaml_text(value)}: {QUOTES}")
         return {name: _context_values(values) for name, values in context.items()}
 
     @field_validator("context")
@@ -262,12 +272,12 @@ POSITIVE = "positive"
 
 def _context_values(values: Any) -> Any:
     if isinstance(values, list):
-        return [_yaml_text(value) for value in values]
+        return [str(value) for value in values]
     return 0 if isinstance(values, bool) else values  # a truth value says of no values
 
 
 def _yaml_text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return json.dumps(value) if isinstance(value, bool | None) else str(value)
 
 
 def load_mapping(folder: Path) -> tuple[Mapping, str]:
@@ -329,9 +339,12 @@ def _problem(error: Any) -> str:
         return f"there is no key {key!r}. {closest(key, list(Mapping.model_fields))}"
     if error["type"] == "missing":
         return f"the key {key!r} is missing: add a line such as `{EXAMPLES[key]}`"
-    place = ": ".join(str(part) for part in error["loc"] if not str(part).startswith(("tuple", "int")))
+    parts = [str(part) for part in error["loc"]]
+    place = ": ".join(part for part in parts if not part.startswith(("tuple", "int", "[key]")))
     if error["type"] == "value_error":
         return f"{place}: {message}"
+    if error["type"] == "string_type" and isinstance(error["input"], bool | int | float):
+        return f"{place}: YAML reads it as {_yaml_text(error['input'])}, not as text: {QUOTES}"
     return f"{place}: {error['msg']} (it is {reprlib.repr(error['input'])[:80]})"
 
 

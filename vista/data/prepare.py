@@ -28,10 +28,10 @@ from vista.data.dataset import DatasetFile
 from vista.data.digest import digest, row_sums
 from vista.data.features import ItemsPast, dense_names
 from vista.data.files import bucket_file, checksum
-from vista.data.learn import Learned, Seen, learn
+from vista.data.learn import Learned, Seen, date_of, learn
 from vista.data.partition import Partition, chunks_of
 from vista.data.rejects import Rejects
-from vista.data.schema import DatasetInfo, Windows
+from vista.data.schema import DAY_US, DatasetInfo, Windows
 from vista.data.sources import SOURCES, SourceInfo
 from vista.data.sources.generated import oracle_auc
 from vista.data.until import Until
@@ -116,6 +116,7 @@ class _Written:
 
     sums: NDArray[np.uint64]  # [3, 3] row sums of events, candidates, examples
     candidates: pl.DataFrame  # what validation looks at
+    left_out: int  # rows of items that were new at their cut, where negatives are sampled
 
 
 class _Preparation:
@@ -152,12 +153,18 @@ class _Preparation:
         with self._pass("cut"):
             info, days = self._write(parts, learned, items, columns)
         shutil.rmtree(self.scratch)
+        if not info.candidates:
+            raise InputError(
+                f"every one of the {info.items:,} items was new when it was chosen, so that none can be "
+                "foretold: give events of more days, or map an item that comes again"
+            )
         if all(day.label_rate == 1.0 for day in days):
             raise InputError(
                 f"no negative could be drawn for {info.candidates:,} positives: there are only "
                 f"{info.items:,} items, and every user has all known by then; give events of more items"
             )
-        check_newest_day(days)
+        first_day = (learned.days.origin_us + self.data.day_offset_s * 1_000_000) // DAY_US
+        check_newest_day(days, date_of(first_day))
         log.info("passes in seconds: %s", self.seconds)
         return PrepareReport(dataset=info, windows=learned.windows, days=days, seconds=self.seconds)
 
@@ -212,16 +219,19 @@ class _Preparation:
         def write(bucket: int) -> _Written:
             rows = with_rows(sorted_rows(parts.bucket(bucket)), learned)
             events = events_table(rows, columns)
-            examples, candidates = cut_bucket(rows, items, learned, self.data, columns)
+            examples, candidates, left_out = cut_bucket(rows, items, learned, self.data, columns)
             for kind, table in (("events", events), ("examples", examples), ("candidates", candidates)):
                 table.write_parquet(bucket_file(self.path, kind, bucket), compression="lz4", statistics=False)
             placed = examples.drop("history_start", "candidate_start")
             sums = np.stack([row_sums(table) for table in (events, candidates, placed)])
-            return _Written(sums, _day_columns(candidates, learned, columns))
+            return _Written(sums, _day_columns(candidates, learned, columns), left_out)
 
         written = self._over_buckets("cutting examples", write)
         sums = np.stack([one.sums for one in written]).sum(axis=0, dtype=np.uint64)
         log.info("cut %d examples, %d candidates", sums[2][0], sums[1][0])
+        if columns.source.negatives_per_positive:
+            left_out = sum(one.left_out for one in written)
+            log.info("%d rows are no candidates but history only: nobody had their item before", left_out)
         candidates = pl.concat([one.candidates for one in written])
         return self._finish(learned, columns, sums, candidates), day_figures(candidates)
 

@@ -49,6 +49,6 @@ class Rejects:
             return
         raise RejectedDataError(
             f"{self.rejected:,} of {total_rows:,} rows cannot be used, more than the {max_fraction:.2%} that "
-            "max_reject_fraction allows. Mend the rows or how they are mapped. The first reasons:\n  "
+            "may be left out. Mend the rows or how they are mapped. The first reasons:\n  "
             + "\n  ".join(self.first)
         )

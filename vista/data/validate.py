@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from datetime import date, timedelta
 
 import numpy as np
 import polars as pl
@@ -61,8 +62,9 @@ def day_figures(candidates: pl.DataFrame) -> tuple[DayFigures, ...]:
     return tuple(DayFigures(**row) for row in per_day.rows(named=True))
 
 
-def check_newest_day(days: Sequence[DayFigures]) -> None:
+def check_newest_day(days: Sequence[DayFigures], first_date: date) -> None:
     """Raise `DataValidationError` if the newest day is far from the median of up to TRAILING_DAYS before it.
+    `first_date` is that of day 0.
 
     The message gives every figure that is off, the usual one and the limit.
     """
@@ -77,7 +79,8 @@ def check_newest_day(days: Sequence[DayFigures]) -> None:
     found = _unusual(newest, usual)
     if found:
         raise DataValidationError(
-            f"day {newest.day}, the newest, does not look like the {len(earlier)} days before it: "
+            f"day {newest.day} ({first_date + timedelta(newest.day)}), the newest, does not look like the "
+            f"{len(earlier)} days before it: "
             + "; ".join(found)
             + ". Wait for the rest of the day's events, or leave the day out"
         )

@@ -95,7 +95,7 @@ class Training:
         if not len(train):
             raise InputError(
                 f"days {days.first} .. {days.valid - 1} of {self.job.dataset} hold no candidates to train "
-                "on: give more days of events, or another foundation_fraction"
+                "on: give more days of events"
             )
         valid = self.dataset.examples(days.valid, days.end)
         return Task(

@@ -72,7 +72,8 @@ def fit_lightgbm(dataset: Dataset, train: Examples, valid: Examples, seed: int, 
         )
     else:
         booster = lightgbm.train(parameters, rows, num_boost_round=ROUNDS_WITHOUT_VALIDATION)
-    model = Lightgbm(booster, booster.best_iteration or booster.current_iteration(), _gain(booster))
+    gain = _gain(booster, _names(dataset))
+    model = Lightgbm(booster, booster.best_iteration or booster.current_iteration(), gain)
     log.info("lightgbm: %d rows, %d trees", rows.num_data(), model.rounds)
     return model
 
@@ -85,21 +86,26 @@ def _features(examples: Examples) -> NDArray[np.float64]:
     )
 
 
+def _names(dataset: Dataset) -> list[str]:
+    """[F + K]"""
+    return [*dataset.file.dense, *(column.name for column in dataset.file.context)]
+
+
 def _rows(
     dataset: Dataset, examples: Examples, reference: lightgbm.Dataset | None = None
 ) -> lightgbm.Dataset:
-    context = [column.name for column in dataset.file.context]
+    """Features have numbers here: LightGBM refuses some names, such as page:view, and changes others."""
     return lightgbm.Dataset(
         _features(examples),
         label=examples.candidates.labels_CT[examples.candidate_ids(), 0],
-        feature_name=[*dataset.file.dense, *context],
-        categorical_feature=context,
+        feature_name=[f"f{place}" for place in range(len(_names(dataset)))],
+        categorical_feature=list(range(len(dataset.file.dense), len(_names(dataset)))),
         reference=reference,
     )
 
 
-def _gain(booster: lightgbm.Booster) -> dict[str, float]:
+def _gain(booster: lightgbm.Booster, names: list[str]) -> dict[str, float]:
     gain_F = booster.feature_importance("gain")
     total = max(float(gain_F.sum()), np.finfo(np.float64).tiny)  # 0 if no split helped
-    shares = zip(booster.feature_name(), (gain_F / total).tolist(), strict=True)
+    shares = zip(names, (gain_F / total).tolist(), strict=True)
     return dict(sorted(shares, key=lambda share: -share[1]))

@@ -3,14 +3,15 @@
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain, count
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 import yaml
 
-from vista.config import DataConfig
-from vista.data.learn import MIN_DAYS
+from vista.config import DataConfig, WindowConfig
+from vista.data.learn import windows_over
 from vista.data.mapping import POSITIVE, Expression, Mapping, load_mapping, mapping_files, parse_mapping
 from vista.data.rejects import Rejects
 from vista.data.schema import DAY_US
@@ -31,6 +32,9 @@ from vista.errors import InputError
 CHANGE_ME = "CHANGE_ME"
 SAMPLE_ROWS = 10_000
 FEW_VALUES = 12
+NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?")
+"""Not 01: as a number it would be 1."""
+
 NAMES = {
     "user": ("user_id", "userid", "user", "uid", "customer_id", "customer", "visitor_id", "member_id"),
     "item": (
@@ -124,7 +128,9 @@ class _Draft:
             "time_unit": self._time_unit(),
             "label": _scalar(self._label()),
             "negatives_per_positive": "" if self._label() else str(NEGATIVES),
-            "actions": "".join(f"\n  {name}: {_scalar(text)}" for name, text in self._actions().items()),
+            "actions": "".join(
+                f"\n  {_scalar(name)}: {_scalar(text)}" for name, text in self._actions().items()
+            ),
             "value": _scalar(self.value or ""),
             "category": _scalar(self.category or ""),
             "string_ids": self._string_ids(),
@@ -164,9 +170,7 @@ class _Draft:
         likely = [self._of_named(column) for column in self._all_named("label")]
         if self.event is not None:
             values = self._values(self.event)
-            likely += [f"{_column(self.event)} == '{value}'" for value in WANTED_EVENTS if value in values][
-                :1
-            ]
+            likely += [self._is(self.event, value) for value in WANTED_EVENTS if value in values][:1]
         if self.value is not None and "rating" in self.value.lower():
             likely.append(f"{_column(self.value)} >= 4")
         likely = likely or [_column(flag) for flag in self._flags()[:1]]
@@ -177,24 +181,37 @@ class _Draft:
         if self.rows.select(Expression(column).truth(self.rows.schema)).to_series().is_not_null().any():
             return _column(column)
         yes = [value for value in self._values(column) if value.lower() in YES_WORDS]
-        return f"{_column(column)} == '{yes[0]}'" if yes else CHANGE_ME
+        return self._is(column, yes[0]) if yes else CHANGE_ME
 
     def _is_constant_1(self, text: str) -> bool:
         truth = self.rows.select(Expression.parse(text).truth(self.rows.schema)).to_series()
         return bool((truth == 1).fill_null(False).all())
 
     def _actions(self) -> dict[str, str]:
-        label = self._label()
-        actions = {name: _column(name) for name in self._flags() if _column(name) != label}
+        """Words that differ from each other and from POSITIVE, whatever the columns and values are."""
+        said = [(name, _column(name)) for name in self._flags()]
         if self.event is not None:
             values = [value for value in self._values(self.event) if "'" not in value]
-            actions |= {value: f"{_column(self.event)} == '{value}'" for value in values}
-        return {name: text for name, text in actions.items() if text != label and name != POSITIVE}
+            said += [(value, self._is(self.event, value)) for value in values]
+        label = self._label()
+        actions: dict[str, str] = {}
+        for value, text in said:
+            if text != label:
+                actions[_new_word(value, {POSITIVE, *actions})] = text
+        return actions
+
+    def _is(self, column: str, value: str) -> str:
+        """The expression that is true where a column has a value."""
+        numbers = all(map(NUMBER.fullmatch, self._values(column)))
+        return f"{_column(column)} == {value}" if numbers else f"{_column(column)} == '{value}'"
 
     def _values(self, column: str) -> list[str]:
-        """Values of a column that has few of them, sorted; else nothing."""
-        counts = self.rows[column].cast(pl.String, strict=False).drop_nulls().value_counts()
-        return counts[column].sort().to_list() if counts.height <= FEW_VALUES else []
+        """Values of a column that has few of them, sorted; else nothing. A whole float is written as 1."""
+        values = self.rows[column]
+        if values.dtype.is_float():
+            values = values.filter(values.is_finite()).cast(pl.String).str.strip_suffix(".0")
+        unique = values.cast(pl.String, strict=False).drop_nulls().unique()
+        return unique.sort().to_list() if len(unique) <= FEW_VALUES else []
 
     def _time_unit(self) -> str:
         if self.time == CHANGE_ME:
@@ -215,6 +232,17 @@ class _Draft:
         return whole_number(values).null_count() > len(values) // 10
 
 
+def _new_word(text: str, taken: set[str]) -> str:
+    """Text as one word, with a number if that is taken.
+
+    >>> _new_word("add to cart", {"add_to_cart"})
+    'add_to_cart_2'
+    """
+    word = re.sub(r"\W+", "_", text)
+    numbered = (f"{word}_{number}" for number in count(2))
+    return next(name for name in chain([word], numbered) if name not in taken)
+
+
 def _column(name: str) -> str:
     """A column's name in an expression."""
     return name if re.fullmatch(r"[\w.-]+", name) else f"`{name}`"
@@ -232,8 +260,8 @@ def _trial(folder: Path, mapping: Mapping, name: str) -> list[str]:
     limit = DataConfig(source="events").max_reject_fraction
     config = DataConfig(source="events", path=str(folder), max_reject_fraction=1.0)
     try:
-        batches = list(_figures(read_mapped(folder, mapping, name, config, rejects)))
-        found = _summary(pl.concat(batches))
+        batches = list(_figures(read_mapped(folder, mapping, name, config, rejects), mapping))
+        found = _summary(pl.concat(batches), mapping)
     except InputError as error:
         found = [f"It would be refused: {error}"]
     if rejects.rejected > limit * rejects.rows:
@@ -245,31 +273,58 @@ def _trial(folder: Path, mapping: Mapping, name: str) -> list[str]:
     return [counts, *(["The first that are rejected:"] if reasons else []), *reasons, *found]
 
 
-def _figures(batches: Iterator[pa.RecordBatch]) -> Iterator[pl.DataFrame]:
+def _figures(batches: Iterator[pa.RecordBatch], mapping: Mapping) -> Iterator[pl.DataFrame]:
+    """Per local day of each batch: first and last time, numbers of rows, candidates and positives, of rows
+    that set an action and that hold a known value of a context column."""
+    mask = pl.col("action_mask")
+    holds = {f"actions: {name}": (mask & (1 << bit)) > 0 for bit, name in enumerate(mapping.actions, start=1)}
+    holds |= {f"context: {name}": pl.col(f"context_{name}") > 0 for name in mapping.context}
+    time, label = pl.col("event_time_us"), pl.col("label_label")
     for batch in batches:
-        frame = pl.DataFrame(pa.Table.from_batches([batch]))
-        label = pl.col("label_label")
-        yield frame.select(
-            pl.col("event_time_us").min().alias("first"),
-            pl.col("event_time_us").max().alias("last"),
-            (label <= 1).sum().cast(pl.Int64).alias("candidates"),
-            (label == 1).sum().cast(pl.Int64).alias("positives"),
-            (pl.col("event_time_us").filter(label <= 1) // DAY_US).unique().implode().alias("days"),
+        yield (
+            pl.DataFrame(pa.Table.from_batches([batch]))
+            .group_by((time // DAY_US).alias("local_day"))
+            .agg(
+                time.min().alias("first"),
+                time.max().alias("last"),
+                pl.len().cast(pl.Int64).alias("rows"),
+                (label <= 1).sum().cast(pl.Int64).alias("candidates"),
+                (label == 1).sum().cast(pl.Int64).alias("positives"),
+                *(is_there.sum().cast(pl.Int64).alias(key) for key, is_there in holds.items()),
+            )
         )
 
 
-def _summary(figures: pl.DataFrame) -> list[str]:
+def _summary(figures: pl.DataFrame, mapping: Mapping) -> list[str]:
     first, last, candidates, positives = figures.select(
         pl.col("first").min().cast(pl.Datetime("us")),
         pl.col("last").max().cast(pl.Datetime("us")),
         pl.col("candidates").sum(),
         pl.col("positives").sum(),
     ).row(0)
-    days = figures["days"].explode().n_unique()
     return [
         f"Times from {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC; "
         f"the label is 1 in {positives:,} of {candidates:,} rows ({positives / max(candidates, 1):.1%}).",
-        "It would be accepted."
-        if days >= MIN_DAYS
-        else f"It would be refused: labels on {days} days; at least {MIN_DAYS} are needed.",
+        *_said(figures, mapping),
+        _verdict(figures.filter(pl.col("candidates") > 0)),
     ]
+
+
+def _said(figures: pl.DataFrame, mapping: Mapping) -> list[str]:
+    """How many rows have each action and each context: 0 is mostly a value that is written otherwise."""
+    rows = f"of {figures['rows'].sum():,} rows"
+    lines = [
+        f"actions: {name} is set in {figures[f'actions: {name}'].sum():,} {rows}." for name in mapping.actions
+    ]
+    for name, values in mapping.context.items():
+        known = f"0 .. {values - 1}" if isinstance(values, int) else "a listed value"
+        lines.append(f"context: {name} holds {known} in {figures[f'context: {name}'].sum():,} {rows}.")
+    return lines
+
+
+def _verdict(candidates: pl.DataFrame) -> str:
+    try:
+        windows_over(candidates, WindowConfig())
+    except InputError as error:
+        return f"It would be refused: {error}"
+    return "It would be accepted."

@@ -82,9 +82,16 @@ def read(config: DataConfig, rejects: Rejects) -> Iterator[pa.RecordBatch]:
 
 
 def _files(folder: Path, name: str) -> list[TableFile]:
-    return files_in(
+    """Raises `InputError` if a file is there twice: earlier history has no times to tell copies by."""
+    files = files_in(
         folder, *(f"{place}{name}{end}" for place in ("", "data/") for end in (".csv", ".csv.gz"))
     )
+    names: dict[str, str] = {}
+    for file in files:
+        first = names.setdefault(file.path.name.removesuffix(".gz"), file.name)
+        if first != file.name:
+            raise InputError(f"{first} and {file.name} are one file of KuaiRand: remove one of them")
+    return files
 
 
 def _batches(

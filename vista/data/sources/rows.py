@@ -106,9 +106,13 @@ def quoted(column: str) -> pl.Expr:
 
 def id_check(name: str, raw: str, parsed: pl.Expr, remedy: str = "") -> Check:
     """Ids are whole numbers >= 0."""
+    text = pl.col(raw).cast(pl.String, strict=False)
+    surrounded = text.str.strip_chars().str.contains(r"^\d+$") & (text != text.str.strip_chars())
     reason = (
         pl.when(pl.col(raw).is_null())
         .then(pl.lit(f"{name} is empty"))
+        .when(parsed.is_null() & surrounded)
+        .then(pl.format(f"{name} {{}} has blanks around it: remove them", quoted(raw)))
         .when(parsed.is_null())
         .then(pl.format(f"{name} {{}} is not a whole number{remedy}", quoted(raw)))
         .otherwise(pl.format(f"{name} {{}} is negative: ids start at 0", quoted(raw)))

@@ -3,6 +3,7 @@
 This is how real users start, so every message names the file, the line or key, and what to write instead.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,6 +98,8 @@ def _read(
 ) -> Iterator[pa.RecordBatch]:
     yield from finished(reader.batches(files), config.path, reader.rejects, config.max_reject_fraction)
     reader.labels.check(name, reader.mapping)
+    for column, listed in reader.listed.items():
+        listed.check(name, column)
     for ids in reader.ids.values():
         ids.save()
 
@@ -144,6 +147,31 @@ class _Labels:
         )
 
 
+@dataclass(slots=True)
+class _Listed:
+    """Whether any row holds one of a context column's listed values, and the commonest ones if none does."""
+
+    values: tuple[str, ...]
+    found: bool = False
+    common: Counter[str] = field(default_factory=Counter)
+
+    def add(self, codes: pl.Series, column: pl.Series) -> None:
+        self.found = self.found or bool((codes > 0).any())
+        if not self.found:
+            counts = column.cast(pl.String, strict=False).alias("text").drop_nulls().value_counts()
+            self.common.update(dict(counts.sort("count", "text", descending=[True, False]).head(5).rows()))
+
+    def check(self, name: str, column: str) -> None:
+        """Raises `InputError` if no row holds any."""
+        if self.found:
+            return
+        there = ", ".join(repr(value) for value, _ in self.common.most_common(5)) or "nothing"
+        raise InputError(
+            f"{name}: context: {column}: no row holds {' or '.join(map(repr, self.values[:5]))}. The column "
+            f"holds {there}: list its values as they are there, or leave it out"
+        )
+
+
 USER, ITEM, CATEGORY, TIME, VALUE, LABEL, CANDIDATE = (
     f"vista:{name}" for name in ("user", "item", "category", "time", "value", "label", "candidate")
 )
@@ -159,6 +187,11 @@ class _Reader:
         self.info = info_of(mapping)
         self.expressions = mapping.expressions()
         self.labels = _Labels()
+        self.listed = {
+            column: _Listed(values)
+            for column, values in mapping.context.items()
+            if not isinstance(values, int)
+        }
         beside = rejects.path.parent if rejects.path is not None else None
         self.ids: dict[IdName, StringIds] = {
             name: StringIds(beside / f"ids-{name}.parquet" if beside else None) for name in mapping.string_ids
@@ -173,7 +206,10 @@ class _Reader:
                 rows = seen.without_copies(good, columns, self.rejects)
                 label = self.expressions.get("label")
                 self.labels.add(rows.get_column(LABEL), rows.get_column(label.column) if label else None)
-                yield event_batch(self._events(rows), self.info)
+                events = self._events(rows)
+                for column, listed in self.listed.items():
+                    listed.add(events[f"context_{column}"], rows[column])
+                yield event_batch(events, self.info)
 
     def _parsed(self, frame: pl.DataFrame) -> pl.DataFrame:
         mapping = self.mapping
@@ -238,7 +274,7 @@ class _Reader:
             pl.col(LABEL).alias(f"label_{TASK}"),
             bit_mask([pl.col(LABEL) == 1, *actions]).alias("action_mask"),
             *value,
-            *(_context(name, values) for name, values in self.mapping.context.items()),
+            *(_context(name, values, rows.schema[name]) for name, values in self.mapping.context.items()),
             **ids,
         )
 
@@ -253,15 +289,16 @@ def _time_us(values: pl.Series, unit: str) -> pl.Series:
     return epoch_us(values, unit)
 
 
-def _context(name: str, values: tuple[str, ...] | int) -> pl.Expr:
+def _context(name: str, values: tuple[str, ...] | int, kind: pl.DataType) -> pl.Expr:
     """1 + the place of the value; 0 for any other."""
     if isinstance(values, int):
         number = pl.col(name).cast(pl.Float64, strict=False)
         known = number.is_between(0, values - 1) & (number == number.floor())
         code = pl.when(known).then(number + 1).otherwise(0)
     else:
+        text = pl.col(name).cast(pl.String, strict=False)
+        if kind.is_float():  # 1.0 is 1, in the file and in the mapping
+            text, values = text.str.strip_suffix(".0"), tuple(value.removesuffix(".0") for value in values)
         codes = {value: place for place, value in enumerate(values, start=1)}
-        code = (
-            pl.col(name).cast(pl.String, strict=False).replace_strict(codes, default=0, return_dtype=pl.Int32)
-        )
+        code = text.replace_strict(codes, default=0, return_dtype=pl.Int32)
     return code.fill_null(0).cast(pl.Int32).alias(f"context_{name}")

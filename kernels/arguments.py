@@ -35,6 +35,14 @@ def check_queries(q_LHD: Tensor, k_LHD: Tensor) -> None:
         raise ValueError(f"q is {_kind(q_LHD)} and k is {_kind(k_LHD)}: they must be alike")
 
 
+def check_read(q_BSHD: Tensor, kv_BHDE: Tensor) -> None:
+    """Every user whose rows read has a state, as wide as they are."""
+    if q_BSHD.dim() != 4 or kv_BHDE.dim() != 4 or kv_BHDE.shape[:3] != (q_BSHD.shape[0], *q_BSHD.shape[2:]):
+        raise ValueError(
+            f"q is {_kind(q_BSHD)} and kv is {_kind(kv_BHDE)}: give B x S x H x D and B x H x D x E"
+        )
+
+
 def check_phi(**names: str) -> None:
     """Activations by the names of their arguments."""
     for name, phi in names.items():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.activations import PHI, Phi
-from kernels.arguments import check_bounds, check_phi, check_queries, check_sources
+from kernels.arguments import check_bounds, check_phi, check_queries, check_read, check_sources
 
 Impl = Literal["auto", "reference", "triton"]
 
@@ -72,7 +72,10 @@ def qla_read(q_BSHD: Tensor, kv_BHDE: Tensor, *, phi: Phi, phi_out: Phi) -> Tens
     """What S rows of every user read from the user's state: out_BSHE = phi(Q) phi_out(Z).
 
     The last layer of a summariser needs only its seeds' rows: `qla_state` over all, this over the seeds.
+    Errors as for `qla`.
     """
+    check_read(q_BSHD, kv_BHDE)
+    check_phi(phi=phi, phi_out=phi_out)
     out_BHSE = PHI[phi](q_BSHD).transpose(1, 2) @ PHI[phi_out](kv_BHDE).to(q_BSHD.dtype)
     return out_BHSE.transpose(1, 2)
 

@@ -315,7 +315,7 @@ def source_backward_kernel(
         dv_LE = tl.dot(phi_k_LD, g_DE, input_precision="ieee")
         _store(dv, dv_LE, rows, chunk_sources, H * E, E, EP)
     if ZERO_CANDIDATES:
-        for start in range(chunk_sources, chunk_rows, SELF_BLOCK):
+        for start in range(chunk_sources, chunk_rows, BLOCK):
             rows = start + tl.arange(0, BLOCK)
             _store(dk, tl.zeros((BLOCK, DP), tl.float32), rows, chunk_rows, H * D, D, DP)
             _store(dv, tl.zeros((BLOCK, EP), tl.float32), rows, chunk_rows, H * E, E, EP)

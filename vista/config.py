@@ -268,7 +268,7 @@ class RefreshConfig(Frozen):
     recipe: str = Field(
         "generated",
         description="smoke, generated, incremental, kuairand, kuairand_cotrained, kuairand_paper, "
-        "amazon_electronics, movielens, events, industrial",
+        "amazon_electronics, movielens, events, simplified_production, industrial",
     )
     data_dir: str = Field("", description="folder with the source's files; not needed by generated data")
     run_id: str = Field("", description="an earlier run's name resumes it; empty starts a new run")

@@ -12,7 +12,7 @@ from ragged import inputs
 from torch import Tensor
 
 import kernels.triton_qla  # noqa: F401  # here, since what is imported without the interpreter stays without
-from kernels import Impl, qla, qla_causal, qla_state, silu_attention
+from kernels import Impl, qla, qla_causal, qla_read, qla_state, silu_attention
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,6 +62,15 @@ def test_bounds_that_do_not_fit_the_rows_are_named(name: str) -> None:
     refused("user 1 has 2 rows, -1 of them candidates", [0, 3, 5], [0, -1])
 
 
+@pytest.mark.parametrize("state", [(1, 2, 3, 5), (4, 1, 3, 5), (4, 2, 1, 5), (3, 5), (4, 2, 3, 5, 1)])
+def test_a_state_of_other_users_heads_or_width_is_named(state: tuple[int, ...]) -> None:
+    """One user's would silently be read by all."""
+    with pytest.raises(
+        ValueError, match=r"q is float32 \[4, 6, 2, 3\] and kv is float32 .*: give B x S x H x D"
+    ):
+        qla_read(torch.zeros(4, 6, 2, 3), torch.zeros(state), phi="silu", phi_out="silu")
+
+
 def test_names_that_do_not_exist_are_refused() -> None:
     q, k, v, offsets, candidates = inputs([(3, 1)])
     with pytest.raises(ValueError, match="impl is 'tritn'"):
@@ -71,6 +80,9 @@ def test_names_that_do_not_exist_are_refused() -> None:
     for op in (qla, qla_causal):
         with pytest.raises(ValueError, match="phi_out is 'gelu'"):
             op(q, k, v, offsets, candidates, phi="silu", phi_out="gelu")
+    for phi, phi_out in (("gelu", "silu"), ("silu", "gelu")):
+        with pytest.raises(ValueError, match="is 'gelu': give one of silu"):
+            qla_read(torch.zeros(1, 1, 2, 3), torch.zeros(1, 2, 3, 2), phi=phi, phi_out=phi_out)
 
 
 @pytest.mark.parametrize("name", OPS)

@@ -73,6 +73,34 @@ def test_only_the_tail_s_events_are_read() -> None:
     assert not torch.equal(model(candidates_CI, summary_BSD, uih, user_C), before)
 
 
+def test_a_long_history_keeps_nothing_for_the_tail() -> None:
+    """Beside the tokens a backward pass needs the tail's rows only, not all that the user has."""
+    torch.manual_seed(0)
+    model, uih = TargetAttention(WITH_TAIL, 8), _uih([20_000, 0])
+    uih.tokens_LD.requires_grad_()
+    kept: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    assert model.tail is not None
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        tail_BRD, _ = model.tail(uih)
+    kept.pop(uih.tokens_LD.untyped_storage().data_ptr(), None)
+    assert sum(kept.values()) < 4_096
+    (d_tokens_LD,) = torch.autograd.grad(tail_BRD.square().sum(), uih.tokens_LD)
+    assert d_tokens_LD.any(dim=1).nonzero().flatten().tolist() == [19_997, 19_998, 19_999]
+
+
+def test_users_without_any_event_have_no_tail() -> None:
+    model = TargetAttention(WITH_TAIL, 8)
+    assert model.tail is not None
+    tail_BRD, known_BR = model.tail(_uih([0, 0]))
+    assert not known_BR.any()
+    assert torch.equal(tail_BRD, model.tail.place.weight.expand(2, TAIL, CONFIG.width))
+
+
 def test_it_reads_the_summary() -> None:
     torch.manual_seed(0)
     model = TargetAttention(CONFIG, 8)

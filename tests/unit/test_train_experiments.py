@@ -401,6 +401,7 @@ def test_a_report_is_a_table_a_csv_and_two_pictures(
     assert "vista without the user's summary (zeros)" in table
     assert "vista_permuted without" not in table
     assert "Trained and tested on permuted labels" in table
+    assert "it shows leaks through rows, order or evaluation, not through features or histories" in table
     rows = list(csv.DictReader(report.csv().splitlines()))
     assert [float(row["auc"]) for row in rows] == [cell.metrics.auc for cell in report.cells]
     assert rows[1]["auc_minus_vista"] != rows[0]["auc_minus_vista"] == ""

@@ -29,8 +29,10 @@ class RecentTail(nn.Module):
         places_R = torch.arange(self.place.num_embeddings, device=uih.seq_offsets.device)
         known_BR = places_R < uih.seq_offsets.diff().unsqueeze(1)
         nothing_1D = uih.tokens_LD.new_zeros(1, uih.tokens_LD.shape[1])
-        rows_BR = (uih.seq_offsets[1:].unsqueeze(1) - 1 - places_R).where(known_BR, len(uih.tokens_LD))
-        tail_BRD = torch.cat([self.norm(uih.tokens_LD), nothing_1D])[rows_BR] + self.place(places_R)
+        tokens_LD = uih.tokens_LD if len(uih.tokens_LD) else nothing_1D
+        rows_BR = (uih.seq_offsets[1:].unsqueeze(1) - 1 - places_R).clamp(min=0)
+        # Chosen first: normalised, all L rows would be kept for the backward pass.
+        tail_BRD = self.norm(tokens_LD[rows_BR]).where(known_BR.unsqueeze(2), 0.0) + self.place(places_R)
         return tail_BRD, known_BR
 
 

@@ -23,8 +23,11 @@ class UserSplit(Frozen):
 
 
 class Arm(Frozen):
-    """One model of a block. `permuted_labels`: trained and tested on noise, so that any AUC but .50 is a
-    leak."""
+    """One model of a block.
+
+    `permuted_labels`: trained and tested on noise, so that another AUC than .50 is a leak through the rows,
+    their order or the evaluation. Histories and features are made of the true labels and may leak unseen.
+    """
 
     name: str
     kind: SlotName | Literal["lightgbm"]

@@ -146,7 +146,8 @@ class ExperimentReport(Frozen):
                 inside = all(abs(area - 0.5) <= limit for area in areas)
                 yield (
                     f"Trained and tested on permuted labels: AUC {', '.join(f'{one:.4f}' for one in areas)} "
-                    f"({_holds(inside)} three standard errors of .50: {limit:.4f})."
+                    f"({_holds(inside)} three standard errors of .50: {limit:.4f}; it shows leaks through "
+                    "rows, order or evaluation, not through features or histories)."
                 )
 
     def _other_tasks(self, block: Block) -> Iterator[str]:

@@ -35,7 +35,7 @@ class Rows:
         return cls(every.where(~tail_E), every.where(tail_E & ~test_E), every.where(test_E))
 
     def permuted(self, seed: int) -> "Rows":
-        """The same rows with the labels of each part dealt out anew."""
+        """The same rows with the labels of each part dealt out anew; histories and features stay."""
         rng = np.random.default_rng(seed)
         labels_CT = self.train.candidates.labels_CT.copy()
         parts = (self.train, self.valid, self.test)

@@ -187,6 +187,29 @@ def test_a_hole_stops_its_bucket_alone_until_the_store_is_past_it(
     assert any("goes on in every bucket" in entry.message for entry in caplog.records)
 
 
+def test_it_stands_still_before_a_log_that_was_replaced_until_it_is_repaired(
+    log: SqliteLog, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new log is as long as the old one was: by the offsets nothing is to be done."""
+    monkeypatch.setattr("vista.delivery.region_worker.LOOK_S", 0.2)
+    fill(log)
+    with region_thread("east", log, store) as running:
+        until(lambda: is_at_end(log, store))
+        for path in log._database.path.parent.glob("log.db*"):
+            path.unlink()
+        SqliteLog(log._database.url, BUCKETS)
+        fill(log, seq=1)
+        until(lambda: running.monitor.health().buckets_needing_backfill == BUCKETS)
+        assert "the log was replaced" in running.monitor.health().reasons[0]
+        fill(log, seq=2)
+        until(lambda: running.monitor.health().lag_records == 10 * BUCKETS)
+        assert store.get_many(SPACE, 1, users_of(2, 1)) == [record(users_of(2, 1)[0])]
+        for bucket in range(BUCKETS):
+            assert store.apply(bucket, 10, 10, [], log.identity(), new_log=True).accepted
+        until(lambda: running.monitor.health().ready)
+        until(lambda: is_at_end(log, store))
+
+
 def test_it_waits_for_a_store_that_is_away_and_says_so_once(
     log: SqliteLog, store: SqliteStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

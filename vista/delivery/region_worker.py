@@ -207,7 +207,7 @@ class RegionWorker:
         self._looked_s[bucket], self._looked_bytes = time.monotonic(), self._worker.moved_bytes
         state = self.store.state(bucket)
         self.states = self.states | {bucket: state}
-        if self._worker.offset(bucket) != state.offset:
+        if not self._worker.is_at(bucket, state):
             self._worker.resume(bucket, state)
         self.dead_letters = self.dead_letters | {bucket: self.store.count_dead_letters(bucket)}
         return False

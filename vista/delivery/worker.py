@@ -1,7 +1,8 @@
 """Moves a region's records from the log, from the offset that the region's store holds, into that store.
 
-The store's offset is the fence. A worker whose idea of it is out of date (a zombie, a second worker of the
-region, a restored or wiped store) is refused and goes on from the stored one.
+The store's offset is the fence, with the identity of the log that it is of. A worker whose idea of it is out
+of date (a zombie, a second worker of the region, a restored or wiped store) is refused and goes on from the
+stored one; over another log than that only `repair` brings it.
 """
 
 import logging
@@ -48,6 +49,7 @@ class Worker:
         self.moved_bytes = 0
         self._on_applied = on_applied
         self._offsets: dict[int, int] = {}
+        self._logs: dict[int, str] = {}  # of which each offset is; empty where the store does not know it yet
         self._ends: dict[int, int] = {}  # of the log, as last asked: asked again only when reached
         self._retirements: dict[str, int] = {}  # space -> epoch up to which `retire` deletes
         self._counts: Counter[str] = Counter()
@@ -64,7 +66,7 @@ class Worker:
     def resume(self, bucket: int, stored: BucketState) -> None:
         """Work on this bucket, from where the store says that it is. Who did before may have been killed
         behind a retirement."""
-        self._offsets[bucket] = stored.offset
+        self._offsets[bucket], self._logs[bucket] = stored.offset, stored.log
         self._ends.pop(bucket, None)
         for space, floor in stored.floors.items():
             self._note_retirement(space, floor - 1)
@@ -73,7 +75,12 @@ class Worker:
         """Leave these buckets to another worker."""
         for bucket in buckets:
             self._offsets.pop(bucket, None)
+            self._logs.pop(bucket, None)
             self._ends.pop(bucket, None)
+
+    def is_at(self, bucket: int, stored: BucketState) -> bool:
+        """Whether the store is where this worker has brought it."""
+        return (self._offsets.get(bucket), self._logs.get(bucket)) == (stored.offset, stored.log)
 
     def offset(self, bucket: int) -> int | None:
         """Where this worker is in a bucket; None in one that it does not work on."""
@@ -107,13 +114,13 @@ class Worker:
         if not records or records[0][0] != offset:  # compacted, or cut off: nothing is applied over a hole
             self._checked_end(bucket, offset, at_least=end)
         next_offset = records[-1][0] + 1 if records else end
-        started_s = time.monotonic()
-        applied = self.store.apply(bucket, offset, next_offset, [data for _, data in records])
+        read_of, started_s = self.source.identity(), time.monotonic()
+        applied = self.store.apply(bucket, offset, next_offset, [data for _, data in records], read_of)
         self._on_applied(time.monotonic() - started_s)
         self._count(bucket, applied)
         self.moved_bytes += sum(len(data) for _, data in records)
         if applied.accepted:
-            self._offsets[bucket] = applied.offset
+            self._offsets[bucket], self._logs[bucket] = applied.offset, read_of
             for space, epoch in applied.retirements:
                 self._note_retirement(space, epoch)
         else:
@@ -124,8 +131,11 @@ class Worker:
         self._retirements[space] = max(epoch, self._retirements.get(space, epoch))
 
     def _checked_end(self, bucket: int, offset: int, *, at_least: int) -> int:
+        kept, found = self._logs[bucket], self.source.identity()
         first, end = self.source.bounds(bucket)
-        if offset < first:
+        if kept not in ("", found):
+            problem = f"is at offset {offset} of log {kept}, this is log {found}: the log was replaced"
+        elif offset < first:
             problem = f"needs offset {offset}, the log starts at {first}: it needs a backfill"
         elif end < max(offset, at_least):
             problem = f"is at offset {offset}, the log ends at {end}: the log was replaced"
@@ -174,11 +184,13 @@ def drain(region: str, source: Log, store: Store, deadline_s: float | None = Non
 
 
 def write_beside(
-    store: Store, bucket: int, offset: int, next_offset: int | None, records: Sequence[bytes]
+    store: Store, bucket: int, offset: int, to: tuple[int, str] | None, records: Sequence[bytes]
 ) -> tuple[int, int]:
-    """Apply beside a worker that may move the offset meanwhile. Returns offset and records written."""
+    """Apply beside a worker that may move the offset meanwhile; that stays where it is, or goes `to` an
+    offset of a log. Returns offset and records written."""
     while True:
-        applied = store.apply(bucket, offset, offset if next_offset is None else next_offset, records)
+        next_offset, of_log = (offset, "") if to is None else to
+        applied = store.apply(bucket, offset, next_offset, records, of_log, new_log=True)
         if applied.accepted:
             return applied.offset, applied.written
         offset = applied.offset

@@ -250,6 +250,14 @@ def test_retire_leaves_buckets_alone_that_the_log_has_not_told(store: Store) -> 
     assert store.get_many(SPACE, 1, [here, there]) == [None, record(there)]
 
 
+def test_retire_of_one_bucket_leaves_the_others_alone(store: Store) -> None:
+    for bucket in (1, 2):
+        store.apply(bucket, 0, 3, [*map(record, users_of(bucket, 2)), retirement(SPACE, 1)])
+    assert store.retire(SPACE, 1, bucket=1) == 2
+    assert store.retire(SPACE, 1, at_most=1, bucket=1) == 0
+    assert store.retire(SPACE, 1) == 2
+
+
 def test_retire_deletes_more_than_a_slice_and_ends_when_told(store: Store) -> None:
     users = users_of(0, 2_300)
     store.apply(0, 0, 2_300, [tombstone(user, 0) for user in users])

@@ -67,6 +67,12 @@ def ten_then_retired(bucket: int, epoch: int) -> list[bytes]:
     return [*(record(user, epoch=epoch) for user in users_of(bucket, 10)), retirement(SPACE, epoch)]
 
 
+def held(store: SqliteStore) -> int:
+    with store._database.read() as connection:
+        (count,) = connection.execute("SELECT COUNT(*) FROM summaries").fetchone()
+    return int(count)
+
+
 def fill(log: SqliteLog, seq: int = 0) -> None:
     for bucket in range(BUCKETS):
         log.append(bucket, [record(user, seq) for user in users_of(bucket, 10)])
@@ -112,15 +118,32 @@ def test_it_deletes_what_its_forerunner_was_killed_before_deleting_also_while_ro
         assert store.apply(bucket, 0, 11, ten_then_retired(bucket, 1)).accepted
         log.append(bucket, ten_then_retired(bucket, 1))
 
-    def held() -> int:
-        with store._database.read() as connection:
-            (count,) = connection.execute("SELECT COUNT(*) FROM summaries").fetchone()
-        return int(count)
-
-    assert held() == 10 * BUCKETS
+    assert held(store) == 10 * BUCKETS
     with region_thread("east", log, store, Limits(min_free_bytes=2**62)) as running:
         until(lambda: running.worker.held_back)
-        until(lambda: held() == 0)
+        until(lambda: held(store) == 0)
+
+
+def test_a_shard_that_is_away_keeps_no_other_from_deleting(log: SqliteLog, store: SqliteStore) -> None:
+    """Neither the buckets of the worker that has a bucket there, nor those of the region's other worker."""
+    for bucket in range(BUCKETS):
+        assert store.apply(bucket, 0, 11, ten_then_retired(bucket, 1)).accepted
+        log.append(bucket, ten_then_retired(bucket, 1))
+    state, retire = store.state, store.retire
+
+    def away(bucket: int | None) -> None:
+        if bucket in (None, 3):
+            raise BackendError("shard 3 is away")
+
+    broken = pytest.MonkeyPatch()
+    broken.setattr(store, "state", lambda bucket: away(bucket) or state(bucket))
+    broken.setattr(store, "retire", lambda *of: away(of[3] if len(of) > 3 else None) or retire(*of))
+    with region_thread("east", log, store) as first, region_thread("east", log, store) as second:
+        until(lambda: len(first.worker.assigned) == len(second.worker.assigned) == BUCKETS // 2)
+        until(lambda: held(store) == 10)
+        assert [len(one.worker.faults) for one in (first, second)] in ([0, 1], [1, 0])
+        broken.undo()
+        until(lambda: held(store) == 0)
 
 
 def test_the_log_is_followed_while_an_epoch_is_deleted(
@@ -132,10 +155,10 @@ def test_the_log_is_followed_while_an_epoch_is_deleted(
     log.append(1, ten_then_retired(1, 1))
     delete, followed = store.retire, list[bool]()
 
-    def retire(space: str, epoch: int, at_most: int | None = None) -> int:
+    def retire(space: str, epoch: int, at_most: int | None = None, bucket: int | None = None) -> int:
         followed.append(is_at_end(log, store))
         log.append(2, [record(users_of(2, 1)[0], len(followed), epoch=2)])
-        return delete(space, epoch, at_most)
+        return delete(space, epoch, at_most, bucket)
 
     monkeypatch.setattr(store, "retire", retire)
     with region_thread("east", log, store):
@@ -155,7 +178,7 @@ def test_who_waits_for_a_region_for_a_time_does_not_wait_for_deletions(
     assert store.retire(SPACE, 1) == 0, "there was time"
     log.append(1, ten_then_retired(1, 2))
     with monkeypatch.context() as slow:
-        slow.setattr(store, "retire", lambda space, epoch, at_most: time.sleep(0.1) or at_most)
+        slow.setattr(store, "retire", lambda space, epoch, at_most, bucket: time.sleep(0.1) or at_most)
         drain("east", log, store, deadline_s=0.5)
     assert is_at_end(log, store)
     drain("east", log, store)

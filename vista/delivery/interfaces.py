@@ -159,10 +159,10 @@ class Store(DeadLetters, Protocol):
     def state(self, bucket: int) -> BucketState:
         """Offset, release, floors and epochs of a bucket; offset 0 for one that was never written."""
 
-    def retire(self, space: str, epoch: int, at_most: int | None = None) -> int:
-        """Delete, in slices, an epoch and the space's earlier ones from every bucket that the log has told.
-        Returns the number of records deleted; it ends with the slice that reaches `at_most`, and with fewer
-        nothing is left."""
+    def retire(self, space: str, epoch: int, at_most: int | None = None, bucket: int | None = None) -> int:
+        """Delete, in slices, an epoch and the space's earlier ones from every bucket the log has told, or
+        only from `bucket`. Returns the number of records deleted; it ends with the slice that reaches
+        `at_most`, and with fewer nothing is left."""
 
     def close(self) -> None: ...
 

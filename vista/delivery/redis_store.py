@@ -109,14 +109,14 @@ class RedisStore:
             self._checked_buckets()
         return found
 
-    def retire(self, space: str, epoch: int, at_most: int | None = None) -> int:
+    def retire(self, space: str, epoch: int, at_most: int | None = None, bucket: int | None = None) -> int:
         deleted = 0
-        for bucket in range(self._buckets):
-            held = self._nodes.ask(PATIENCE_S, self._held, bucket)
+        for number in range(self._buckets) if bucket is None else (bucket,):
+            held = self._nodes.ask(PATIENCE_S, self._held, number)
             for tag in filter(held.is_retired, held.tags):
                 if _key(tag)[0] != space_id(space) or _key(tag)[1] > epoch:
                     continue
-                while (count := self._nodes.ask(PATIENCE_S, self._delete_slice, bucket, tag)) is not None:
+                while (count := self._nodes.ask(PATIENCE_S, self._delete_slice, number, tag)) is not None:
                     deleted += count
                     if at_most is not None and deleted >= at_most:
                         return deleted

@@ -160,10 +160,8 @@ class RegionWorker:
 
     def _retire(self) -> bool:
         """Also while it is held back: deleting makes room. Returns whether more is left to delete now."""
-        if any(not fault.needs_backfill for fault in self.faults.values()):
-            return False
         try:
-            return self._worker.retire()
+            return self._worker.retire(spared=set(filter(self._fails, self.faults)))
         except BackendError as error:  # tried again in the next round
             log.warning("region %s: not all that is retired is deleted yet: %s", self.region, error)
             return False

@@ -126,15 +126,16 @@ class SqliteStore:
             fixed_buckets(self._database, self._wanted_buckets)
         return found
 
-    def retire(self, space: str, epoch: int, at_most: int | None = None) -> int:
+    def retire(self, space: str, epoch: int, at_most: int | None = None, bucket: int | None = None) -> int:
         deleted = 0
         while True:  # in slices, so that `apply` is never kept waiting long
             with self._database.write() as connection:
                 count = connection.execute(
                     "DELETE FROM summaries WHERE rowid IN (SELECT s.rowid FROM summaries s JOIN floors f "
                     "ON f.bucket = s.bucket AND f.space_id = s.space_id "
-                    "WHERE s.space_id = ? AND s.epoch <= ? AND s.epoch < f.floor LIMIT ?)",
-                    (signed(space_id(space)), epoch, RETIRE_SLICE),
+                    "WHERE s.space_id = ? AND s.epoch <= ? AND s.epoch < f.floor "
+                    "AND f.bucket = coalesce(?, f.bucket) LIMIT ?)",
+                    (signed(space_id(space)), epoch, bucket, RETIRE_SLICE),
                 ).rowcount
             deleted += count
             if count < RETIRE_SLICE or (at_most is not None and deleted >= at_most):

@@ -8,7 +8,7 @@ stored one; over another log than that only `repair` brings it.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 from vista.config import Frozen
 from vista.delivery.interfaces import Applied, BucketState, Log, Store
@@ -51,7 +51,7 @@ class Worker:
         self._offsets: dict[int, int] = {}
         self._logs: dict[int, str] = {}  # of which each offset is; empty where the store does not know it yet
         self._ends: dict[int, int] = {}  # of the log, as last asked: asked again only when reached
-        self._retirements: dict[str, int] = {}  # space -> epoch up to which `retire` deletes
+        self._retirements: dict[tuple[int, str], int] = {}  # bucket, space -> epoch up to which it deletes
         self._counts: Counter[str] = Counter()
 
     @property
@@ -69,7 +69,7 @@ class Worker:
         self._offsets[bucket], self._logs[bucket] = stored.offset, stored.log
         self._ends.pop(bucket, None)
         for space, floor in stored.floors.items():
-            self._note_retirement(space, floor - 1)
+            self._note_retirement(bucket, space, floor - 1)
 
     def revoke(self, buckets: Iterable[int]) -> None:
         """Leave these buckets to another worker."""
@@ -77,6 +77,8 @@ class Worker:
             self._offsets.pop(bucket, None)
             self._logs.pop(bucket, None)
             self._ends.pop(bucket, None)
+            for space in [space for other, space in self._retirements if other == bucket]:
+                del self._retirements[bucket, space]
 
     def is_at(self, bucket: int, stored: BucketState) -> bool:
         """Whether the store is where this worker has brought it."""
@@ -94,13 +96,18 @@ class Worker:
         moved = [self.pull(bucket) for bucket in list(self._offsets)]
         return self.retire() or any(moved)
 
-    def retire(self) -> bool:
-        """Delete some of what has been retired since, once for all buckets: the store looks through each.
-        Returns whether more may be left."""
-        for space, epoch in list(self._retirements.items()):
-            if self.store.retire(space, epoch, RETIRE_AT_ONCE) < RETIRE_AT_ONCE:
-                del self._retirements[space]
-        return bool(self._retirements)
+    def retire(self, spared: Container[int] = ()) -> bool:
+        """Delete some of what has been retired since in the buckets of this worker that are not `spared`.
+        Returns whether more may be left there."""
+        left = RETIRE_AT_ONCE
+        for (bucket, space), epoch in list(self._retirements.items()):
+            if bucket in spared:
+                continue
+            left -= self.store.retire(space, epoch, left, bucket)
+            if left <= 0:
+                return True
+            del self._retirements[bucket, space]
+        return False
 
     def pull(self, bucket: int) -> bool:
         """Move one batch of an assigned bucket. Returns whether there was one; raises as `step`."""
@@ -122,13 +129,13 @@ class Worker:
         if applied.accepted:
             self._offsets[bucket], self._logs[bucket] = applied.offset, read_of
             for space, epoch in applied.retirements:
-                self._note_retirement(space, epoch)
+                self._note_retirement(bucket, space, epoch)
         else:
             self.resume(bucket, self.store.state(bucket))
         return True
 
-    def _note_retirement(self, space: str, epoch: int) -> None:
-        self._retirements[space] = max(epoch, self._retirements.get(space, epoch))
+    def _note_retirement(self, bucket: int, space: str, epoch: int) -> None:
+        self._retirements[bucket, space] = max(epoch, self._retirements.get((bucket, space), epoch))
 
     def _checked_end(self, bucket: int, offset: int, *, at_least: int) -> int:
         kept, found = self._logs[bucket], self.source.identity()
@@ -177,7 +184,6 @@ def drain(region: str, source: Log, store: Store, deadline_s: float | None = Non
                     f"region {region}, bucket {bucket} is {end - offset:,} records behind after "
                     f"{deadline_s:g} s: its worker goes on"
                 )
-        worker.revoke([bucket])
     while worker.retire() and (deadline_s is None or time.monotonic() - started_s < deadline_s):
         pass
     return worker.report

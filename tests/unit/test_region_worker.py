@@ -3,6 +3,7 @@
 import logging
 import os
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -341,6 +342,38 @@ def test_a_store_whose_reads_are_slow_is_given_time_but_never_left_behind(
     with region_thread("east", log, store, Limits(max_read_p99_s=0.0)) as running:
         until(lambda: held.add(running.worker.held_back) or is_at_end(log, store))
     assert any("reads take" in reason and "0 ms are the limit" in reason for reason in held)
+
+
+def calls_of_rounds(tmp_path: Path, buckets: int) -> tuple[int, int]:
+    """Calls, of generators too, in a round with nothing to do, and in one with a record for every bucket."""
+    log = SqliteLog(f"sqlite:///{tmp_path}/log-{buckets}.db", buckets)
+    store = SqliteStore(f"sqlite:///{tmp_path}/store-{buckets}.db", buckets)
+    one, counts = RegionThread("east", log, store, Limits(min_free_bytes=0), "").worker, [0, 0]
+    one._assign(range(buckets))
+
+    def count(kind: int) -> None:
+        def called(frame: object, event: str, argument: object) -> None:
+            counts[kind] += event == "call"
+
+        sys.setprofile(called)
+        try:
+            one._round(threading.Event())
+        finally:
+            sys.setprofile(None)
+
+    one._round(threading.Event())
+    count(0)
+    for bucket in range(buckets):
+        log.append(bucket, [record(users_of(bucket, 1, buckets)[0])])
+    count(1)
+    assert all(store.state(bucket).offset == 1 for bucket in range(buckets))
+    return counts[0], counts[1]
+
+
+def test_a_round_grows_with_its_buckets_not_with_their_square(tmp_path: Path) -> None:
+    few, many = calls_of_rounds(tmp_path, 32), calls_of_rounds(tmp_path, 128)
+    for one, four in zip(few, many, strict=True):
+        assert 3 * one < four < 5 * one, (few, many)
 
 
 def test_what_fails_at_the_start_is_raised(tmp_path: Path, settings: Settings) -> None:

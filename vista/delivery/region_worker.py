@@ -17,7 +17,7 @@ from prometheus_client import Histogram
 
 from vista.data.schema import bucket_of
 from vista.delivery.interfaces import BucketState, Log, Store, Subscription
-from vista.delivery.worker import Worker, WorkerReport
+from vista.delivery.worker import MIN_FREE_BYTES, Worker, WorkerReport
 from vista.errors import BackendError, RegionNotReadyError
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Limits:
     """What a store must leave to its readers. Below `min_free_bytes` nothing is applied; while the 99th
     percentile of reads is above `max_read_p99_s`, one round a second."""
 
-    min_free_bytes: int = 64 * 2**20
+    min_free_bytes: int = MIN_FREE_BYTES
     max_read_p99_s: float = 0.05
 
 

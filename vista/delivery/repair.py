@@ -18,7 +18,7 @@ from vista.delivery.interfaces import Epoch, Log, Release, Store
 from vista.delivery.regions import Backends
 from vista.delivery.release import announce, current_release
 from vista.delivery.verify import Finding, Verdict, verify_region
-from vista.delivery.worker import MAX_BATCH_BYTES, drain, write_beside
+from vista.delivery.worker import MAX_BATCH_BYTES, check_room, drain, write_beside
 from vista.errors import BackendError, RegionNotReadyError
 from vista.summary.table import read_bucket
 
@@ -133,8 +133,11 @@ def refill(
     told: Sequence[bytes] = (),
 ) -> None:
     """Write a bucket of these epochs from their tables, their barriers and what else it is to be told; with
-    that move `to` an offset of a log. What the store has newer stays."""
-    offset, written = store.state(bucket).offset, 0
+    that move `to` an offset of a log. What the store has newer stays. Raises `RegionNotReadyError` if it has
+    less room than its reserve."""
+    state = store.state(bucket)
+    check_room(region, bucket, state.free_bytes)
+    offset, written = state.offset, 0
     for epoch in epochs:
         for records in _batches(epoch, bucket):
             offset, count = write_beside(store, bucket, offset, None, records)

@@ -11,12 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
 
 from vista.config import Frozen
+from vista.delivery.control import header_of
 from vista.delivery.interfaces import Applied, BucketState, Log, Store
 from vista.errors import RegionNotReadyError
 
 log = logging.getLogger(__name__)
 
 MAX_BATCH_BYTES = 4 * 2**20
+MIN_FREE_BYTES = 64 * 2**20
+"""What is left to a store's readers: below, nothing but control records is applied."""
 PROGRESS_S = 5.0
 RETIRE_AT_ONCE = 10_000
 """Records that are deleted between batches: a whole epoch takes minutes."""
@@ -43,11 +46,17 @@ class Worker:
         source: Log,
         store: Store,
         on_applied: Callable[[float], None] = lambda seconds: None,
+        *,
+        keeps_room: bool = False,
     ) -> None:
-        """`on_applied` hears how many seconds each batch took the store."""
+        """`on_applied` hears how many seconds each batch took the store. Who `keeps_room` raises, before
+        summaries, if the store has less than its reserve; others look themselves."""
         self.region, self.source, self.store = region, source, store
         self.moved_bytes = 0
-        self._on_applied = on_applied
+        self._on_applied, self._keeps_room = on_applied, keeps_room
+        self._free_bytes = self._looked_bytes = (
+            0  # of the store when last looked at; what had been moved then
+        )
         self._offsets: dict[int, int] = {}
         self._logs: dict[int, str] = {}  # of which each offset is; empty where the store does not know it yet
         self._ends: dict[int, int] = {}  # of the log, as last asked: asked again only when reached
@@ -68,6 +77,7 @@ class Worker:
         behind a retirement."""
         self._offsets[bucket], self._logs[bucket] = stored.offset, stored.log
         self._ends.pop(bucket, None)
+        self._free_bytes, self._looked_bytes = stored.free_bytes, self.moved_bytes
         for space, floor in stored.floors.items():
             self._note_retirement(bucket, space, floor - 1)
 
@@ -121,6 +131,8 @@ class Worker:
         if not records or records[0][0] != offset:  # compacted, or cut off: nothing is applied over a hole
             self._checked_end(bucket, offset, at_least=end)
         next_offset = records[-1][0] + 1 if records else end
+        if self._keeps_room:
+            self._check_room(bucket, [data for _, data in records])
         read_of, started_s = self.source.identity(), time.monotonic()
         applied = self.store.apply(bucket, offset, next_offset, [data for _, data in records], read_of)
         self._on_applied(time.monotonic() - started_s)
@@ -153,6 +165,12 @@ class Worker:
             "run `python -m vista repair --reason ...`, it refills the region from the table"
         )
 
+    def _check_room(self, bucket: int, records: Sequence[bytes]) -> None:
+        if self.moved_bytes - self._looked_bytes >= MIN_FREE_BYTES // 4:
+            self._free_bytes, self._looked_bytes = self.store.state(bucket).free_bytes, self.moved_bytes
+        if self._free_bytes < MIN_FREE_BYTES and not all(map(_is_control, records)):
+            check_room(self.region, bucket, self._free_bytes)
+
     def _count(self, bucket: int, applied: Applied) -> None:
         self._counts["refused"] += not applied.accepted
         for name in ("written", "older", "conflicts", "retired", "dead_letters"):
@@ -164,13 +182,29 @@ class Worker:
             )  # fmt: skip
 
 
+def check_room(region: str, bucket: int, free_bytes: int) -> None:
+    """Raises `RegionNotReadyError` if a bucket's store is to be spared, as its endless worker does."""
+    if free_bytes < MIN_FREE_BYTES:
+        raise RegionNotReadyError(
+            f"region {region}, bucket {bucket}: its store has {free_bytes:,} bytes free, {MIN_FREE_BYTES:,} "
+            "are its reserve: retire an epoch (`python -m vista retire --space S --epoch N --reason ...`) or "
+            "enlarge the store"
+        )
+
+
+def _is_control(data: bytes) -> bool:
+    header = header_of(data)
+    return header is not None and bool(header.control)
+
+
 def drain(region: str, source: Log, store: Store, deadline_s: float | None = None) -> WorkerReport:
     """Bring every bucket of a region to where the log ends now, and delete what is retired.
 
-    Raises `RegionNotReadyError` if the log does not hold what the store needs, or after `deadline_s` seconds.
+    Raises `RegionNotReadyError` if the log does not hold what the store needs, if that has no room for
+    summaries (releases and retirements get through), or after `deadline_s` seconds.
     What is not deleted by then is left to the next one.
     """
-    worker, started_s = Worker(region, source, store), time.monotonic()
+    worker, started_s = Worker(region, source, store, keeps_room=True), time.monotonic()
     logged_s = started_s
     for bucket in range(source.partitions):
         end = source.bounds(bucket)[1]

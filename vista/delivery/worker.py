@@ -54,9 +54,8 @@ class Worker:
         self.region, self.source, self.store = region, source, store
         self.moved_bytes = 0
         self._on_applied, self._keeps_room = on_applied, keeps_room
-        self._free_bytes = self._looked_bytes = (
-            0  # of the store when last looked at; what had been moved then
-        )
+        self._free_bytes = 0  # of the store, when it was last looked at
+        self._looked_bytes = 0  # what had been moved then
         self._offsets: dict[int, int] = {}
         self._logs: dict[int, str] = {}  # of which each offset is; empty where the store does not know it yet
         self._ends: dict[int, int] = {}  # of the log, as last asked: asked again only when reached

@@ -2,16 +2,20 @@
 
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from delivery_samples import BUCKETS, fresh_database
+from kafka import KafkaAdminClient
 
+from infra.processes import wait_until
 from infra.redis import Redis, running_cluster, running_redis
 from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import Catalog, Log, Store
 from vista.delivery.log import open_log
 from vista.delivery.store import open_store
+from vista.errors import NoLogError
 
 
 def fresh_url(backend: str, path: Path, name: str) -> str:
@@ -62,6 +66,29 @@ def log_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         broker = request.getfixturevalue("kafka").brokers[0]
         return f"kafka://127.0.0.1:{broker.port}/log-{uuid.uuid4().hex}"
     return fresh_url(request.param, tmp_path, "log")
+
+
+@pytest.fixture
+def lose_log(log_url: str) -> Callable[[], None]:
+    """Delete the log, whoever has it open."""
+    if log_url.startswith("sqlite:"):
+        path = Path(log_url.removeprefix("sqlite:///"))
+        return lambda: [file.unlink() for file in path.parent.glob(f"{path.name}*")].clear()
+
+    def is_gone() -> bool:
+        try:
+            open_log(log_url).close()
+        except NoLogError:
+            return True
+        return False
+
+    def delete() -> None:
+        _, _, server, topic = log_url.split("/")
+        with closing(KafkaAdminClient(bootstrap_servers=server)) as admin:
+            admin.delete_topics([topic])
+        assert wait_until(is_gone, 30.0)
+
+    return delete
 
 
 @pytest.fixture(params=["sqlite", "hive"])

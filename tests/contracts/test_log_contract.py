@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 
 import pytest
 from delivery_samples import BUCKETS, SPACES, record, users_of
@@ -72,6 +73,20 @@ def test_another_partition_count_is_refused(log: Log, log_url: str) -> None:
 def test_a_log_that_was_never_made_is_not_made_by_reading(log_url: str) -> None:
     with pytest.raises(BackendError, match="is empty"):
         open_log(log_url)
+
+
+def test_a_log_that_is_made_anew_is_another_one(log: Log, log_url: str, lose_log: Callable[[], None]) -> None:
+    log.append(0, [b"a"])
+    first = log.identity()
+    assert first
+    with closing(open_log(log_url)) as again:
+        assert again.identity() == first
+    lose_log()
+    with closing(open_log(log_url, BUCKETS)) as other:
+        second = other.identity()
+        assert second not in ("", first)
+        time.sleep(1.1)
+        assert log.identity() == second, "who has had it open learns it"
 
 
 def test_concurrent_appenders_lose_nothing_and_keep_their_own_order(log: Log, log_url: str) -> None:

@@ -52,6 +52,25 @@ def test_a_refill_leaves_the_offset_and_a_repair_sets_it_even_back(store: Store)
     assert store.get_many(SPACE, 1, [user, other]) == [record(user), record(other)]
 
 
+def test_the_offset_is_of_one_log_and_another_one_is_refused(store: Store) -> None:
+    user, other = users_of(1, 2)
+    assert store.apply(1, 0, 5, [record(user)]).accepted
+    assert store.state(1).log == "", "nobody has said"
+    assert store.apply(1, 5, 6, [], "one").accepted
+    assert store.state(1).log == "one"
+    refused = store.apply(1, 6, 7, [record(other), barrier(SPACE, 1)], "another")
+    assert (refused.accepted, refused.offset, refused.written) == (False, 6, 0)
+    assert not store.apply(1, 6, 7, [barrier(SPACE, 1)], "another").accepted
+    assert store.get_many(SPACE, 1, [user, other]) == [record(user), None]
+    assert store.apply(1, 6, 6, [], "").accepted, "beside its worker"
+    assert (store.state(1).offset, store.state(1).log, store.state(2).log) == (6, "one", "")
+    assert not store.apply(1, 5, 0, [record(other)], "another", new_log=True).accepted
+    assert store.apply(1, 6, 0, [record(other)], "another", new_log=True).accepted
+    assert (store.state(1).offset, store.state(1).log) == (0, "another")
+    assert store.apply(1, 0, 1, [], "another").accepted
+    assert not store.apply(1, 1, 2, [], "one").accepted
+
+
 def test_get_many_keeps_the_order_and_the_keys_apart(store: Store) -> None:
     first, second = users_of(2, 2)
     batch = [
@@ -229,6 +248,14 @@ def test_retire_leaves_buckets_alone_that_the_log_has_not_told(store: Store) -> 
     store.apply(1, 0, 1, [record(there)])
     assert store.retire(SPACE, 1) == 1
     assert store.get_many(SPACE, 1, [here, there]) == [None, record(there)]
+
+
+def test_retire_of_one_bucket_leaves_the_others_alone(store: Store) -> None:
+    for bucket in (1, 2):
+        store.apply(bucket, 0, 3, [*map(record, users_of(bucket, 2)), retirement(SPACE, 1)])
+    assert store.retire(SPACE, 1, bucket=1) == 2
+    assert store.retire(SPACE, 1, at_most=1, bucket=1) == 0
+    assert store.retire(SPACE, 1) == 2
 
 
 def test_retire_deletes_more_than_a_slice_and_ends_when_told(store: Store) -> None:

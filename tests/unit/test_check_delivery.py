@@ -5,15 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from delivery_samples import SPACES, deliver_here, publish_epoch, record, settings_of, users_of
+from delivery_samples import BUCKETS, SPACES, deliver_here, publish_epoch, record, settings_of, users_of
 
 from vista.config import CheckConfig, Settings
 from vista.delivery.interfaces import Epoch
+from vista.delivery.log import open_log
 from vista.delivery.regions import open_backends
 from vista.delivery.release import promote
 from vista.delivery.sqlite_store import SqliteStore
 from vista.delivery.worker import drain
-from vista.errors import RegionNotReadyError
+from vista.errors import NoLogError, RegionNotReadyError
 from vista.serve.check_delivery import CheckReport, check_delivery
 
 SPACE = SPACES[0]
@@ -75,6 +76,11 @@ def lost_log(settings: Settings) -> None:
         path.unlink()
 
 
+def replaced_log(settings: Settings) -> None:
+    lost_log(settings)
+    open_log(settings.log_url, BUCKETS).close()
+
+
 def not_followed(settings: Settings) -> None:
     (user,) = users_of(1, 1)
     with open_backends(settings) as backends:
@@ -85,7 +91,7 @@ def not_followed(settings: Settings) -> None:
     ("breaks", "says"),
     [
         (wiped, "region west, bucket 0 holds nothing of epoch 1"),
-        (lost_log, "log.db"),
+        (replaced_log, "region east, bucket 0 is at offset"),
         (not_followed, "region east lacks 1 records that the log held 0 s ago"),
     ],
 )
@@ -98,6 +104,14 @@ def test_what_is_missing_comes_back(
     assert whole(report)
     assert actions(settings) == ["promote", "repair", "repair"], "begun, and ended"
     assert check_delivery(NOW, settings).found == ()
+
+
+def test_a_log_that_is_lost_is_told_and_not_made(settings: Settings, epoch: Epoch) -> None:
+    """By a wrong URL the deployment would get a second log."""
+    lost_log(settings)
+    with pytest.raises(NoLogError, match=r"log.db is empty: .*made anew by `python -m vista repair"):
+        check_delivery(NOW, settings)
+    assert not list(settings.home.glob("log.db*"))
 
 
 def test_a_region_that_catches_up_in_time_is_no_fault(settings: Settings, epoch: Epoch) -> None:

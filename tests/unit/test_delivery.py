@@ -31,6 +31,7 @@ from vista.delivery.regions import open_backends, open_regions
 from vista.delivery.release import current_release, promote, retire, withdraw
 from vista.delivery.repair import verify_all
 from vista.delivery.sqlite_log import SqliteLog
+from vista.delivery.sqlite_store import SqliteStore
 from vista.delivery.store import open_store
 from vista.delivery.worker import Worker, drain
 from vista.errors import EpochError, InputError, RegionNotReadyError, StageError
@@ -273,7 +274,7 @@ def test_a_log_that_was_replaced_or_trimmed_is_told_from_one_that_is_merely_behi
     log.append(0, [record(user) for user in users_of(0, 5)])
     drain("east", log, store)
     empty = SqliteLog(f"sqlite:///{tmp_path}/new.db", BUCKETS)
-    with pytest.raises(RegionNotReadyError, match="is at offset 5, the log ends at 0: the log was replaced"):
+    with pytest.raises(RegionNotReadyError, match=r"is at offset 5 of log .*: the log was replaced"):
         drain("east", empty, store)
     with log._database.write() as connection:  # what retention does to a log of another back end
         connection.execute("UPDATE partitions SET first = 3 WHERE partition = 0")
@@ -281,6 +282,51 @@ def test_a_log_that_was_replaced_or_trimmed_is_told_from_one_that_is_merely_behi
     wiped = open_store(f"sqlite:///{tmp_path}/wiped.db", BUCKETS)
     with pytest.raises(RegionNotReadyError, match="needs offset 0, the log starts at 3: it needs a backfill"):
         drain("east", log, wiped)
+
+
+def test_a_new_log_that_outgrows_the_old_ones_offset_is_not_applied_over_a_hole(
+    tmp_path: Path, settings: Settings
+) -> None:
+    users = users_of(0, 5)
+    old, new = (SqliteLog(f"sqlite:///{tmp_path}/{name}.db", BUCKETS) for name in ("old", "new"))
+    old.append(0, [record(user) for user in users])
+    store = open_store(settings.region_urls["east"], BUCKETS)
+    late = Worker("east", old, store)
+    late.assign([0])
+    drain("east", old, store)
+    new.append(0, [record(user, seq) for seq in (1, 2) for user in users])
+    late.source = new  # the file was replaced under a worker that had begun
+    assert late.step(), "the store refuses it"
+    for step in (late.step, lambda: drain("east", new, store)):
+        with pytest.raises(
+            RegionNotReadyError, match=r"offset 5 of log .*: the log was replaced; run .* repair"
+        ):
+            step()
+    assert store.get_many(SPACE, 1, users) == [record(user) for user in users]
+    assert store.state(0).log == old.identity() != new.identity()
+
+
+def test_a_copy_of_the_log_that_lacks_its_end_is_told(tmp_path: Path, settings: Settings) -> None:
+    log, store = SqliteLog(settings.log_url, BUCKETS), open_store(settings.region_urls["east"], BUCKETS)
+    log.append(0, [record(user) for user in users_of(0, 5)])
+    drain("east", log, store)
+    with log._database.write() as connection:
+        connection.execute("UPDATE partitions SET next = 3 WHERE partition = 0")
+    with pytest.raises(RegionNotReadyError, match="is at offset 5, the log ends at 3: the log was replaced"):
+        drain("east", log, store)
+
+
+def test_a_log_and_a_store_of_before_there_were_identities_go_on(settings: Settings) -> None:
+    log = SqliteLog(settings.log_url, BUCKETS)
+    store = SqliteStore(settings.region_urls["east"], BUCKETS)
+    log.append(0, [record(user) for user in users_of(0, 5)])
+    drain("east", log, store)
+    for database, name in ((log._database, "identity"), (store._database, "log:0")):
+        with database.write() as connection:
+            assert connection.execute("DELETE FROM meta WHERE name = ?", (name,)).rowcount == 1
+    log.append(0, [record(user, 1) for user in users_of(0, 5)])
+    assert drain("east", log, store).written == 5
+    assert store.state(0).log == log.identity() != ""
 
 
 def test_a_worker_moves_over_what_compaction_left_out(settings: Settings) -> None:
@@ -320,7 +366,7 @@ def test_what_a_worker_was_killed_before_it_deleted_is_deleted_by_the_next_one(s
 
     with closing(open_log(settings.log_url, BUCKETS)) as log, open_regions(settings, BUCKETS) as stores:
         zombie = Worker("west", log, stores["west"])
-        zombie.assign([0])
+        zombie.assign(range(BUCKETS))
         for user in users:
             log.append(bucket_of(user, BUCKETS), [record(user, epoch=1), record(user, epoch=2)])
         for name, store in stores.items():
@@ -332,7 +378,7 @@ def test_what_a_worker_was_killed_before_it_deleted_is_deleted_by_the_next_one(s
             assert held(name) == 2 * len(users)
         drain("east", log, stores["east"])
         assert zombie.step()
-        assert zombie.report.refused == 1
+        assert zombie.report.refused == BUCKETS
         assert held("east") == held("west") == len(users)
 
 

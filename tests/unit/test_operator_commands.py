@@ -174,14 +174,21 @@ def test_a_retired_epoch_is_neither_verified_nor_repaired(
 def test_the_dry_run_of_a_repair_says_so_where_the_log_is_lost(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path in settings.home.glob("log.db*"):
+    for path in (*settings.home.glob("log.db*"), *settings.home.glob("stores/*")):
         path.unlink()
-    said_of_lost = "is lost: it would be made anew with 4 partitions, and every bucket of"
+    said_of_lost = (
+        "is lost: it would be made anew with 4 partitions and filled from the table, and every bucket of"
+    )
     assert f"{settings.log_url} {said_of_lost} every region" in said(capsys, "repair", "--dry-run")
     assert f"{said_of_lost} west" in said(capsys, "repair", "--dry-run", "--region", "west")
     assert not list(settings.home.glob("log.db*")), "a dry run makes nothing"
     assert "log.db is empty" in said(capsys, "rollback", "--dry-run", code=1)
     said(capsys, "repair", "--reason", "the log was lost")
+    assert "every region serves the release, whole" in said(capsys, "verify", "--all-bytes")
+    for path in settings.home.glob("stores/west*"):
+        path.unlink()
+    with open_backends(settings) as backends:
+        drain("west", backends.log, backends.stores["west"])
     assert "every region serves the release, whole" in said(capsys, "verify", "--all-bytes")
 
 

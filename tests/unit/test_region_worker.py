@@ -3,6 +3,7 @@
 import logging
 import os
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -67,6 +68,12 @@ def ten_then_retired(bucket: int, epoch: int) -> list[bytes]:
     return [*(record(user, epoch=epoch) for user in users_of(bucket, 10)), retirement(SPACE, epoch)]
 
 
+def held(store: SqliteStore) -> int:
+    with store._database.read() as connection:
+        (count,) = connection.execute("SELECT COUNT(*) FROM summaries").fetchone()
+    return int(count)
+
+
 def fill(log: SqliteLog, seq: int = 0) -> None:
     for bucket in range(BUCKETS):
         log.append(bucket, [record(user, seq) for user in users_of(bucket, 10)])
@@ -112,15 +119,32 @@ def test_it_deletes_what_its_forerunner_was_killed_before_deleting_also_while_ro
         assert store.apply(bucket, 0, 11, ten_then_retired(bucket, 1)).accepted
         log.append(bucket, ten_then_retired(bucket, 1))
 
-    def held() -> int:
-        with store._database.read() as connection:
-            (count,) = connection.execute("SELECT COUNT(*) FROM summaries").fetchone()
-        return int(count)
-
-    assert held() == 10 * BUCKETS
+    assert held(store) == 10 * BUCKETS
     with region_thread("east", log, store, Limits(min_free_bytes=2**62)) as running:
         until(lambda: running.worker.held_back)
-        until(lambda: held() == 0)
+        until(lambda: held(store) == 0)
+
+
+def test_a_shard_that_is_away_keeps_no_other_from_deleting(log: SqliteLog, store: SqliteStore) -> None:
+    """Neither the buckets of the worker that has a bucket there, nor those of the region's other worker."""
+    for bucket in range(BUCKETS):
+        assert store.apply(bucket, 0, 11, ten_then_retired(bucket, 1)).accepted
+        log.append(bucket, ten_then_retired(bucket, 1))
+    state, retire = store.state, store.retire
+
+    def away(bucket: int | None) -> None:
+        if bucket in (None, 3):
+            raise BackendError("shard 3 is away")
+
+    broken = pytest.MonkeyPatch()
+    broken.setattr(store, "state", lambda bucket: away(bucket) or state(bucket))
+    broken.setattr(store, "retire", lambda *of: away(of[3] if len(of) > 3 else None) or retire(*of))
+    with region_thread("east", log, store) as first, region_thread("east", log, store) as second:
+        until(lambda: len(first.worker.assigned) == len(second.worker.assigned) == BUCKETS // 2)
+        until(lambda: held(store) == 10)
+        assert [len(one.worker.faults) for one in (first, second)] in ([0, 1], [1, 0])
+        broken.undo()
+        until(lambda: held(store) == 0)
 
 
 def test_the_log_is_followed_while_an_epoch_is_deleted(
@@ -132,10 +156,10 @@ def test_the_log_is_followed_while_an_epoch_is_deleted(
     log.append(1, ten_then_retired(1, 1))
     delete, followed = store.retire, list[bool]()
 
-    def retire(space: str, epoch: int, at_most: int | None = None) -> int:
+    def retire(space: str, epoch: int, at_most: int | None = None, bucket: int | None = None) -> int:
         followed.append(is_at_end(log, store))
         log.append(2, [record(users_of(2, 1)[0], len(followed), epoch=2)])
-        return delete(space, epoch, at_most)
+        return delete(space, epoch, at_most, bucket)
 
     monkeypatch.setattr(store, "retire", retire)
     with region_thread("east", log, store):
@@ -155,7 +179,7 @@ def test_who_waits_for_a_region_for_a_time_does_not_wait_for_deletions(
     assert store.retire(SPACE, 1) == 0, "there was time"
     log.append(1, ten_then_retired(1, 2))
     with monkeypatch.context() as slow:
-        slow.setattr(store, "retire", lambda space, epoch, at_most: time.sleep(0.1) or at_most)
+        slow.setattr(store, "retire", lambda space, epoch, at_most, bucket: time.sleep(0.1) or at_most)
         drain("east", log, store, deadline_s=0.5)
     assert is_at_end(log, store)
     drain("east", log, store)
@@ -185,6 +209,29 @@ def test_a_hole_stops_its_bucket_alone_until_the_store_is_past_it(
     said = [entry.message for entry in caplog.records if "stands still" in entry.message]
     assert len(said) == 1
     assert any("goes on in every bucket" in entry.message for entry in caplog.records)
+
+
+def test_it_stands_still_before_a_log_that_was_replaced_until_it_is_repaired(
+    log: SqliteLog, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new log is as long as the old one was: by the offsets nothing is to be done."""
+    monkeypatch.setattr("vista.delivery.region_worker.LOOK_S", 0.2)
+    fill(log)
+    with region_thread("east", log, store) as running:
+        until(lambda: is_at_end(log, store))
+        for path in log._database.path.parent.glob("log.db*"):
+            path.unlink()
+        SqliteLog(log._database.url, BUCKETS)
+        fill(log, seq=1)
+        until(lambda: running.monitor.health().buckets_needing_backfill == BUCKETS)
+        assert "the log was replaced" in running.monitor.health().reasons[0]
+        fill(log, seq=2)
+        until(lambda: running.monitor.health().lag_records == 10 * BUCKETS)
+        assert store.get_many(SPACE, 1, users_of(2, 1)) == [record(users_of(2, 1)[0])]
+        for bucket in range(BUCKETS):
+            assert store.apply(bucket, 10, 10, [], log.identity(), new_log=True).accepted
+        until(lambda: running.monitor.health().ready)
+        until(lambda: is_at_end(log, store))
 
 
 def test_it_waits_for_a_store_that_is_away_and_says_so_once(
@@ -295,6 +342,38 @@ def test_a_store_whose_reads_are_slow_is_given_time_but_never_left_behind(
     with region_thread("east", log, store, Limits(max_read_p99_s=0.0)) as running:
         until(lambda: held.add(running.worker.held_back) or is_at_end(log, store))
     assert any("reads take" in reason and "0 ms are the limit" in reason for reason in held)
+
+
+def calls_of_rounds(tmp_path: Path, buckets: int) -> tuple[int, int]:
+    """Calls, of generators too, in a round with nothing to do, and in one with a record for every bucket."""
+    log = SqliteLog(f"sqlite:///{tmp_path}/log-{buckets}.db", buckets)
+    store = SqliteStore(f"sqlite:///{tmp_path}/store-{buckets}.db", buckets)
+    one, counts = RegionThread("east", log, store, Limits(min_free_bytes=0), "").worker, [0, 0]
+    one._assign(range(buckets))
+
+    def count(kind: int) -> None:
+        def called(frame: object, event: str, argument: object) -> None:
+            counts[kind] += event == "call"
+
+        sys.setprofile(called)
+        try:
+            one._round(threading.Event())
+        finally:
+            sys.setprofile(None)
+
+    one._round(threading.Event())
+    count(0)
+    for bucket in range(buckets):
+        log.append(bucket, [record(users_of(bucket, 1, buckets)[0])])
+    count(1)
+    assert all(store.state(bucket).offset == 1 for bucket in range(buckets))
+    return counts[0], counts[1]
+
+
+def test_a_round_grows_with_its_buckets_not_with_their_square(tmp_path: Path) -> None:
+    few, many = calls_of_rounds(tmp_path, 32), calls_of_rounds(tmp_path, 128)
+    for one, four in zip(few, many, strict=True):
+        assert 3 * one < four < 5 * one, (few, many)
 
 
 def test_what_fails_at_the_start_is_raised(tmp_path: Path, settings: Settings) -> None:

@@ -1,8 +1,10 @@
 """Releases: who may become one, what a rollback takes, what is audited, and how a crash heals."""
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,14 @@ from delivery_samples import (
 
 from vista.config import RefreshConfig, Settings
 from vista.delivery.control import barrier, header_of, release_record
+from vista.delivery.epochs import known_epoch
 from vista.delivery.freeze import freeze_reason, set_frozen
 from vista.delivery.interfaces import Applied, AuditLine, Epoch, Release
 from vista.delivery.promote import promote_run
 from vista.delivery.readiness import RegionState
 from vista.delivery.regions import Backends, open_backends
 from vista.delivery.release import announce, current_release, promote, retire, rollback, withdraw
-from vista.delivery.repair import repair
+from vista.delivery.repair import refill, repair
 from vista.delivery.retirements import is_retired
 from vista.delivery.sqlite_catalog import SqliteCatalog
 from vista.delivery.sqlite_log import SqliteLog
@@ -609,10 +612,17 @@ def test_a_retirement_makes_room_in_a_region_that_cannot_follow_the_log(
     east, (user,) = backends.stores["east"], users_of(0, 1)
     apply, offset = east.apply, east.state(0).offset
 
-    def short(bucket: int, expected_offset: int, next_offset: int, records: Sequence[bytes]) -> Applied:
+    def short(
+        bucket: int,
+        expected_offset: int,
+        next_offset: int,
+        records: Sequence[bytes],
+        log: str = "",
+        new_log: bool = False,
+    ) -> Applied:
         if any(header is not None and not header.control for header in map(header_of, records)):
             raise BackendError("no memory")
-        return apply(bucket, expected_offset, next_offset, records)
+        return apply(bucket, expected_offset, next_offset, records, log, new_log=new_log)
 
     monkeypatch.setattr(east, "apply", short)
     assert retire(backends, space=SPACE, epoch=1, actor="me", reason="room") == [1]
@@ -623,6 +633,38 @@ def test_a_retirement_makes_room_in_a_region_that_cannot_follow_the_log(
     drain("east", backends.log, east)
     assert east.get_many(SPACE, 3, [user]) == [record(user, 999, epoch=3)]
     assert east.state(0).epochs == backends.stores["west"].state(0).epochs
+
+
+def test_a_store_below_its_reserve_is_spared_by_commands_too_but_told_of_releases(
+    backends: Backends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its worker would not apply no command does in passing; to retire makes room."""
+    promoted(backends, 1)
+    promoted(backends, 2)
+    east, (user,) = backends.stores["east"], users_of(0, 1)
+    state, free_bytes = east.state, [1]
+    monkeypatch.setattr(east, "state", lambda bucket: replace(state(bucket), free_bytes=free_bytes[0]))
+    promoted(backends, 3)
+    newest = record(user, 999, epoch=3)
+    backends.log.append(0, [newest])
+    offset = state(0).offset
+    full = (
+        r"region east, bucket 0: its store has 1 bytes free, 67,108,864 are its reserve: .* -m vista retire"
+    )
+    with pytest.raises(RegionNotReadyError, match=full):
+        drain("east", backends.log, east)
+    with pytest.raises(RegionNotReadyError, match=full):
+        refill("east", east, 0, [known_epoch(backends.catalog, SPACE, 3)])
+    assert retire(backends, space=SPACE, epoch=1, actor="me", reason="room") == [1]
+    assert east.retire(SPACE, 1) == 0, "it is deleted"
+    assert east.get_many(SPACE, 1, [user]) == [None]
+    done = rollback(backends, to=None, actor="me", reason="worse")
+    assert re.search(full, done.regions["east"])
+    assert state(0).offset == offset
+    free_bytes[0] = 2**40
+    drain("east", backends.log, east)
+    assert {store.get_many(SPACE, 3, [user])[0] for store in backends.stores.values()} == {newest}
+    assert served(backends) == {done.release.id}
 
 
 def test_a_region_far_behind_holds_up_no_rollback(

@@ -155,6 +155,42 @@ def test_after_the_loss_of_the_log_regions_go_on_with_a_new_one(
             assert store.get_many(SPACE, 2, [user]) == [record(user, 10**6, epoch=2)]
 
 
+def test_a_new_log_that_has_outgrown_the_old_one_is_found_and_gets_the_epochs(
+    tmp_path: Path, settings: Settings, epochs: list[Epoch]
+) -> None:
+    """Where the topic was made by a producer, say; a store that is wiped later fills from the new log."""
+    with open_backends(settings) as backends:
+        old = backends.log.identity()
+        ends = [backends.log.bounds(bucket)[1] for bucket in range(BUCKETS)]
+    for path in tmp_path.glob("log.db*"):
+        path.unlink()
+    with closing(open_log(settings.log_url, BUCKETS)) as log, open_backends(settings) as backends:
+        newest = {}
+        for bucket, end in enumerate(ends):
+            users = users_of(bucket, 5)[1:]
+            for seq in range(10**6, 10**6 + end):
+                newest |= {user: record(user, seq, epoch=2) for user in users}
+                log.append(bucket, [newest[user] for user in users])
+        found = findings(backends, epochs)
+        assert {finding.what for finding in found} == {"out_of_reach"}
+        assert f"of log {old}, this is log {log.identity()}: the log was replaced" in found[0].text
+        for name, store in backends.stores.items():
+            with pytest.raises(RegionNotReadyError, match="the log was replaced"):
+                drain(name, log, store)
+        mended(backends, epochs)
+        west = backends.stores["west"]
+        for wiped in (False, True):
+            if wiped:
+                wipe(west)
+                change(west, "DELETE FROM meta WHERE name LIKE 'log:%'")
+                drain("west", log, west)
+            assert findings(backends, epochs, all_bytes=True) == []
+            assert west.get_many(SPACE, 2, list(newest)) == list(newest.values())
+            assert {west.state(bucket).release for bucket in range(BUCKETS)} == {
+                backends.catalog.releases()[-1]
+            }
+
+
 def test_missing_and_older_records_come_back_and_newer_ones_stay(
     backends: Backends, epochs: list[Epoch]
 ) -> None:

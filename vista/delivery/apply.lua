@@ -4,8 +4,9 @@
 -- KEYS: the bucket, its dead letters; where the same transaction has put the bytes of every summary, which do not
 -- come in here, since Lua hashes every byte of a string; then of every run of summaries of one epoch the epoch's
 -- index and each summary's own key.
--- ARGV: expected offset, next offset, number of summaries; then of every run and of every other record four
--- values: what it is, and three that depend on it. A run's are its epoch, and header and user's digest of each.
+-- ARGV: expected offset, next offset, number of summaries; the log that the offsets are of, or nothing, and 1 if it
+-- may take the place of another; then of every run and of every other record four values: what it is, and three
+-- that depend on it. A run's are its epoch, and header and user's digest of each.
 -- Returns the stored offset; if it was the expected one also the numbers of records written, older, in conflict
 -- and retired. Numbers are exact below 2^53, which arrivals and microseconds are.
 
@@ -102,7 +103,8 @@ end
 
 local function apply(keys, argv)
   local stored, last_put = redis.call('HGET', keys[1], 'offset') or '0', 2 + tonumber(argv[3])
-  if stored ~= argv[1] then
+  local log, kept_log = argv[4], redis.call('HGET', keys[1], 'log') or ''
+  if stored ~= argv[1] or (log ~= '' and kept_log ~= '' and log ~= kept_log and argv[5] ~= '1') then
     for at = 3, last_put do redis.call('UNLINK', keys[at]) end
     return {stored}
   end
@@ -110,7 +112,7 @@ local function apply(keys, argv)
     key = keys[1], keys = keys, next_put = 2, next_key = last_put, floors = {}, new = {},
     written = 0, older = 0, conflicts = 0, retired = 0,
   }
-  for at = 4, #argv, 4 do
+  for at = 6, #argv, 4 do
     changes[argv[at]](batch, argv[at + 1], argv[at + 2], argv[at + 3])
   end
   for tag, new in pairs(batch.new) do
@@ -119,6 +121,7 @@ local function apply(keys, argv)
     end
   end
   redis.call('HSET', keys[1], 'offset', argv[2])
+  if log ~= '' and log ~= kept_log then redis.call('HSET', keys[1], 'log', log) end
   return {argv[2], batch.written, batch.older, batch.conflicts, batch.retired}
 end
 

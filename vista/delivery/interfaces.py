@@ -99,6 +99,7 @@ class BucketState:
     floors: Mapping[str, int]  # space -> epochs below this are retired
     epochs: Mapping[tuple[int, int], EpochState]  # by (space_id, epoch): records name their space by its id
     free_bytes: int  # that the region's store can still take, shared by its buckets
+    log: str = ""  # `Log.identity` of the one that the offset is of; empty until it is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +134,21 @@ class DeadLetters(Protocol):
 class Store(DeadLetters, Protocol):
     """The key-value store of one region: a materialised view of the log."""
 
-    def apply(self, bucket: int, expected_offset: int, next_offset: int, records: Sequence[bytes]) -> Applied:
+    def apply(
+        self,
+        bucket: int,
+        expected_offset: int,
+        next_offset: int,
+        records: Sequence[bytes],
+        log: str = "",
+        *,
+        new_log: bool = False,
+    ) -> Applied:
         """Atomically write every record that is newer and set the bucket's offset to `next_offset`.
 
-        Refuses, writing nothing, if the stored offset is not `expected_offset`. Of two records with one
+        Refuses, writing nothing, if the stored offset is not `expected_offset`. A `log`, the identity of the
+        one that the offsets are of, is kept beside it; another one than is kept is refused too, unless it is
+        a `new_log`. Of two records with one
         (space, epoch, user) the larger `Header.order` wins. Control records (barrier, release, retire) come
         the same way, in log order. Bytes that are no record of this bucket go to the dead letters.
         """
@@ -147,10 +159,10 @@ class Store(DeadLetters, Protocol):
     def state(self, bucket: int) -> BucketState:
         """Offset, release, floors and epochs of a bucket; offset 0 for one that was never written."""
 
-    def retire(self, space: str, epoch: int, at_most: int | None = None) -> int:
-        """Delete, in slices, an epoch and the space's earlier ones from every bucket that the log has told.
-        Returns the number of records deleted; it ends with the slice that reaches `at_most`, and with fewer
-        nothing is left."""
+    def retire(self, space: str, epoch: int, at_most: int | None = None, bucket: int | None = None) -> int:
+        """Delete, in slices, an epoch and the space's earlier ones from every bucket the log has told, or
+        only from `bucket`. Returns the number of records deleted; it ends with the slice that reaches
+        `at_most`, and with fewer nothing is left."""
 
     def close(self) -> None: ...
 
@@ -170,6 +182,9 @@ class Log(Protocol):
     def read(self, partition: int, offset: int, max_bytes: int) -> list[tuple[int, bytes]]:
         """Records from `offset` on, with their offsets, at most `max_bytes` but at least one if there is
         one."""
+
+    def identity(self) -> str:
+        """What tells this log from one that was made anew under its URL; as of a second ago at most."""
 
     def bounds(self, partition: int) -> tuple[int, int]:
         """First offset still held, and the offset that the next record will get."""

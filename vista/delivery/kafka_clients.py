@@ -38,7 +38,10 @@ _AUTHORITY = "ca must name the authority that signed the broker's certificate"
 _REMEDIES: tuple[tuple[type[errors.KafkaError], str], ...] = (
     (errors.SaslAuthenticationFailedError, _PASSWORD),
     (errors.AuthorizationError, _RIGHTS),
-    (errors.UnknownTopicOrPartitionError, "the topic was deleted: deliver again"),
+    (
+        errors.UnknownTopicOrPartitionError,
+        "the topic was deleted: `python -m vista repair --reason ...` makes it anew",
+    ),
     (errors.LogTruncationError, "the brokers lost acknowledged records: deliver the live epochs again"),
     (errors.MessageSizeTooLargeError, "a record is longer than the topic's max.message.bytes: raise that"),
     (errors.NotEnoughReplicasError, "too few brokers are in sync: bring the others back"),

@@ -66,6 +66,10 @@ class KafkaLog:
             self._asked[self._checked(partition)] = offset
             return self._reader().read(partition, offset, max_bytes)
 
+    def identity(self) -> str:
+        with mapped(self._address.url):
+            return self._reader().identity()
+
     def bounds(self, partition: int) -> tuple[int, int]:
         with mapped(self._address.url):
             return self._reader().bounds(self._checked(partition))

@@ -17,6 +17,7 @@ from kafka.errors import KafkaTimeoutError
 
 from vista.delivery.address import Address
 from vista.delivery.kafka_clients import ANSWER_S, connect
+from vista.delivery.kafka_topic import TopicId
 
 TOGETHER = 8
 """Partitions that are fetched at once."""
@@ -34,6 +35,7 @@ class Reader:
 
     def __init__(self, address: Address, access: dict[str, Any], partitions: int) -> None:
         self._lock = threading.Lock()
+        self._topic_id = TopicId(address, access)
         self._consumer = connect(
             KafkaConsumer,
             address,
@@ -56,6 +58,10 @@ class Reader:
         self._moved_s: dict[int, float] = {}
         self._next: dict[int, int] = {}  # partition -> offset from which its waiting records go on
         self._waiting: defaultdict[int, deque[tuple[int, bytes]]] = defaultdict(deque)
+
+    def identity(self) -> str:
+        """The topic's id. Raises Kafka's errors."""
+        return self._topic_id.ask()
 
     def bounds(self, partition: int) -> tuple[int, int]:
         """First offset still held, and the next one, as of `SAME_TIME_S` ago at most, and never before what
@@ -105,6 +111,7 @@ class Reader:
 
     def close(self) -> None:
         self._consumer.close(autocommit=False)
+        self._topic_id.close()
 
     def _fetch(self, partition: int, end: int) -> None:
         """Wait until records of the partition are there, or it is known that none are left before `end`."""

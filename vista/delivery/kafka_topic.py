@@ -1,5 +1,6 @@
 """The topic of a log: made as the delivery needs it, or found to be so."""
 
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -29,6 +30,9 @@ MAX_MESSAGE_BYTES = 8 * 2**20
 REQUEST_S = 8.0
 KNOWN_S = 5.0
 """After a topic is made each broker learns of it in its own time."""
+
+IDENTITY_S = 1.0
+"""The answer names every partition: it is not asked for before each batch."""
 
 Answer = TypeVar("Answer")
 
@@ -66,6 +70,37 @@ def open_topic(address: Address, access: dict[str, Any], partitions: int | None)
         if partitions is not None:
             _check(admin, address, min(len(partition["replica_nodes"]) for partition in found), new=new)
         return len(found)
+
+
+class TopicId:
+    """The id that the brokers gave a topic when it was made, for one process; threads take turns."""
+
+    def __init__(self, address: Address, access: dict[str, Any]) -> None:
+        self._address, self._access = address, access
+        self._lock = threading.Lock()
+        self._admin: KafkaAdminClient | None = None
+        self._asked_s, self._found = 0.0, ""
+
+    def ask(self) -> str:
+        """As of `IDENTITY_S` ago at most. Raises Kafka's errors."""
+        with self._lock:
+            now_s = time.monotonic()
+            if self._found and now_s < self._asked_s + IDENTITY_S:
+                return self._found
+            if self._admin is None:
+                request_ms = int(REQUEST_S * 1_000)
+                self._admin = connect(
+                    KafkaAdminClient, self._address, request_timeout_ms=request_ms, **self._access
+                )
+            (described,) = self._admin.describe_topics([self._address.name])
+            if (error := for_code(described["error_code"])) is not NoError:
+                raise error(self._address.name)
+            self._asked_s, self._found = now_s, str(described["topic_id"])
+            return self._found
+
+    def close(self) -> None:
+        if self._admin is not None:
+            self._admin.close()
 
 
 def once_known(ask: Callable[[], Answer]) -> Answer:

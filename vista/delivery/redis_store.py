@@ -1,6 +1,6 @@
 """The store of a region in Redis 7 or Valkey: a materialised view of the log.
 
-    w:{<bucket>}                         hash: offset, release; of every space floor and space, its name;
+    w:{<bucket>}                         hash: offset, log, release; of every space floor and space, its name;
                                          of every epoch (<space>:<epoch>) barrier, users, low and high
     w:{<bucket>}:<space>:<epoch>         index: the users, as little-endian int64, by as_of_us
     w:{<bucket>}:dead                    stream: dead letters
@@ -74,8 +74,17 @@ class RedisStore:
             )
         return kept
 
-    def apply(self, bucket: int, expected_offset: int, next_offset: int, records: Sequence[bytes]) -> Applied:
-        batch = _Batch(bucket, self._buckets, next_offset)
+    def apply(
+        self,
+        bucket: int,
+        expected_offset: int,
+        next_offset: int,
+        records: Sequence[bytes],
+        log: str = "",
+        *,
+        new_log: bool = False,
+    ) -> Applied:
+        batch = _Batch(bucket, self._buckets, next_offset, log, new_log)
         for data in records:
             batch.take(data)
         stored, *counts = self._nodes.ask(PATIENCE_S, self._apply, batch, expected_offset)
@@ -100,14 +109,14 @@ class RedisStore:
             self._checked_buckets()
         return found
 
-    def retire(self, space: str, epoch: int, at_most: int | None = None) -> int:
+    def retire(self, space: str, epoch: int, at_most: int | None = None, bucket: int | None = None) -> int:
         deleted = 0
-        for bucket in range(self._buckets):
-            held = self._nodes.ask(PATIENCE_S, self._held, bucket)
+        for number in range(self._buckets) if bucket is None else (bucket,):
+            held = self._nodes.ask(PATIENCE_S, self._held, number)
             for tag in filter(held.is_retired, held.tags):
                 if _key(tag)[0] != space_id(space) or _key(tag)[1] > epoch:
                     continue
-                while (count := self._nodes.ask(PATIENCE_S, self._delete_slice, bucket, tag)) is not None:
+                while (count := self._nodes.ask(PATIENCE_S, self._delete_slice, number, tag)) is not None:
                     deleted += count
                     if at_most is not None and deleted >= at_most:
                         return deleted
@@ -192,6 +201,7 @@ class RedisStore:
             floors=held.floors,
             epochs={_key(tag): held.epoch(tag, oldest[tag]) for tag in tags},
             free_bytes=self._free_bytes(memory) * self._buckets // self._buckets_on(node),
+            log=held.log,
         )
 
     def _buckets_on(self, node: Redis) -> int:
@@ -253,6 +263,8 @@ class _Batch:
     bucket: int
     buckets: int
     next_offset: int
+    log: str
+    new_log: bool
     records: dict[str, bytes] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
     arguments: list[str | bytes | bytearray | int] = field(default_factory=list)
@@ -280,7 +292,7 @@ class _Batch:
         """What the function answers."""
         keys = [_bucket(self.bucket), _dead(self.bucket), *self.records, *self.keys]
         numbers = (expected_offset, self.next_offset, len(self.records))
-        call = (len(keys), *keys, *numbers, *self.arguments)
+        call = (len(keys), *keys, *numbers, self.log, int(self.new_log), *self.arguments)
         answer: list[Any]
         if not (self.records or self.dead_letters):  # outside of a transaction, which a full store refuses
             answer = node.fcall(f"{function}_control", *call)
@@ -320,6 +332,10 @@ class _Held:
     @property
     def offset(self) -> int:
         return self._number("offset")
+
+    @property
+    def log(self) -> str:
+        return self.fields.get("log", b"").decode()
 
     @property
     def release(self) -> Release | None:

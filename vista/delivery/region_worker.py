@@ -5,17 +5,19 @@ What fails at the start is a wrong setting and raised; what fails later is an ou
 """
 
 import logging
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from prometheus_client import Histogram
 
 from vista.data.schema import bucket_of
 from vista.delivery.interfaces import BucketState, Log, Store, Subscription
-from vista.delivery.worker import Worker, WorkerReport
+from vista.delivery.worker import MIN_FREE_BYTES, Worker, WorkerReport
 from vista.errors import BackendError, RegionNotReadyError
 
 log = logging.getLogger(__name__)
@@ -35,11 +37,12 @@ class Limits:
     """What a store must leave to its readers. Below `min_free_bytes` nothing is applied; while the 99th
     percentile of reads is above `max_read_p99_s`, one round a second."""
 
-    min_free_bytes: int = 64 * 2**20
+    min_free_bytes: int = MIN_FREE_BYTES
     max_read_p99_s: float = 0.05
 
 
 LIMITS = Limits()
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class Fault:
 
 
 class RegionWorker:
-    """One worker of one region. What others read of it is replaced, never changed, by its own thread."""
+    """One worker of one region. What others read of it is replaced where it grows or shrinks."""
 
     def __init__(
         self,
@@ -75,6 +78,9 @@ class RegionWorker:
         self._read_seconds, self._limits = read_seconds, limits
         self._looked_s: dict[int, float] = {}
         self._looked_bytes = 0  # what had been moved at the last look
+        self._free_bytes: float = math.inf  # the least of all states at the round's start and of looks since
+        self._users: dict[int, int] = {}  # bucket -> a user in it
+        self._tried_users = 0
         self._reads_s: deque[float] = deque(maxlen=READS)
         self._hold_until_s = 0.0
 
@@ -131,6 +137,7 @@ class RegionWorker:
 
     def _round(self, stop: threading.Event) -> bool:
         """One batch of every bucket that may have one. Returns whether there may be more to do."""
+        self._free_bytes = min((state.free_bytes for state in self.states.values()), default=math.inf)
         self.held_back = self._pressure()
         moved = False
         for bucket in () if self.held_back else sorted(self.assigned - self.faults.keys()):
@@ -160,10 +167,8 @@ class RegionWorker:
 
     def _retire(self) -> bool:
         """Also while it is held back: deleting makes room. Returns whether more is left to delete now."""
-        if any(not fault.needs_backfill for fault in self.faults.values()):
-            return False
         try:
-            return self._worker.retire()
+            return self._worker.retire(spared=set(filter(self._fails, self.faults)))
         except BackendError as error:  # tried again in the next round
             log.warning("region %s: not all that is retired is deleted yet: %s", self.region, error)
             return False
@@ -206,22 +211,30 @@ class RegionWorker:
         dead letters may be of others that apply the log beside this worker."""
         self._looked_s[bucket], self._looked_bytes = time.monotonic(), self._worker.moved_bytes
         state = self.store.state(bucket)
-        self.states = self.states | {bucket: state}
-        if self._worker.offset(bucket) != state.offset:
+        self.states = _with(self.states, bucket, state)
+        self._free_bytes = min(self._free_bytes, state.free_bytes)
+        if not self._worker.is_at(bucket, state):
             self._worker.resume(bucket, state)
-        self.dead_letters = self.dead_letters | {bucket: self.store.count_dead_letters(bucket)}
+        self.dead_letters = _with(self.dead_letters, bucket, self.store.count_dead_letters(bucket))
         return False
 
     def _read(self, bucket: int) -> None:
         """What a reader of this bucket waits for now, behind what was just applied."""
         release = self.states[bucket].release
         space, epoch = ("", 0) if release is None else (release.space, release.epoch)
-        buckets = self.source.partitions
-        user = next(user for user in range(10 * buckets**2) if bucket_of(user, buckets) == bucket)
+        user = self._user_of(bucket)
         started_s = time.monotonic()
         self.store.get_many(space, epoch, [user])
         self._reads_s.append(time.monotonic() - started_s)
         self._read_seconds.observe(self._reads_s[-1])
+
+    def _user_of(self, bucket: int) -> int:
+        """The first one, searched for all buckets together."""
+        while bucket not in self._users:
+            found = bucket_of(self._tried_users, self.source.partitions)
+            self._users.setdefault(found, self._tried_users)
+            self._tried_users += 1
+        return self._users[bucket]
 
     def _pressure(self) -> str:
         """Why the store must be spared now; empty if it need not be."""
@@ -244,10 +257,11 @@ class RegionWorker:
         )
 
     def _room_is_short(self) -> str:
-        free_bytes = min((state.free_bytes for state in self.states.values()), default=None)
-        if free_bytes is None or free_bytes >= self._limits.min_free_bytes:
+        if self._free_bytes >= self._limits.min_free_bytes:
             return ""
-        return f"the store has {free_bytes:,} bytes free, {self._limits.min_free_bytes:,} are its reserve"
+        return (
+            f"the store has {self._free_bytes:,} bytes free, {self._limits.min_free_bytes:,} are its reserve"
+        )
 
     def _fail(self, bucket: int, error: Exception) -> None:
         needs_backfill, before = isinstance(error, RegionNotReadyError), self.faults.get(bucket)
@@ -269,3 +283,11 @@ class RegionWorker:
         }
         if not self.faults:
             log.info("region %s goes on in every bucket", self.region)
+
+
+def _with(found: dict[int, _Value], bucket: int, value: _Value) -> dict[int, _Value]:
+    """With this value; a copy only if it grows, which whoever iterates over it could not bear."""
+    if bucket not in found:
+        return found | {bucket: value}
+    found[bucket] = value
+    return found

@@ -43,6 +43,17 @@ class SqliteLog:
             raise no_log(url)
         self.partitions = fixed_buckets(self._database, partitions)
 
+    def identity(self) -> str:
+        with self._database.read() as connection:
+            row = connection.execute("SELECT value FROM meta WHERE name = 'identity'").fetchone()
+        if row is None:  # it is new, or was made before this was kept
+            with self._database.write() as connection:
+                connection.execute(
+                    "INSERT OR IGNORE INTO meta (name, value) VALUES ('identity', ?)", (str(uuid.uuid4()),)
+                )
+            return self.identity()
+        return str(row[0])
+
     def append(self, partition: int, records: Sequence[bytes]) -> int:
         headers = [header_of(data) for data in records]
         with self._database.write() as connection:

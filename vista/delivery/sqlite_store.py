@@ -60,11 +60,21 @@ class SqliteStore:
     def _buckets(self) -> int:
         return fixed_buckets(self._database, self._wanted_buckets)
 
-    def apply(self, bucket: int, expected_offset: int, next_offset: int, records: Sequence[bytes]) -> Applied:
+    def apply(
+        self,
+        bucket: int,
+        expected_offset: int,
+        next_offset: int,
+        records: Sequence[bytes],
+        log: str = "",
+        *,
+        new_log: bool = False,
+    ) -> Applied:
         buckets = self._buckets
         with self._database.write() as connection:
             stored = _offset(connection, bucket)
-            if stored != expected_offset:
+            kept = _log(connection, bucket)
+            if stored != expected_offset or (log and kept not in ("", log) and not new_log):
                 return Applied(accepted=False, offset=stored)
             batch = _Batch(connection, bucket, buckets, next_offset)
             for data in records:
@@ -72,6 +82,10 @@ class SqliteStore:
             connection.execute(
                 "INSERT OR REPLACE INTO offsets (bucket, offset) VALUES (?, ?)", (bucket, next_offset)
             )
+            if log and log != kept:
+                connection.execute(
+                    "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", (f"log:{bucket}", log)
+                )
             return Applied(
                 accepted=True,
                 offset=next_offset,
@@ -106,20 +120,22 @@ class SqliteStore:
                 floors={space: floor for _, space, floor in floors},
                 epochs=_epochs(connection, bucket, {key: floor for key, _, floor in floors}),
                 free_bytes=shutil.disk_usage(self._database.path.parent).free,
+                log=_log(connection, bucket),
             )
         if not found.offset:  # perhaps the file was deleted, and the number of buckets with it
             fixed_buckets(self._database, self._wanted_buckets)
         return found
 
-    def retire(self, space: str, epoch: int, at_most: int | None = None) -> int:
+    def retire(self, space: str, epoch: int, at_most: int | None = None, bucket: int | None = None) -> int:
         deleted = 0
         while True:  # in slices, so that `apply` is never kept waiting long
             with self._database.write() as connection:
                 count = connection.execute(
                     "DELETE FROM summaries WHERE rowid IN (SELECT s.rowid FROM summaries s JOIN floors f "
                     "ON f.bucket = s.bucket AND f.space_id = s.space_id "
-                    "WHERE s.space_id = ? AND s.epoch <= ? AND s.epoch < f.floor LIMIT ?)",
-                    (signed(space_id(space)), epoch, RETIRE_SLICE),
+                    "WHERE s.space_id = ? AND s.epoch <= ? AND s.epoch < f.floor "
+                    "AND f.bucket = coalesce(?, f.bucket) LIMIT ?)",
+                    (signed(space_id(space)), epoch, bucket, RETIRE_SLICE),
                 ).rowcount
             deleted += count
             if count < RETIRE_SLICE or (at_most is not None and deleted >= at_most):
@@ -241,6 +257,12 @@ class _Batch:
 def _offset(connection: sqlite3.Connection, bucket: int) -> int:
     row = connection.execute("SELECT offset FROM offsets WHERE bucket = ?", (bucket,)).fetchone()
     return 0 if row is None else int(row[0])
+
+
+def _log(connection: sqlite3.Connection, bucket: int) -> str:
+    """Of which log the offset is; a file that was made before this was kept has no row."""
+    row = connection.execute("SELECT value FROM meta WHERE name = ?", (f"log:{bucket}",)).fetchone()
+    return "" if row is None else str(row[0])
 
 
 def _epochs(

@@ -68,13 +68,12 @@ def _findings(
 ) -> Iterator[Finding]:
     for number, bucket in enumerate(state.buckets):
         first, end = source.bounds(number)
-        if not first <= bucket.offset <= end:
-            yield Finding(
-                "out_of_reach",
-                f"region {state.region}, bucket {number} is at offset {bucket.offset}, the log holds "
-                f"{first} .. {end}",
-                number,
-            )
+        where = f"region {state.region}, bucket {number} is at offset {bucket.offset}"
+        if bucket.log not in ("", source.identity()):
+            text = f"{where} of log {bucket.log}, this is log {source.identity()}: the log was replaced"
+            yield Finding("out_of_reach", text, number)
+        elif not first <= bucket.offset <= end:
+            yield Finding("out_of_reach", f"{where}, the log holds {first} .. {end}", number)
     for epoch, shards in tables:
         for shard in shards:
             yield from _of_bucket(state, store, epoch, shard, all_bytes)

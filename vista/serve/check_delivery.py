@@ -14,7 +14,7 @@ from vista.delivery.regions import Backends, open_backends
 from vista.delivery.release import current_release
 from vista.delivery.repair import verify_all
 from vista.delivery.verify import Verdict
-from vista.errors import BackendError, RegionNotReadyError
+from vista.errors import BackendError, NoLogError, RegionNotReadyError
 from vista.serve.operations import faults_in, kept_epochs, repair_regions
 
 LOG = logging.getLogger(__name__)
@@ -33,7 +33,8 @@ class CheckReport(Frozen):
 def check_delivery(config: CheckConfig, settings: Settings) -> CheckReport:
     """Check coverage, lag and age of what serves in every region; replay or refill what is missing.
 
-    Raises `RegionNotReadyError` with what could not be mended, and for summaries that are too old.
+    Raises `RegionNotReadyError` with what could not be mended, and for summaries that are too old,
+    `NoLogError` where the log is lost: to make another one is an operator's decision.
     """
     with closing(open_catalog(settings.catalog_url)) as catalog:
         release = current_release(catalog)
@@ -64,7 +65,9 @@ def faults(config: CheckConfig, settings: Settings, release: Release) -> list[st
         with open_backends(settings) as backends:
             late = behind(backends, config.max_lag_s)
             verdicts = verify_all(backends, kept_epochs(backends.catalog), all_bytes=False)
-    except BackendError as error:  # a region that does not answer, or a log that was lost: `repair` tells
+    except NoLogError:
+        raise
+    except BackendError as error:  # a region that does not answer: `repair` tells
         return [str(error)]
     return faults_in([without_dead_letters(verdict) for verdict in verdicts], release) + [
         f"region {name} lacks {records:,} records that the log held {config.max_lag_s:.0f} s ago"

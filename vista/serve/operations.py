@@ -206,23 +206,28 @@ def repair_regions(
         epochs = kept_epochs(catalog)
         if epoch and (asked := _epoch(catalog, epoch)) not in epochs:
             epochs.append(asked)
-        buckets = epochs[0].buckets
+        buckets, is_lost = epochs[0].buckets, False
         try:
-            source = open_log(settings.log_url, None if dry_run else buckets)
+            open_log(settings.log_url).close()
         except NoLogError:
-            if not dry_run:
-                raise
+            is_lost = True
+        if is_lost and dry_run:
             return (
-                f"{settings.log_url} is lost: it would be made anew with {buckets} partitions, and every "
-                f"bucket of {region or 'every region'} refilled from the table"
+                f"{settings.log_url} is lost: it would be made anew with {buckets} partitions and filled "
+                f"from the table, and every bucket of {region or 'every region'} too"
             )
-        with closing(source), open_regions(settings, buckets) as stores:
+        with (
+            closing(open_log(settings.log_url, None if dry_run else buckets)) as source,
+            open_regions(settings, buckets) as stores,
+        ):
             backends = narrowed(Backends(catalog, source, stores), region)
             if dry_run:
                 verdicts = verify_all(backends, epochs, all_bytes=all_bytes)
                 done = plan([finding for verdict in verdicts for finding in verdict.findings])
             else:
-                done = repair(backends, epochs, all_bytes=all_bytes, actor=actor_name(), reason=reason)
+                done = repair(
+                    backends, epochs, all_bytes=all_bytes, actor=actor_name(), reason=reason, new_log=is_lost
+                )
     return "\n".join(done or ["nothing is wrong"])
 
 

@@ -1,5 +1,6 @@
 """Redis with wrong settings, without rights, without memory: a typed error in time that says what to mend."""
 
+import json
 import os
 import random
 import signal
@@ -15,7 +16,8 @@ from infra.processes import wait_until
 from infra.redis import PRIMARY_NAME, Redis, running_cluster, running_redis, running_sentinel
 from infra.servers import HOST
 from infra.tls import Certificates, make_certificates
-from vista.delivery.control import barrier, retirement
+from vista.delivery.control import barrier, release_record, retirement
+from vista.delivery.interfaces import Release
 from vista.delivery.store import open_store
 from vista.delivery.worker import MAX_BATCH_BYTES
 from vista.errors import InputError
@@ -167,6 +169,22 @@ def test_a_cluster_with_tls(servers_place: Path, certificates: Certificates, sec
                 open_store(alone, BUCKETS).state(bucket)
         with refused("is wrong"):
             use(redis.url.replace(str(redis.vista_password), str(secret)))
+
+
+def test_a_release_of_a_newer_version_is_read_without_its_new_keys_and_a_damaged_one_is_an_error(
+    plain: Redis,
+) -> None:
+    plain.wipe()
+    release = Release(id="r-1", space=SPACE, epoch=1, foundation="f", downstream="d")
+    store = open_store(plain.url, BUCKETS)
+    store.apply(0, 0, 1, [release_record(release)])
+    newer = json.dumps(release.model_dump() | {"rollout": "half"})
+    plain.nodes[0].ask("HSET", "w:{0}", "release", newer)
+    assert store.state(0).release == release
+    plain.nodes[0].ask("HSET", "w:{0}", "release", newer[:20])
+    with refused(r"what bucket 0 keeps is damaged \(.*: empty this Redis, it refills from the log"):
+        store.state(0)
+    plain.wipe()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, ConfigDict
 
 from vista.config import Frozen
 
@@ -43,7 +43,9 @@ class Epoch(Frozen):
 
 class Release(Frozen):
     """What serves: the one thing that is promoted or rolled back. `id` is unique; `previous` names the one
-    before."""
+    before. Keys of a newer writer are ignored, wherever a release is kept."""
+
+    model_config = ConfigDict(extra="ignore")
 
     id: str
     space: str

@@ -23,6 +23,7 @@ from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from redis import Redis
 from redis.exceptions import ResponseError
 
@@ -95,7 +96,14 @@ class RedisStore:
         return [found[user] for user in users]
 
     def state(self, bucket: int) -> BucketState:
-        found = self._nodes.ask(PATIENCE_S, self._state, bucket)
+        try:
+            found = self._nodes.ask(PATIENCE_S, self._state, bucket)
+        except ValidationError as error:
+            what = error.errors()[0]["msg"]
+            raise BackendError(
+                f"{self._nodes.url}: what bucket {bucket} keeps is damaged ({what}): empty this Redis, it "
+                "refills from the log"
+            ) from error
         if not found.offset:  # perhaps it was wiped, and the number of buckets with it
             self._checked_buckets()
         return found

@@ -4,7 +4,10 @@ import json
 import os
 import random
 import signal
+import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -88,6 +91,24 @@ def test_a_server_that_does_not_answer(plain: Redis) -> None:
     use(plain.url)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "said"), [("cluster", "", "no answer"), ("sentinel", "/vista", "for 'vista'; no answer")]
+)
+def test_servers_that_all_say_nothing_are_an_error_in_time_and_keep_no_other_region_waiting(
+    plain: Redis, kind: str, name: str, said: str
+) -> None:
+    with ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(6)]
+        hosts = ",".join(f"{HOST}:{one.getsockname()[1]}" for one in silent)
+        store = open_store(f"redis+{kind}://{hosts}{name}", BUCKETS)
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        with refused(said):
+            reading = pool.submit(store.get_many, SPACE, 1, [1])
+            use(plain.url)
+            assert not reading.done()
+            reading.result()
+
+
 def test_wrong_user_and_password(plain: Redis, secret: Path) -> None:
     for url in (
         plain.url.replace(str(plain.vista_password), str(secret)),
@@ -169,6 +190,20 @@ def test_a_cluster_with_tls(servers_place: Path, certificates: Certificates, sec
                 open_store(alone, BUCKETS).state(bucket)
         with refused("is wrong"):
             use(redis.url.replace(str(redis.vista_password), str(secret)))
+
+
+def test_a_cluster_that_falls_silent_is_an_error_in_time(servers_place: Path) -> None:
+    with running_cluster(servers_place / "redis-silent") as redis:
+        known = open_store(redis.url, BUCKETS)
+        known.state(0)
+        for node in redis.nodes:
+            os.kill(node.server.pid, signal.SIGSTOP)
+        try:
+            with refused("no answer"):
+                known.state(0)
+        finally:
+            for node in redis.nodes:
+                os.kill(node.server.pid, signal.SIGCONT)
 
 
 def test_a_release_of_a_newer_version_is_read_without_its_new_keys_and_a_damaged_one_is_an_error(

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from itertools import filterfalse
 from pathlib import Path
 from typing import Any
@@ -60,11 +60,15 @@ class RedisStore:
         """Raises `InputError` for a URL that names no Redis."""
         self._nodes = Nodes(url)
         self._wanted_buckets = buckets
+        self._known_buckets = 0
         self._counted_s, self._counts = 0.0, Counter[Redis]()
 
-    @cached_property
+    @property
     def _buckets(self) -> int:
-        return self._checked_buckets()
+        """Not a `cached_property`: before Python 3.12 all stores would wait for a silent one."""
+        if not self._known_buckets:
+            self._known_buckets = self._checked_buckets()
+        return self._known_buckets
 
     def _checked_buckets(self) -> int:
         kept = self._nodes.ask(PATIENCE_S, self._fixed_buckets)

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from infra.servers import HOST
 from infra.tls import Certificates, make_certificates
 from vista.delivery.control import barrier, release_record, retirement
 from vista.delivery.interfaces import Release
+from vista.delivery.redis_store import PATIENCE_S
 from vista.delivery.store import open_store
 from vista.delivery.worker import MAX_BATCH_BYTES
 from vista.errors import InputError
@@ -86,6 +88,10 @@ def test_a_server_that_does_not_answer(plain: Redis) -> None:
             use(plain.url)
         with refused("no answer"):
             known.get_many(SPACE, 1, [1])
+        started_s = time.monotonic()
+        with refused("no answer"):
+            known.state(0, reading=True)
+        assert time.monotonic() - started_s < PATIENCE_S
     finally:
         os.kill(pid, signal.SIGCONT)
     use(plain.url)

@@ -146,8 +146,9 @@ class Store(DeadLetters, Protocol):
     def get_many(self, space: str, epoch: int, users: Sequence[int]) -> list[bytes | None]:
         """The records of `users`, in their order; None for a miss, a tombstone, a retired epoch."""
 
-    def state(self, bucket: int) -> BucketState:
-        """Offset, release, floors and epochs of a bucket; offset 0 for one that was never written."""
+    def state(self, bucket: int, *, reading: bool = False) -> BucketState:
+        """Offset, release, floors and epochs of a bucket; offset 0 for one that was never written. Whoever is
+        `reading` waits for a store that is away no longer than `get_many` does."""
 
     def retire(self, space: str, epoch: int, at_most: int | None = None) -> int:
         """Delete, in slices, an epoch and the space's earlier ones from every bucket that the log has told.

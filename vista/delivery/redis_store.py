@@ -99,9 +99,9 @@ class RedisStore:
         found = self._nodes.ask(READ_PATIENCE_S, self._get_many, f"{space_id(space):016x}", epoch, by_bucket)
         return [found[user] for user in users]
 
-    def state(self, bucket: int) -> BucketState:
+    def state(self, bucket: int, *, reading: bool = False) -> BucketState:
         try:
-            found = self._nodes.ask(PATIENCE_S, self._state, bucket)
+            found = self._nodes.ask(READ_PATIENCE_S if reading else PATIENCE_S, self._state, bucket)
         except ValidationError as error:
             what = error.errors()[0]["msg"]
             raise BackendError(

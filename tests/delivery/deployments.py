@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,7 +164,8 @@ def region_process(deployment: Deployment, region: str, logs: Path) -> Iterator[
 
 @dataclass
 class Stream:
-    """Streamed updates of some users under some epochs, from a thread: each user's seq only grows."""
+    """Streamed updates of some users under some epochs, from a thread: each user's seq only grows. A test
+    whose stream dies fails."""
 
     log: Log
     users: int
@@ -175,13 +177,13 @@ class Stream:
 
     @contextmanager
     def running(self) -> Iterator["Stream"]:
-        thread = threading.Thread(target=self._send)
-        thread.start()
-        try:
-            yield self
-        finally:
-            self._stop.set()
-            thread.join()
+        with ThreadPoolExecutor(1) as pool:
+            sending = pool.submit(self._send)
+            try:
+                yield self
+            finally:
+                self._stop.set()
+            sending.result()
 
     def _send(self) -> None:
         choice = random.Random(7)

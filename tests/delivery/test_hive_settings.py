@@ -1,5 +1,6 @@
 """A metastore that cannot be used: a typed error in time that says what to mend; one that was restarted."""
 
+import json
 import os
 import signal
 import socket
@@ -26,7 +27,7 @@ from vista.delivery.address import Address
 from vista.delivery.catalog import open_catalog
 from vista.delivery.hive_thrift import SILENT_S
 from vista.delivery.hive_thrift import Metastore as Client
-from vista.delivery.interfaces import AuditLine
+from vista.delivery.interfaces import AuditLine, Release
 from vista.errors import EpochError, InputError
 
 LINE = AuditLine(time_us=1, actor="test", action="note", reason=uuid.uuid4().hex, before="", after="")
@@ -145,6 +146,25 @@ def drop(url: str, name: str) -> None:
     """As DROP TABLE does."""
     with closing(Client(Address.parse(url, options=frozenset()))) as client:
         client.call(lambda calls: calls.drop_table(url.rpartition("/")[2], name, True))
+
+
+def test_an_operation_that_a_newer_version_has_begun_is_finished_and_kept_as_it_was_written(
+    metastore: Metastore,
+) -> None:
+    """Keys that this version does not know are ignored, in the head and in the history."""
+    release = Release(id="r-1", space="s", epoch=1, foundation="f", downstream="d")
+    url = fresh_database(metastore)
+    with closing(open_catalog(url)) as catalog:
+        catalog.note(LINE)
+        head = catalog._journal.head()
+        newer = json.loads(head) | {"number": 2, "token": "newer"}
+        newer["release"] = release.model_dump() | {"rollout": "half"}
+        assert catalog._journal.swap_head(head, json.dumps(newer))
+    with closing(open_catalog(url)) as catalog:
+        assert catalog.releases() == [release]
+        assert json.loads(catalog._journal.get("operations", 2)) == newer
+        catalog.swap_release("r-1", release.model_copy(update={"id": "r-2"}), LINE)
+        assert [one.id for one in catalog.releases()] == ["r-1", "r-2"]
 
 
 def test_a_warehouse_without_permission_is_named(metastore: Metastore) -> None:

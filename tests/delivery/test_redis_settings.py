@@ -1,9 +1,14 @@
 """Redis with wrong settings, without rights, without memory: a typed error in time that says what to mend."""
 
+import json
 import os
 import random
 import signal
+import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,7 +20,9 @@ from infra.processes import wait_until
 from infra.redis import PRIMARY_NAME, Redis, running_cluster, running_redis, running_sentinel
 from infra.servers import HOST
 from infra.tls import Certificates, make_certificates
-from vista.delivery.control import barrier, retirement
+from vista.delivery.control import barrier, release_record, retirement
+from vista.delivery.interfaces import Release
+from vista.delivery.redis_store import PATIENCE_S
 from vista.delivery.store import open_store
 from vista.delivery.worker import MAX_BATCH_BYTES
 from vista.errors import InputError
@@ -81,9 +88,31 @@ def test_a_server_that_does_not_answer(plain: Redis) -> None:
             use(plain.url)
         with refused("no answer"):
             known.get_many(SPACE, 1, [1])
+        started_s = time.monotonic()
+        with refused("no answer"):
+            known.state(0, reading=True)
+        assert time.monotonic() - started_s < PATIENCE_S
     finally:
         os.kill(pid, signal.SIGCONT)
     use(plain.url)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "said"), [("cluster", "", "no answer"), ("sentinel", "/vista", "for 'vista'; no answer")]
+)
+def test_servers_that_all_say_nothing_are_an_error_in_time_and_keep_no_other_region_waiting(
+    plain: Redis, kind: str, name: str, said: str
+) -> None:
+    with ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(6)]
+        hosts = ",".join(f"{HOST}:{one.getsockname()[1]}" for one in silent)
+        store = open_store(f"redis+{kind}://{hosts}{name}", BUCKETS)
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        with refused(said):
+            reading = pool.submit(store.get_many, SPACE, 1, [1])
+            use(plain.url)
+            assert not reading.done()
+            reading.result()
 
 
 def test_wrong_user_and_password(plain: Redis, secret: Path) -> None:
@@ -167,6 +196,36 @@ def test_a_cluster_with_tls(servers_place: Path, certificates: Certificates, sec
                 open_store(alone, BUCKETS).state(bucket)
         with refused("is wrong"):
             use(redis.url.replace(str(redis.vista_password), str(secret)))
+
+
+def test_a_cluster_that_falls_silent_is_an_error_in_time(servers_place: Path) -> None:
+    with running_cluster(servers_place / "redis-silent") as redis:
+        known = open_store(redis.url, BUCKETS)
+        known.state(0)
+        for node in redis.nodes:
+            os.kill(node.server.pid, signal.SIGSTOP)
+        try:
+            with refused("no answer"):
+                known.state(0)
+        finally:
+            for node in redis.nodes:
+                os.kill(node.server.pid, signal.SIGCONT)
+
+
+def test_a_release_of_a_newer_version_is_read_without_its_new_keys_and_a_damaged_one_is_an_error(
+    plain: Redis,
+) -> None:
+    plain.wipe()
+    release = Release(id="r-1", space=SPACE, epoch=1, foundation="f", downstream="d")
+    store = open_store(plain.url, BUCKETS)
+    store.apply(0, 0, 1, [release_record(release)])
+    newer = json.dumps(release.model_dump() | {"rollout": "half"})
+    plain.nodes[0].ask("HSET", "w:{0}", "release", newer)
+    assert store.state(0).release == release
+    plain.nodes[0].ask("HSET", "w:{0}", "release", newer[:20])
+    with refused(r"what bucket 0 keeps is damaged \(.*: empty this Redis, it refills from the log"):
+        store.state(0)
+    plain.wipe()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from vista.delivery.interfaces import Catalog, Release
 from vista.delivery.reader import RegionReader
 from vista.delivery.regions import Backends, open_backends
 from vista.delivery.release import current_release, promote, rollback
-from vista.errors import SpaceMismatchError
+from vista.delivery.sqlite_log import SqliteLog
+from vista.errors import BackendError, SpaceMismatchError
 from vista.summary.record import inspect, space_id
 
 SPACE = SPACES[0]
@@ -47,6 +49,7 @@ def test_no_batch_mixes_epochs_while_releases_flip_under_streamed_updates(
         flip(backends, 1)
         reads = Reads(backends)
         thread = threading.Thread(target=reads.run)
+        began_s = time.monotonic()
         thread.start()
         with Stream(backends.log, USERS, (1, 2), pause_s=0.01).running() as stream:
             for _ in range(50 if full_size else 8):
@@ -58,6 +61,8 @@ def test_no_batch_mixes_epochs_while_releases_flip_under_streamed_updates(
                 found.rounds += 2
         reads.stop.set()
         thread.join()
+        reading_s = time.monotonic() - began_s
+        assert reads.batches >= (reading_s / READ_EVERY_S / 2 if full_size else found.rounds), reading_s
         assert not reads.problems, reads.problems[:3]
         found.mixed, found.lost = reads.mixed, reads.missing
         assert (reads.mixed, reads.missing) == (0, 0)
@@ -98,16 +103,18 @@ class Reads:
     stop: threading.Event = field(default_factory=threading.Event)
     mixed: int = 0
     missing: int = 0
+    batches: int = 0
     epochs: set[int] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
     _readers: dict[str, RegionReader] = field(default_factory=dict)
 
     def run(self) -> None:
-        first = 0
-        while not self.stop.wait(READ_EVERY_S):
-            users = [(first + step) % USERS for step in range(BATCH)]
-            first += 5
+        due_s = time.monotonic()
+        while not self.stop.wait(max(0.0, due_s - time.monotonic())):
+            due_s += READ_EVERY_S
+            users = [(5 * self.batches + step) % USERS for step in range(BATCH)]
             self._batch(_released(self.backends.catalog), users)
+            self.batches += 1
         for reader in self._readers.values():
             reader.close()
 
@@ -142,3 +149,17 @@ def _wanted(data: bytes, user: int, epoch: int) -> bytes:
     if header.seq >= 1_000:
         return update(user, header.seq, epoch)
     return record(user, user, space=SPACE, epoch=epoch, as_of_us=1_000 * epoch, variant=epoch)
+
+
+def test_a_stream_that_dies_fails_its_test(tmp_path: Path) -> None:
+    """It would be a test without its load."""
+
+    class Full(SqliteLog):
+        def append(self, partition: int, records: Sequence[bytes]) -> int:
+            if stream.sent:
+                raise BackendError("the disk is full")
+            return super().append(partition, records)
+
+    stream = Stream(Full(f"sqlite:///{tmp_path}/log.db", BUCKETS), USERS, (1,), pause_s=0.0)
+    with pytest.raises(BackendError, match="the disk is full"), stream.running():
+        until(lambda: stream.sent, "it has begun")

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
@@ -147,7 +148,7 @@ def test_every_gap_has_a_name(tmp_path: Path, settings: Settings) -> None:
         state = RegionState.of("east", east, BUCKETS)
         assert state.gaps(epoch, shards) == [
             "region east, bucket 0 has not passed the barrier of epoch 1",
-            f"region east, bucket 1 holds {rows[1] - 1} users, and not the {rows[1]} users of the manifest",
+            f"region east, bucket 1 lacks 1 of the {rows[1]} users of epoch 1's table",
         ]
         assert state.coverage(epoch, shards) == pytest.approx((40 - 2) / 40)
         assert not state.complete(SPACE, 1)
@@ -156,6 +157,46 @@ def test_every_gap_has_a_name(tmp_path: Path, settings: Settings) -> None:
         assert RegionState.of("west", stores["west"], BUCKETS).gaps(epoch, shards)[0] == (
             "region west, bucket 0 holds nothing of epoch 1"
         )
+
+
+def test_users_that_came_since_with_streamed_updates_are_no_gap(tmp_path: Path, settings: Settings) -> None:
+    epoch = publish_epoch(tmp_path, users=40, as_of_us=4_000_000)
+    finish_stages(settings, "run-1", epoch)
+    config = RefreshConfig(recipe="smoke", run_id="run-1")
+    deliver_epoch(config, settings)
+    stream(settings, range(40, 60))
+    report = deliver_epoch(config, settings)
+    assert {region.coverage for region in report.regions.values()} == {1.0}
+    with open_backends(settings) as backends:
+        (east, _) = verify_all(backends, [epoch], all_bytes=False)
+    assert (east.line, east.findings) == ("region east: coverage 100.00% of epoch 1; lag 0 records", ())
+
+
+def test_users_that_came_since_do_not_hide_one_that_is_missing(tmp_path: Path, settings: Settings) -> None:
+    epoch = publish_epoch(tmp_path, users=40)
+    shards = shards_of(Path(epoch.location), BUCKETS)
+    deliver_here(tmp_path, epoch, settings)
+    stream(settings, range(40, 60))
+    with open_regions(settings, BUCKETS) as stores, closing(open_log(settings.log_url)) as log:
+        drain("east", log, stores["east"])
+        assert RegionState.of("east", stores["east"], BUCKETS).coverage(epoch, shards) == 1.0
+    with sqlite3.connect(settings.region_urls["east"].removeprefix("sqlite:///")) as east:
+        assert east.execute("DELETE FROM summaries WHERE user_id = 7").rowcount == 1
+    with open_regions(settings, BUCKETS) as stores:
+        state = RegionState.of("east", stores["east"], BUCKETS)
+        bucket = bucket_of(7, BUCKETS)
+        lacking = f"bucket {bucket} lacks 1 of the {shards[bucket].rows} users of epoch 1's table"
+        assert state.gaps(epoch, shards) == [f"region east, {lacking}"]
+        assert state.coverage(epoch, shards) == pytest.approx(39 / 40)
+        with pytest.raises(RegionNotReadyError, match=lacking):
+            check_ready("east", stores["east"], epoch, shards)
+
+
+def stream(settings: Settings, users: Iterable[int]) -> None:
+    """Append an update of each user under epoch 1 to the log."""
+    with closing(open_log(settings.log_url)) as log:
+        for user in users:
+            log.append(bucket_of(user, BUCKETS), [record(user, 0)])
 
 
 def test_a_canary_that_was_updated_since_is_no_difference(tmp_path: Path, settings: Settings) -> None:

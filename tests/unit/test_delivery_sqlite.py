@@ -1,5 +1,6 @@
 """The embedded back ends' failures: each one `BackendError` that names the URL and a remedy."""
 
+import json
 import sqlite3
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from delivery_samples import BUCKETS, SPACES, record, users_of
 from vista.delivery import sqlite, sqlite_log
 from vista.delivery.audit import audit_line
 from vista.delivery.catalog import open_catalog
-from vista.delivery.control import retirement
+from vista.delivery.control import release_record, retirement
+from vista.delivery.interfaces import Release
 from vista.delivery.log import open_log
 from vista.delivery.sqlite import Database
 from vista.delivery.store import open_store
@@ -41,6 +43,21 @@ def test_a_row_that_was_damaged_inside_a_whole_file(tmp_path: Path) -> None:
         connection.execute("INSERT INTO releases (id, body) VALUES ('r-1', '{\"id\": \"r-')")
     with pytest.raises(BackendError, match=r"catalog\.db: a row is damaged .*restore a catalog"):
         catalog.releases()
+
+
+def test_a_release_that_a_newer_version_wrote_is_read_without_its_new_keys(tmp_path: Path) -> None:
+    release = Release(id="r-1", space=SPACES[0], epoch=1, foundation="f", downstream="d")
+    newer = json.dumps(release.model_dump() | {"rollout": "half"})
+    catalog = open_catalog(f"sqlite:///{tmp_path}/catalog.db")
+    store = open_store(f"sqlite:///{tmp_path}/store.db", BUCKETS)
+    catalog.swap_release(None, release, audit_line("promote", "me", "better"))
+    store.apply(0, 0, 1, [release_record(release)])
+    for name in ("catalog", "store"):
+        with closing(sqlite3.connect(tmp_path / f"{name}.db", isolation_level=None)) as connection:
+            assert connection.execute("UPDATE releases SET body = ?", (newer,)).rowcount == 1
+    assert catalog.releases() == [release]
+    catalog.swap_release("r-1", release.model_copy(update={"id": "r-2"}), audit_line("promote", "me", "on"))
+    assert store.state(0).release == release
 
 
 def test_the_log_deletes_what_is_retired(tmp_path: Path) -> None:

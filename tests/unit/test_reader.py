@@ -79,6 +79,25 @@ def test_a_miss_in_a_whole_region_is_an_answer_and_counted(reader: RegionReader)
     assert reader.counts["missed"] == 1
 
 
+def test_misses_cost_one_look_for_each_of_their_buckets(
+    reader: RegionReader, stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_module, "CHECK_S", 600.0)
+    reader.read([1])
+    looks: list[tuple[int, bool]] = []
+    state = stores["east"].state
+
+    def counted(bucket: int, *, reading: bool = False) -> BucketState:
+        looks.append((bucket, reading))
+        return state(bucket, reading=reading)
+
+    monkeypatch.setattr(stores["east"], "state", counted)
+    cold = [user for bucket in (1, 3) for user in users_of(bucket, 100)[50:]]
+    reader.read(cold)
+    assert reader.counts["missed"] == len(cold) == 100
+    assert looks == [(1, True), (3, True)], "with a reader's patience"
+
+
 def test_a_region_that_does_not_hold_all_of_the_epoch_is_passed_over(
     reader: RegionReader, stores: dict[str, Store]
 ) -> None:

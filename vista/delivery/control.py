@@ -33,9 +33,8 @@ def retirement(space: str, epoch: int) -> bytes:
 def release_of(record: Record) -> Release:
     """The release that a control record names; keys of a newer writer are ignored. Raises `RecordError`."""
     try:
-        values: dict[str, object] = json.loads(record.payload)
-        return Release.model_validate({name: values.get(name) for name in Release.model_fields})
-    except (ValueError, AttributeError) as error:
+        return Release.model_validate_json(record.payload)
+    except ValueError as error:
         raise RecordError(f"a release record does not hold a release: {error}") from error
 
 

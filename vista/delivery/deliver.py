@@ -90,7 +90,7 @@ def check_capacity(epoch: Epoch, shards: tuple[Shard, ...], stores: Mapping[str,
 
 
 def check_ready(name: str, store: Store, epoch: Epoch, shards: tuple[Shard, ...]) -> RegionState:
-    """The region's state, if it holds exactly the epoch. Raises `RegionNotReadyError`."""
+    """The region's state, if it holds all of the epoch. Raises `RegionNotReadyError`."""
     state = RegionState.of(name, store, epoch.buckets)
     if gaps := state.gaps(epoch, shards):
         raise RegionNotReadyError(

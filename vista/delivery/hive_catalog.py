@@ -200,7 +200,7 @@ class HiveCatalog:
                 withdraws=withdraws,
             )
             if self._swap_head(text, operation):
-                self._finish(operation)
+                self._finish(operation, operation.model_dump_json())
                 return
 
     def _swap_head(self, head: str, operation: Operation) -> bool:
@@ -219,15 +219,16 @@ class HiveCatalog:
         text = self._journal.head()
         head = self._read(Operation, text)
         if head.number > self._finished:
-            self._finish(head)
+            self._finish(head, text)
         return text, head
 
-    def _finish(self, operation: Operation) -> None:
-        """Each step may be repeated, by several at once, also long after others have gone on."""
+    def _finish(self, operation: Operation, text: str) -> None:
+        """Each step may be repeated, by several at once, also long after others have gone on. It is kept as
+        its writer wrote it, which may be a newer one."""
         if self._journal.get(_OPERATIONS, operation.number) is None:
             if operation.withdraws is not None:
                 self._hide(*operation.withdraws)
-            self._journal.add(_OPERATIONS, operation.number, operation.model_dump_json())
+            self._journal.add(_OPERATIONS, operation.number, text)
         self._finished = operation.number
 
     def _operations(self) -> list[Operation]:

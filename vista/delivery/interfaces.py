@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, ConfigDict
 
 from vista.config import Frozen
 
@@ -43,7 +43,9 @@ class Epoch(Frozen):
 
 class Release(Frozen):
     """What serves: the one thing that is promoted or rolled back. `id` is unique; `previous` names the one
-    before."""
+    before. Keys of a newer writer are ignored, wherever a release is kept."""
+
+    model_config = ConfigDict(extra="ignore")
 
     id: str
     space: str
@@ -156,8 +158,9 @@ class Store(DeadLetters, Protocol):
     def get_many(self, space: str, epoch: int, users: Sequence[int]) -> list[bytes | None]:
         """The records of `users`, in their order; None for a miss, a tombstone, a retired epoch."""
 
-    def state(self, bucket: int) -> BucketState:
-        """Offset, release, floors and epochs of a bucket; offset 0 for one that was never written."""
+    def state(self, bucket: int, *, reading: bool = False) -> BucketState:
+        """Offset, release, floors and epochs of a bucket; offset 0 for one that was never written. Whoever is
+        `reading` waits for a store that is away no longer than `get_many` does."""
 
     def retire(self, space: str, epoch: int, at_most: int | None = None, bucket: int | None = None) -> int:
         """Delete, in slices, an epoch and the space's earlier ones from every bucket the log has told, or

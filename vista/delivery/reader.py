@@ -80,6 +80,7 @@ class RegionReader:
         if problem := self._problem(name, store):
             return {}, problem
         found: dict[int, Read] = {}
+        whole: dict[int, bool] = {}  # by bucket, of those in which a user is missed
         for user, data in zip(
             users, store.get_many(self._release.space, self._release.epoch, users), strict=True
         ):
@@ -90,7 +91,11 @@ class RegionReader:
                     problem = str(error)
                 else:
                     found[user] = Read(data, region=name)
-            elif self._bucket_is_whole(store, user):
+                continue
+            bucket = bucket_of(user, self._buckets)
+            if bucket not in whole:
+                whole[bucket] = self._is_whole(store, bucket)
+            if whole[bucket]:
                 found[user] = Read(None, why=f"region {name} holds no summary of this user")
             else:  # it was wiped since it was looked at
                 problem = self._incomplete()
@@ -117,9 +122,9 @@ class RegionReader:
         self._verdicts[name] = (time.monotonic() + CHECK_S, problem)
         return problem
 
-    def _bucket_is_whole(self, store: Store, user: int) -> bool:
+    def _is_whole(self, store: Store, bucket: int) -> bool:
         key = space_id(self._release.space), self._release.epoch
-        epoch = store.state(bucket_of(user, self._buckets)).epochs.get(key)
+        epoch = store.state(bucket, reading=True).epochs.get(key)
         return epoch is not None and epoch.barrier
 
     def _incomplete(self) -> str:

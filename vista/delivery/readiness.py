@@ -1,7 +1,8 @@
-"""Is a region ready for an epoch? Every bucket past its barrier, the manifest's users, canaries equal."""
+"""Is a region ready for an epoch? Every bucket past its barrier, every user of the table, canaries equal."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vista.config import Frozen
 from vista.delivery.interfaces import BucketState, Epoch, EpochState, Log, Store
@@ -10,6 +11,7 @@ from vista.summary.record import inspect, space_id
 from vista.summary.table import Shard, read_bucket, shards_of
 
 CANARIES = 16
+READ_ROWS = 128
 
 
 class RegionReport(Frozen):
@@ -22,27 +24,29 @@ class RegionReport(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class RegionState:
-    """All buckets of a region at about one time, in order."""
+    """All buckets of a region at about one time, in order.
+
+    A bucket may hold more users of an epoch than its table, those that came since with streamed updates: if
+    its set of users is another one, its records are compared with the table's, once.
+    """
 
     region: str
     buckets: tuple[BucketState, ...]
+    _store: Store
+    _compared: "dict[tuple[str, int, int], Differences]" = field(default_factory=dict)
 
     @classmethod
     def of(cls, region: str, store: Store, buckets: int) -> "RegionState":
-        return cls(region, tuple(store.state(bucket) for bucket in range(buckets)))
+        return cls(region, tuple(store.state(bucket) for bucket in range(buckets)), store)
 
     def gaps(self, epoch: Epoch, shards: Sequence[Shard]) -> list[str]:
         """What is missing, in words, bucket by bucket; empty if the region is ready for the epoch."""
         return [gap for shard in shards if (gap := self.gap(epoch, shard))]
 
     def coverage(self, epoch: Epoch, shards: Sequence[Shard]) -> float:
-        """Share of the epoch's users that the region holds; below 1 while a bucket has a gap."""
+        """Share of the table's users that the region holds; below 1 while a bucket has a gap."""
         total = sum(shard.rows for shard in shards)
-        held = sum(
-            min(shard.rows - 1, self._users(epoch, shard.bucket)) if self.gap(epoch, shard) else shard.rows
-            for shard in shards
-        )
-        return max(0, held) / total if total else 1.0
+        return sum(self._held(epoch, shard) for shard in shards) / total if total else 1.0
 
     def complete(self, space: str, epoch: int) -> bool:
         """Every bucket has passed the epoch's barrier, and it is not retired: it can be served."""
@@ -85,9 +89,34 @@ class RegionState:
             return f"{where} holds nothing of epoch {epoch.epoch}"
         if not state.barrier:
             return f"{where} has not passed the barrier of epoch {epoch.epoch}"
-        if state.keys_digest != shard.keys_digest:
-            return f"{where} holds {state.users} users, and not the {shard.rows} users of the manifest"
+        if missing := self._missing(epoch, shard):
+            return f"{where} lacks {missing} of the {shard.rows} users of epoch {epoch.epoch}'s table"
         return ""
+
+    def has_other_users(self, epoch: Epoch, shard: Shard) -> bool:
+        """Whether a bucket's users of an epoch are not just those of the table."""
+        state = self.epoch(epoch, shard.bucket)
+        return state is None or state.keys_digest != shard.keys_digest
+
+    def differences(self, epoch: Epoch, bucket: int) -> "Differences":
+        """All records of a bucket compared with the table's."""
+        key = epoch.space, epoch.epoch, bucket
+        if key not in self._compared:
+            self._compared[key] = differences(self._store, epoch, bucket, first_only=False)
+        return self._compared[key]
+
+    def _held(self, epoch: Epoch, shard: Shard) -> int:
+        """How many of the table's users the bucket holds; without its barrier at most all but one."""
+        state = self.epoch(epoch, shard.bucket)
+        held = shard.rows - self._missing(epoch, shard)
+        return held if state is not None and state.barrier else min(held, max(0, shard.rows - 1))
+
+    def _missing(self, epoch: Epoch, shard: Shard) -> int:
+        if not self._users(epoch, shard.bucket):
+            return shard.rows
+        if not self.has_other_users(epoch, shard):
+            return 0
+        return self.differences(epoch, shard.bucket).counts["missing"]
 
     def _users(self, epoch: Epoch, bucket: int) -> int:
         state = self.epoch(epoch, bucket)
@@ -105,6 +134,32 @@ def canaries_differ(epoch: Epoch, store: Store) -> list[int]:
     return [
         user for (user, wanted), data in zip(canaries.items(), held, strict=True) if difference(wanted, data)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """How many records of a bucket differ from the table, by how, and the first user of each kind."""
+
+    counts: Counter[str]
+    examples: dict[str, int]
+
+
+def differences(store: Store, epoch: Epoch, bucket: int, *, first_only: bool) -> Differences:
+    """A bucket's records, or only the first one, compared with the table's."""
+    counts: Counter[str] = Counter()
+    examples: dict[str, int] = {}
+    for rows in read_bucket(epoch.location, bucket):
+        users = rows.user_id_B.tolist()
+        for start in range(0, 1 if first_only else len(users), READ_ROWS):
+            part = slice(start, start + (1 if first_only else READ_ROWS))
+            held = store.get_many(epoch.space, epoch.epoch, users[part])
+            for user, wanted, data in zip(users[part], rows.records[part], held, strict=True):
+                if kind := difference(wanted, data):
+                    counts[kind] += 1
+                    examples.setdefault(kind, user)
+        if first_only:
+            break
+    return Differences(counts, examples)
 
 
 def difference(wanted: bytes, held: bytes | None) -> str:

@@ -5,11 +5,11 @@ rediss instead of redis for TLS. The Sentinels take the same password, without a
 mapped to `BackendError` here.
 """
 
+import random
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -17,14 +17,17 @@ from redis import Redis, RedisCluster, exceptions
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import MasterNotFoundError, Sentinel
 
 from vista.delivery.address import Address, shown
 from vista.errors import BackendError, InputError
 
 SCHEMES = tuple(f"{base}{kind}" for base in ("redis", "rediss") for kind in ("", "+sentinel", "+cluster"))
 CONNECT_S, ANSWER_S = 1.0, 3.0
-"""With a patience of 5 s at most 9 s pass until a wrong setting is an error."""
+"""The nodes that are asked where the keys are share the time for an answer: with a patience of 5 s at most 9
+s pass until a wrong setting is an error."""
+ASKED = 3
+"""Nodes of a known Cluster that are asked anew where the keys are."""
 PAUSE_S = 0.1
 
 _PASSING = (
@@ -72,6 +75,7 @@ class Nodes:
         """Raises `InputError` for a URL that names none."""
         options = {"password_file"} | ({"ca"} if url.startswith("rediss") else set())
         self.url = url
+        self._connected: Redis | RedisCluster | None = None
         self.address = Address.parse(url, options=frozenset(options))
         if self.address.scheme not in SCHEMES:
             raise InputError(
@@ -101,8 +105,8 @@ class Nodes:
         with self._mapped():
             while True:
                 try:
-                    if failed and isinstance(self._client, RedisCluster):
-                        self._client.nodes_manager.initialize()
+                    if failed:
+                        self._find_anew()
                     return action(*args, **kwargs)
                 except _PASSING as error:
                     if _remedy(error, _WRONG_SETTINGS) or time.monotonic() > end_s:
@@ -112,31 +116,53 @@ class Nodes:
 
     def close(self) -> None:
         """Close the connections; they are made again when used."""
-        if client := self.__dict__.pop("_client", None):
+        client, self._connected = self._connected, None
+        if client is not None:
             client.close()
 
-    @cached_property
+    @property
     def _client(self) -> Redis | RedisCluster:
-        address, settings = self.address, self._settings()
+        """Without a lock: behind it threads would wait for a silent server one after the other."""
+        client = self._connected
+        if client is None:
+            client = self._connected = self._connect()
+        return client
+
+    def _connect(self) -> Redis | RedisCluster:
+        address, settings = self.address, self._settings(ANSWER_S)
         if address.scheme.endswith("+sentinel"):
-            alike = {name: value for name, value in settings.items() if name != "username"}
-            sentinel = Sentinel(address.hosts, sentinel_kwargs=alike, **settings)
+            asked = self._settings(ANSWER_S / len(address.hosts))
+            del asked["username"]
+            sentinel = Sentinel(address.hosts, sentinel_kwargs=asked, **settings)
             return sentinel.master_for(address.name)
         if address.scheme.endswith("+cluster"):
-            del settings["retry"]
-            nodes = [ClusterNode(host, port) for host, port in address.hosts]
-            never = Retry(NoBackoff(), 0)
-            return RedisCluster(startup_nodes=nodes, require_full_coverage=False, retry=never, **settings)
+            seeds = self._asked(address.hosts)
+            return RedisCluster(startup_nodes=seeds, require_full_coverage=False, **settings)
         ((host, port),) = address.hosts
         return Redis(host, port, **settings)
 
-    def _settings(self) -> dict[str, Any]:
+    def _find_anew(self) -> None:
+        """Ask some nodes of a Cluster where the keys are now."""
+        client = self._client
+        if isinstance(client, RedisCluster):
+            known = [(node.host, node.port) for node in client.get_nodes()]
+            asked = self._asked(random.sample(known, min(ASKED, len(known))))
+            client.nodes_manager.startup_nodes = {node.name: node for node in asked}
+            client.nodes_manager.initialize()
+
+    def _asked(self, hosts: Sequence[tuple[str, int]]) -> list[ClusterNode]:
+        settings = self._settings(ANSWER_S / len(hosts))
+        return [
+            ClusterNode(host, port, redis_connection=Redis(host, port, **settings)) for host, port in hosts
+        ]
+
+    def _settings(self, answer_s: float) -> dict[str, Any]:
         address = self.address
         settings: dict[str, Any] = {
             "username": address.user or None,
             "password": address.password(),
             "socket_connect_timeout": CONNECT_S,
-            "socket_timeout": ANSWER_S,
+            "socket_timeout": answer_s,
             "retry": Retry(NoBackoff(), 0),  # `ask` does it, alike for all three
             "protocol": 2,
         }
@@ -153,7 +179,10 @@ class Nodes:
             yield
         except (exceptions.RedisError, exceptions.RedisClusterException) as error:
             remedy = _remedy(error, _WRONG_SETTINGS + _OUTAGES) or "see the log of the server"
-            raise BackendError(f"{self.url}: {error}; {remedy}") from error
+            said = str(error)
+            if isinstance(error, MasterNotFoundError):  # behind it, all settings of every Sentinel
+                said = said.partition(" : ")[0]
+            raise BackendError(f"{self.url}: {said}; {remedy}") from error
 
 
 def _remedy(error: BaseException, remedies: Sequence[tuple[str, str]]) -> str:

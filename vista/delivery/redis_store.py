@@ -18,11 +18,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from redis import Redis
 from redis.exceptions import ResponseError
 
@@ -59,11 +60,15 @@ class RedisStore:
         """Raises `InputError` for a URL that names no Redis."""
         self._nodes = Nodes(url)
         self._wanted_buckets = buckets
+        self._known_buckets = 0
         self._counted_s, self._counts = 0.0, Counter[Redis]()
 
-    @cached_property
+    @property
     def _buckets(self) -> int:
-        return self._checked_buckets()
+        """Not a `cached_property`: before Python 3.12 all stores would wait for a silent one."""
+        if not self._known_buckets:
+            self._known_buckets = self._checked_buckets()
+        return self._known_buckets
 
     def _checked_buckets(self) -> int:
         kept = self._nodes.ask(PATIENCE_S, self._fixed_buckets)
@@ -103,8 +108,15 @@ class RedisStore:
         found = self._nodes.ask(READ_PATIENCE_S, self._get_many, f"{space_id(space):016x}", epoch, by_bucket)
         return [found[user] for user in users]
 
-    def state(self, bucket: int) -> BucketState:
-        found = self._nodes.ask(PATIENCE_S, self._state, bucket)
+    def state(self, bucket: int, *, reading: bool = False) -> BucketState:
+        try:
+            found = self._nodes.ask(READ_PATIENCE_S if reading else PATIENCE_S, self._state, bucket)
+        except ValidationError as error:
+            what = error.errors()[0]["msg"]
+            raise BackendError(
+                f"{self._nodes.url}: what bucket {bucket} keeps is damaged ({what}): empty this Redis, it "
+                "refills from the log"
+            ) from error
         if not found.offset:  # perhaps it was wiped, and the number of buckets with it
             self._checked_buckets()
         return found

@@ -108,7 +108,7 @@ class SqliteStore:
                 found.append(None if row is None else row[0])
         return found
 
-    def state(self, bucket: int) -> BucketState:
+    def state(self, bucket: int, *, reading: bool = False) -> BucketState:
         with self._database.read() as connection:
             release = connection.execute("SELECT body FROM releases WHERE bucket = ?", (bucket,)).fetchone()
             floors = connection.execute(

@@ -1,16 +1,13 @@
 """A region compared with the table: what is missing, older or damaged, bucket by bucket."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from vista.delivery.interfaces import Epoch, Log, Store
-from vista.delivery.readiness import RegionState, difference, manifests
+from vista.delivery.readiness import RegionState, differences, manifests
 from vista.errors import BackendError
-from vista.summary.table import Shard, read_bucket
-
-READ_ROWS = 128
+from vista.summary.table import Shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +44,13 @@ def verify_region(
         state = RegionState.of(name, store, source.partitions)
         tables = [(epoch, manifests(epoch)) for epoch in epochs]
         findings = tuple(_findings(state, store, source, tables, all_bytes))
+        covered = [(epoch, state.coverage(epoch, shards)) for epoch, shards in tables]
     except BackendError as error:
         what = Finding("unreadable", f"region {name}: {error}")
         return Verdict(name, f"region {name}: cannot be read", (what,), None)
     several = len({epoch.space for epoch in epochs}) > 1
     coverage = ", ".join(
-        f"{state.coverage(epoch, shards):.2%} of epoch {epoch.epoch}" + f" of {epoch.space}" * several
-        for epoch, shards in tables
+        f"{share:.2%} of epoch {epoch.epoch}" + f" of {epoch.space}" * several for epoch, share in covered
     )
     lag = sum(max(0, source.bounds(number)[1] - one.offset) for number, one in enumerate(state.buckets))
     return Verdict(name, f"region {name}: coverage {coverage}; lag {lag:,} records", findings, state)
@@ -89,9 +86,11 @@ def _of_bucket(
     if held is None or not held.barrier:
         yield Finding("incomplete", state.gap(epoch, shard), shard.bucket, epoch)
         return
-    # Another set of users may only hold more: those that came since, with streamed updates.
-    other_users = held.keys_digest != shard.keys_digest
-    found, example = _differences(store, epoch, shard.bucket, first_only=not (all_bytes or other_users))
+    if all_bytes or state.has_other_users(epoch, shard):
+        compared = state.differences(epoch, shard.bucket)
+    else:
+        compared = differences(store, epoch, shard.bucket, first_only=True)
+    found, example = compared.counts, compared.examples
     where = f"region {state.region}, bucket {shard.bucket}: of epoch {epoch.epoch}'s {shard.rows} users,"
     if found["missing"] or found["older"]:
         text = f"{where} {found['missing']} missing and {found['older']} older than the table's"
@@ -100,23 +99,3 @@ def _of_bucket(
     if found["damaged"]:
         text = f"{where} {found['damaged']} damaged (first: user {example['damaged']})"
         yield Finding("damaged", text, shard.bucket, epoch)
-
-
-def _differences(
-    store: Store, epoch: Epoch, bucket: int, *, first_only: bool
-) -> tuple[Counter[str], dict[str, int]]:
-    """How many records of the bucket differ from the table, by how, and the first user of each kind."""
-    counts: Counter[str] = Counter()
-    examples: dict[str, int] = {}
-    for rows in read_bucket(epoch.location, bucket):
-        users = rows.user_id_B.tolist()
-        for start in range(0, 1 if first_only else len(users), READ_ROWS):
-            part = slice(start, start + (1 if first_only else READ_ROWS))
-            held = store.get_many(epoch.space, epoch.epoch, users[part])
-            for user, wanted, data in zip(users[part], rows.records[part], held, strict=True):
-                if kind := difference(wanted, data):
-                    counts[kind] += 1
-                    examples.setdefault(kind, user)
-        if first_only:
-            break
-    return counts, examples

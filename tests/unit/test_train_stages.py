@@ -133,7 +133,7 @@ def test_the_champion_is_scored_where_it_can_be(stage: StageContext, good: Train
     save(checkpoint, good.model, meta.model_copy(update={"kind": "downstream"}))
     vocabulary = Vocabulary.of(stage.dataset, meta.spec)
     vocabulary.write(checkpoint)
-    release(stage, "good", str(checkpoint))
+    release(stage, good.job, checkpoint)
     champion, scores_N = score_champion(stage)
     assert champion.comparable, champion.why
     assert scores_N is not None
@@ -144,21 +144,21 @@ def test_the_champion_is_scored_where_it_can_be(stage: StageContext, good: Train
     vocabulary.model_copy(update={"items": "of other ids", "value_edges": (1.0,)}).write(checkpoint)
     champion, _ = score_champion(stage)
     assert champion.why.endswith("was trained on data with other items, value_edges")
-    release(stage, "good", str(tmp_path / "gone"))
+    release(stage, good.job, tmp_path / "gone")
     champion, _ = score_champion(stage)
     assert "cannot be read" in champion.why
 
 
-def release(stage: StageContext, space: str, downstream: str) -> None:
+def release(stage: StageContext, job: DownstreamJob, downstream: Path) -> None:
     with closing(open_catalog(stage.settings.catalog_url)) as catalog:
         before = catalog.releases()
         expected = before[-1].id if before else None
         new = Release(
             id=f"r-{len(before)}",
-            space=space,
+            space=job.space,
             epoch=1,
-            foundation="",
-            downstream=downstream,
+            foundation=str(job.foundation),
+            downstream=str(downstream),
             previous=expected,
         )
         line = AuditLine(time_us=0, actor="test", action="promote", reason="", before="", after=new.id)

@@ -24,6 +24,7 @@ from vista.data.dataset import Dataset
 from vista.data.schema import DAY_US
 from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import AuditLine, Epoch, Release
+from vista.delivery.publish import export_id
 from vista.delivery.regions import open_backends
 from vista.delivery.release import promote
 from vista.errors import InputError, StageError
@@ -34,7 +35,7 @@ from vista.model.ranker import Ranker
 from vista.serve.score import score
 from vista.train import retrain_downstream, train_foundation
 from vista.train.champion import score_champion
-from vista.train.export_summaries import ExportReport
+from vista.train.export_summaries import ExportReport, PublishedEpoch
 from vista.train.jobs import RankerJob, Training
 from vista.train.loop import Snapshot, fit
 from vista.train.stage import StageContext, checkpoint_meta
@@ -119,7 +120,8 @@ class Refreshed:
         return model
 
 
-def refresh(config: RefreshConfig, settings: Settings) -> Refreshed:
+def exported(config: RefreshConfig, settings: Settings) -> tuple[StageContext, RankerJob, list[Epoch]]:
+    """A run whose foundation has been trained and its summaries published."""
     stage = prepared(config, settings)
     job, space = planned(stage)
     training = Training(job)
@@ -138,9 +140,26 @@ def refresh(config: RefreshConfig, settings: Settings) -> Refreshed:
         trained_on=training.trained_on(),
     )
     stage.run.keep_stage_report("train_foundation", report, seconds=0.0)
-    epochs = [published(stage, opened(stage, as_of_us, space)) for as_of_us in epoch_times(stage)]
-    exported = ExportReport(space=space, epochs=(), newest_epoch=epochs[-1].epoch)
-    stage.run.keep_stage_report("export_summaries", exported, seconds=0.0)
+    epochs = [
+        published(stage, opened(stage, as_of_us, space, export_id=f"{config.run_id}/{as_of_us}"))
+        for as_of_us in epoch_times(stage)
+    ]
+    kept = ExportReport(
+        space=space,
+        epochs=tuple(
+            PublishedEpoch(
+                epoch=one.epoch, as_of_us=one.as_of_us, rows=one.rows, republished=0, location=one.location
+            )
+            for one in epochs
+        ),
+        newest_epoch=epochs[-1].epoch,
+    )
+    stage.run.keep_stage_report("export_summaries", kept, seconds=0.0)
+    return stage, job, epochs
+
+
+def refresh(config: RefreshConfig, settings: Settings) -> Refreshed:
+    stage, job, epochs = exported(config, settings)
     downstream = Training(retrain_downstream.downstream_job(stage))
     state = trained(downstream, stage.run.training("downstream") / "state")
     retrain_downstream.finish(stage, downstream, state)
@@ -213,7 +232,7 @@ def test_a_champion_without_a_usable_epoch_is_named_with_why(warm: Refreshed, tm
         catalog.swap_release(None, release, audit_line("promote"))
     champion, scores_N = score_champion(replace(warm.stage, settings=settings))
     assert (champion.release, champion.comparable, scores_N) == (release.id, False, None)
-    why = f"no epoch of {release.space} is published and not withdrawn"
+    why = f"no epoch of {release.space} that it may read is published and not withdrawn"
     assert champion.not_compared == f"the champion {release.id} could not be compared: {why}"
 
 
@@ -319,13 +338,14 @@ def test_without_a_release_there_is_nothing_to_go_on_from(tmp_path: Path) -> Non
 
 
 def copied(settings: Settings, folder: Path) -> Settings:
-    """The same deployment with a catalog of its own."""
+    """The same deployment with a catalog and a table of its own."""
     with (
-        closing(sqlite3.connect(settings.home / "catalog.db")) as source,
+        closing(sqlite3.connect(settings.catalog_url.removeprefix("sqlite:///"))) as source,
         closing(sqlite3.connect(folder / "catalog.db")) as target,
     ):
         source.backup(target)
-    return settings.model_copy(update={"catalog_url": f"sqlite:///{folder}/catalog.db"})
+    own = {"catalog_url": f"sqlite:///{folder}/catalog.db", "warehouse": str(folder / "warehouse")}
+    return settings.model_copy(update=own)
 
 
 def audit_line(action: str) -> AuditLine:
@@ -383,6 +403,54 @@ def test_an_epoch_that_was_never_released_is_no_start(
     with closing(open_catalog(copy.catalog_url)) as catalog:
         catalog.publish(refused.model_copy(update={"location": warm.epoch.location, "rows": warm.epoch.rows}))
     assert planned(stage)[0].start == Path(warm.release.foundation)
+
+
+@dataclass(frozen=True)
+class Challenger:
+    """The run of the day after `warm`, whose gate has not decided yet: its summaries are published. It
+    deploys into a copy of the catalog."""
+
+    stage: StageContext
+    job: RankerJob
+    epochs: list[Epoch]
+
+    @property
+    def settings(self) -> Settings:
+        return self.stage.settings
+
+
+@pytest.fixture(scope="module")
+def challenger(settings: Settings, warm: Refreshed, tmp_path_factory: pytest.TempPathFactory) -> Challenger:
+    folder = tmp_path_factory.mktemp("challenger")
+    config = config_of(shop(folder / "shop", DAYS + 2), "challenger", warm_start=True, learning_rate=1.0)
+    return Challenger(*exported(config, copied(settings, folder)))
+
+
+def test_a_champion_reads_no_summary_of_its_challenger(
+    warm: Refreshed, challenger: Challenger, tmp_path: Path
+) -> None:
+    """Of the same space and as of a later time than its own; those of its own foundation it reads, whichever
+    run has published them."""
+    copy, n = copied(challenger.settings, tmp_path), challenger.stage.dataset.split().n
+    stage = replace(challenger.stage, settings=copy)
+    (theirs,) = challenger.epochs
+    assert theirs.as_of_us == stage.dataset.day_start_us(n)
+    champion, beside_N = score_champion(stage)
+    withdraw(copy, theirs)
+    _, alone_N = score_champion(stage)
+    assert champion.release == warm.release.id
+    assert beside_N is not None
+    assert alone_N is not None
+    np.testing.assert_allclose(beside_N, alone_N, rtol=0, atol=1e-6)
+
+    adopted = shutil.copytree(warm.release.foundation, tmp_path / "adopted")
+    made_of = export_id(warm.epoch.space, checkpoint_meta(adopted).digest, theirs.as_of_us, "int8")
+    changes = {"checkpoint": str(adopted), "trained_until_us": warm.epoch.trained_until_us}
+    published(stage, opened(stage, theirs.as_of_us, warm.epoch.space, export_id=made_of, **changes))
+    _, fresh_N = score_champion(stage)
+    assert fresh_N is not None
+    rows = stage.test_rows()
+    assert np.abs(fresh_N[rows] - alone_N[rows]).max() > 1e-4
 
 
 def test_a_rollback_takes_back_what_came_between() -> None:

@@ -25,7 +25,7 @@ from vista.summary.codec import codec_of, encode_summaries
 from vista.summary.record import space_id
 from vista.summary.table import write_shard
 from vista.train.champion import score_champion
-from vista.train.jobs import DownstreamJob, Training, training_days
+from vista.train.jobs import DownstreamJob, Training, training_days, usable_epochs
 from vista.train.loop import fit
 from vista.train.retrain_downstream import check_join, downstream_job
 from vista.train.stage import Fitted, Result, StageContext, checkpoint_meta
@@ -48,6 +48,7 @@ def job_on(stage: StageContext, space: str) -> DownstreamJob:
         foundation=Path(stage.run.report_of("train_foundation")["checkpoint"]),
         catalog_url=stage.settings.catalog_url,
         space=space,
+        epochs=tuple(one.epoch for one in usable_epochs(stage.settings.catalog_url, space)),
         train=stage.recipe.downstream.model_copy(update={"workers": 1}),
         days=training_days(windows.k, windows.n, 1),
     )

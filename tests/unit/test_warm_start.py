@@ -32,11 +32,12 @@ from vista.evaluate.metrics import Metrics
 from vista.jobs import run_stage
 from vista.model.checkpoint import load
 from vista.model.ranker import Ranker
+from vista.runs import RunDirectory
 from vista.serve.score import score
 from vista.train import retrain_downstream, train_foundation
 from vista.train.champion import score_champion
 from vista.train.export_summaries import ExportReport, PublishedEpoch
-from vista.train.jobs import RankerJob, Training
+from vista.train.jobs import RankerJob, Training, usable_epochs
 from vista.train.loop import Snapshot, fit
 from vista.train.stage import StageContext, checkpoint_meta
 from vista.train.train_foundation import FoundationReport, planned
@@ -144,18 +145,19 @@ def exported(config: RefreshConfig, settings: Settings) -> tuple[StageContext, R
         published(stage, opened(stage, as_of_us, space, export_id=f"{config.run_id}/{as_of_us}"))
         for as_of_us in epoch_times(stage)
     ]
-    kept = ExportReport(
-        space=space,
-        epochs=tuple(
-            PublishedEpoch(
-                epoch=one.epoch, as_of_us=one.as_of_us, rows=one.rows, republished=0, location=one.location
-            )
-            for one in epochs
-        ),
-        newest_epoch=epochs[-1].epoch,
-    )
-    stage.run.keep_stage_report("export_summaries", kept, seconds=0.0)
+    keep_export(stage, epochs)
     return stage, job, epochs
+
+
+def keep_export(stage: StageContext, epochs: list[Epoch]) -> None:
+    kept = tuple(
+        PublishedEpoch(
+            epoch=one.epoch, as_of_us=one.as_of_us, rows=one.rows, republished=0, location=one.location
+        )
+        for one in epochs
+    )
+    report = ExportReport(space=epochs[-1].space, epochs=kept, newest_epoch=epochs[-1].epoch)
+    stage.run.keep_stage_report("export_summaries", report, seconds=0.0)
 
 
 def refresh(config: RefreshConfig, settings: Settings) -> Refreshed:
@@ -451,6 +453,74 @@ def test_a_champion_reads_no_summary_of_its_challenger(
     assert fresh_N is not None
     rows = stage.test_rows()
     assert np.abs(fresh_N[rows] - alone_N[rows]).max() > 1e-4
+
+
+@pytest.fixture(scope="module")
+def after_a_refusal(
+    warm: Refreshed, challenger: Challenger, tmp_path_factory: pytest.TempPathFactory
+) -> Challenger:
+    """The next day's run: the challenger was refused. As of the run's own time there are later epochs of the
+    refused and of the released foundation, too."""
+    folder = tmp_path_factory.mktemp("after")
+    copy = copied(challenger.settings, folder)
+    config = config_of(shop(folder / "shop", DAYS + 3), "after", warm_start=True)
+    run = Challenger(*exported(config, copy))
+    (own,) = run.epochs
+    for checkpoint in (str(challenger.stage.result("foundation").checkpoint), warm.release.foundation):
+        changes = {"export_id": f"late {checkpoint}", "checkpoint": checkpoint}
+        published(run.stage, opened(run.stage, own.as_of_us, own.space, **changes))
+    return run
+
+
+def test_a_downstream_model_reads_no_summary_of_a_refused_foundation(
+    settings: Settings, cold: Refreshed, warm: Refreshed, after_a_refusal: Challenger
+) -> None:
+    """Nor do two epochs as of one time compete: days before the run's own are joined with released ones."""
+    run = after_a_refusal
+    (own,) = run.epochs
+    job = retrain_downstream.downstream_job(run.stage)
+    assert job.foundation == run.stage.result("foundation").checkpoint
+    released = [one.epoch for one in usable_epochs(settings.catalog_url, cold.epoch.space)]
+    assert warm.epoch.epoch in released
+    assert job.epochs == (*released, own.epoch)
+    reader = Training(job).reader
+    n = run.stage.dataset.split().n
+    for day, as_of_us in ((n, own.as_of_us), (n - 1, warm.epoch.as_of_us)):
+        examples = run.stage.dataset.examples(day, day + 1)
+        _, found_B, as_of_us_B = reader.lookup(examples.user_id_E, examples.cut_us_E)
+        assert set(as_of_us_B[found_B].tolist()) == {as_of_us}
+
+
+def test_a_resumed_downstream_training_reads_what_it_began_with(
+    settings: Settings, cold: Refreshed, after_a_refusal: Challenger, tmp_path: Path
+) -> None:
+    """Whatever was released or rolled back meanwhile, unless the run has exported anew."""
+    run, copy = after_a_refusal, copied(after_a_refusal.settings, tmp_path)
+    shutil.copytree(run.stage.run.path, tmp_path / "run")
+    stage = replace(run.stage, settings=copy, run=RunDirectory(tmp_path / "run"))
+    before, (own,) = retrain_downstream.downstream_job(stage), run.epochs
+    serve_again(copy, cold.release)
+    assert retrain_downstream.downstream_job(stage) == before
+
+    withdraw(copy, own)
+    again = published(stage, opened(stage, own.as_of_us, own.space, export_id="again"))
+    keep_export(stage, [again])
+    held = [
+        one.epoch for one in usable_epochs(settings.catalog_url, own.space) if one.epoch <= cold.epoch.epoch
+    ]
+    assert retrain_downstream.downstream_job(stage).epochs == (*held, again.epoch)
+
+
+@pytest.mark.parametrize("content", ["", "{}"])
+def test_a_damaged_choice_of_epochs_is_named_with_its_remedy(warm: Refreshed, content: str) -> None:
+    kept = warm.stage.run.training("downstream") / "epochs.json"
+    whole = kept.read_text()
+    kept.write_text(content)
+    with pytest.raises(
+        StageError, match=r"epochs\.json cannot be read .*: delete .*/downstream, then `make run"
+    ):
+        retrain_downstream.downstream_job(warm.stage)
+    kept.write_text(whole)
 
 
 def test_a_rollback_takes_back_what_came_between() -> None:

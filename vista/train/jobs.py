@@ -53,12 +53,13 @@ class RankerJob(Frozen):
 
 
 class DownstreamJob(Frozen):
-    """The training of stage 2 and the MLP on the published summaries of one space."""
+    """The training of stage 2 and the MLP on some published epochs of one space, by their numbers."""
 
     dataset: Path
     foundation: Path
     catalog_url: str
     space: str
+    epochs: tuple[int, ...]
     train: TrainConfig
     days: Days
 
@@ -87,7 +88,7 @@ class Training:
             foundation, _ = load(job.foundation)
             assert isinstance(foundation, Ranker)
             downstream = Downstream.from_foundation(foundation)
-            self.reader = SummaryReader(usable_epochs(job.catalog_url, job.space))
+            self.reader = SummaryReader(job_epochs(job))
             self.model, self.forward = downstream.to(device), summary_forward(downstream, self.reader)
             self.max_uih = downstream.config.recent_tail  # stage 2 reads summaries, and no more than this
 
@@ -167,9 +168,15 @@ def usable_epochs(catalog_url: str, space: str) -> list[Epoch]:
         return [*usable(catalog, space).values()]
 
 
+def job_epochs(job: DownstreamJob) -> list[Epoch]:
+    """What the training reads: its epochs, but for those that were withdrawn since it was planned."""
+    return [one for one in usable_epochs(job.catalog_url, job.space) if one.epoch in job.epochs]
+
+
 def judged_epochs(catalog_url: str, space: str, foundation: str) -> list[Epoch]:
     """The usable epochs that a model on `foundation`, a checkpoint, may read: that foundation's own, and as
-    of times before them those of foundations whose releases hold. Others were refused, or wait for it."""
+    of times before them those of foundations whose releases hold. Others were refused, or nobody has judged
+    them yet."""
     with closing(open_catalog(catalog_url)) as catalog:
         epochs = [*usable(catalog, space).values()]
         released = {one.foundation for one in holding(catalog.releases()) if one.space == space}

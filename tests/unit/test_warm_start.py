@@ -37,7 +37,7 @@ from vista.serve.score import score
 from vista.train import retrain_downstream, train_foundation
 from vista.train.champion import score_champion
 from vista.train.export_summaries import ExportReport, PublishedEpoch
-from vista.train.jobs import RankerJob, Training, usable_epochs
+from vista.train.jobs import Days, RankerJob, Training, usable_epochs
 from vista.train.loop import Snapshot, fit
 from vista.train.stage import StageContext, checkpoint_meta
 from vista.train.train_foundation import FoundationReport, planned
@@ -139,6 +139,7 @@ def exported(config: RefreshConfig, settings: Settings) -> tuple[StageContext, R
         mlflow_run_id="",
         metrics=Metrics(auc=0.5, ne=1, log_loss=1, gauc=None, calibration=1, ece=0, rows=1),
         trained_on=training.trained_on(),
+        fitted_end_day=job.days.valid,
     )
     stage.run.keep_stage_report("train_foundation", report, seconds=0.0)
     epochs = [
@@ -521,6 +522,27 @@ def test_a_damaged_choice_of_epochs_is_named_with_its_remedy(warm: Refreshed, co
     ):
         retrain_downstream.downstream_job(warm.stage)
     kept.write_text(whole)
+
+
+def test_a_downstream_model_is_not_validated_on_what_its_foundation_was_fitted_on(
+    cold: Refreshed, warm: Refreshed, challenger: Challenger, tmp_path: Path
+) -> None:
+    """`warm` had days enough to keep one from its foundation; the challenger's only new day is all that there
+    was to fit. Of an adopted foundation all days count that it was trained on."""
+
+    def days(run: Refreshed | Challenger) -> tuple[Days, Days]:
+        return run.job.days, retrain_downstream.downstream_job(run.stage).days
+
+    assert days(cold) == (Days(first=0, valid=2, end=3), Days(first=3, valid=4, end=5))
+    assert days(warm) == (Days(first=3, valid=5, end=6), Days(first=4, valid=5, end=6))
+    assert days(challenger) == (Days(first=6, valid=7, end=7), Days(first=4, valid=7, end=7))
+
+    run = RunDirectory(shutil.copytree(warm.stage.run.path, tmp_path / "run"))
+    report = FoundationReport.model_validate(run.report_of("train_foundation"))
+    adopted = report.model_copy(update={"fitted_end_day": None, "adopted": True})
+    run.keep_stage_report("train_foundation", adopted, seconds=0.0)
+    job = retrain_downstream.downstream_job(replace(warm.stage, run=run))
+    assert job.days == Days(first=4, valid=6, end=6)
 
 
 def test_a_rollback_takes_back_what_came_between() -> None:

@@ -92,9 +92,12 @@ def _retrain(stage: StageContext, job: DownstreamJob) -> DownstreamReport:
 
 
 def downstream_job(stage: StageContext) -> DownstreamJob:
-    """The training on days [k, n)."""
+    """The training on days [k, n). On days that the foundation, whose weights it begins with, was fitted on a
+    validation would measure what those remember: they do not stop it."""
     windows = stage.dataset.split()
     foundation = stage.run.report_of("train_foundation")
+    days = training_days(windows.k, windows.n, stage.recipe.windows.valid_days)
+    fitted_end_day = foundation.get("fitted_end_day") or foundation["trained_on"]["end_day"]
     return DownstreamJob(
         dataset=stage.run.data,
         foundation=Path(foundation["checkpoint"]),
@@ -102,7 +105,7 @@ def downstream_job(stage: StageContext) -> DownstreamJob:
         space=stage.run.report_of("export_summaries")["space"],
         epochs=chosen_epochs(stage),
         train=stage.recipe.downstream,
-        days=training_days(windows.k, windows.n, stage.recipe.windows.valid_days),
+        days=days.model_copy(update={"valid": max(days.valid, fitted_end_day)}),
     )
 
 

@@ -197,14 +197,17 @@ class DeliveryConfig(Frozen):
     states: bool = Field(False, description="the table also holds what an update per event needs")
 
 
+Limit = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
 class GateConfig(Frozen):
     """When a new downstream model may replace the champion."""
 
-    max_ne_loss: float = 0.001
-    max_point_ne_loss: float = 0.02
-    max_slice_ne_loss: float = 0.01
-    min_slice_rows: int = 1_000
-    max_calibration_error: float = 0.02
+    max_ne_loss: Limit = 0.001
+    max_point_ne_loss: Limit = Field(0.02, description="for small data; for production 0.003")
+    max_slice_ne_loss: Limit = 0.01
+    min_slice_rows: int = Field(1_000, ge=0)
+    max_calibration_error: Limit = 0.02
     resamples: int = Field(1_000, ge=100)
 
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from vista.config import (
     DataConfig,
     DeliveryConfig,
+    GateConfig,
     GeneratedConfig,
     ModelConfig,
     Recipe,
@@ -138,12 +139,16 @@ def movielens(data_dir: str) -> Recipe:
     )
 
 
+PRODUCTION_GATE = GateConfig(max_point_ne_loss=0.003)
+
+
 def events(data_dir: str) -> Recipe:
     """The user's own events, mapped by the YAML file in `data_dir`."""
     return Recipe(
         name="events",
         data=DataConfig(source="events", path=data_dir),
         model=ModelConfig(seeds=16, reconstruction_weight=0.0),
+        gate=PRODUCTION_GATE,
     )
 
 
@@ -170,6 +175,7 @@ def industrial(data_dir: str) -> Recipe:
         model=ModelConfig(width=256, layers=3, target_layers=3),
         foundation=train,
         downstream=train,
+        gate=PRODUCTION_GATE,
     )
 
 

@@ -14,6 +14,7 @@ from vista.errors import InputError
 from vista.jobs import run_stage
 from vista.model.checkpoint import load
 from vista.train.stage import StageContext, checkpoint_meta
+from vista.train.train_foundation import train_foundation
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,7 @@ def test_on_the_same_days_there_is_nothing_to_export(
     report = stage.run.report_of("train_foundation")
     assert (report["adopted"], report["space"]) == (True, cold.epoch.space)
     assert report["start"] == cold.release.foundation
+    assert report["fitted_end_day"] is None, "other runs have fitted it"
     theirs, ours = checkpoint_meta(Path(cold.release.foundation)), checkpoint_meta(Path(report["checkpoint"]))
     assert ours == theirs
     weights, before = load(Path(report["checkpoint"]))[0].state_dict(), cold.foundation.state_dict()
@@ -75,6 +77,16 @@ def test_a_new_day_is_one_more_export_and_an_older_one_is_none(
     assert newer.dataset.split().n == DAYS
     earlier = config_of(folder, "earlier", warm_start=True, until="2022-01-12")
     assert exports(adopted(settings, earlier)) == exports(newer)[: len(exports(newer)) - 2]
+
+
+def test_a_trained_foundation_says_which_days_it_was_fitted_on(settings: Settings, cold: Refreshed) -> None:
+    """The stage itself, on a training that is finished."""
+    days = cold.job.days
+    report = train_foundation(cold.stage.config, settings)
+    assert (report.trained_on.first_day, report.fitted_end_day, report.trained_on.end_day) == (
+        days.first, days.valid, days.end,
+    )  # fmt: skip
+    assert days.valid < days.end
 
 
 def test_what_cannot_be_adopted(settings: Settings, cold: Refreshed, folder: Path) -> None:

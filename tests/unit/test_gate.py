@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from vista.config import GateConfig
+from vista.config import GateConfig, RefreshConfig
 from vista.errors import InputError
 from vista.evaluate.gate import GateDecision, decide, holm
+from vista.recipes import recipe_of
 
 CONFIG = GateConfig(resamples=200)
 ROWS, USERS = 12_000, 3_000
+LIMITS = ("max_ne_loss", "max_point_ne_loss", "max_slice_ne_loss", "max_calibration_error")
 
 
 @dataclass
@@ -275,3 +278,24 @@ def test_refuses_what_it_cannot_judge() -> None:
         Case(champion=np.full(ROWS - 1, 0.5)).decide()
     with pytest.raises(InputError, match="slice 'bad'"):
         Case(slices={"bad": np.ones(3, dtype=bool)}).decide()
+
+
+@pytest.mark.parametrize("name", [*LIMITS, "min_slice_rows"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1])
+def test_a_limit_that_would_refuse_all_or_nothing_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ValidationError, match=name):
+        GateConfig.model_validate({name: value})
+
+
+@pytest.mark.parametrize("recipe", ["events", "industrial"])
+def test_own_events_have_the_gate_of_production(recipe: str) -> None:
+    """A model that is worse by 1% of NE, the interval not wholly beyond the limit: enough on small data."""
+    case = Case(seed=3)
+    case.challenger = case.noisy(0.16)
+    small = case.decide(CONFIG.model_copy(update={"max_ne_loss": 0.02}))
+    assert small.ne_loss is not None
+    assert 0.003 < small.ne_loss.point < 0.02
+    assert small.promote, small.reasons
+    production = recipe_of(RefreshConfig(recipe=recipe)).gate.model_copy(update={"max_ne_loss": 0.02})
+    (reason,) = case.decide(production).reasons
+    assert "more than 0.30%, whatever the interval" in reason

@@ -25,7 +25,7 @@ from vista.summary.codec import codec_of, encode_summaries
 from vista.summary.record import space_id
 from vista.summary.table import write_shard
 from vista.train.champion import score_champion
-from vista.train.jobs import DownstreamJob, Training, training_days
+from vista.train.jobs import DownstreamJob, Training, training_days, usable_epochs
 from vista.train.loop import fit
 from vista.train.retrain_downstream import check_join, downstream_job
 from vista.train.stage import Fitted, Result, StageContext, checkpoint_meta
@@ -48,6 +48,7 @@ def job_on(stage: StageContext, space: str) -> DownstreamJob:
         foundation=Path(stage.run.report_of("train_foundation")["checkpoint"]),
         catalog_url=stage.settings.catalog_url,
         space=space,
+        epochs=tuple(one.epoch for one in usable_epochs(stage.settings.catalog_url, space)),
         train=stage.recipe.downstream.model_copy(update={"workers": 1}),
         days=training_days(windows.k, windows.n, 1),
     )
@@ -133,7 +134,7 @@ def test_the_champion_is_scored_where_it_can_be(stage: StageContext, good: Train
     save(checkpoint, good.model, meta.model_copy(update={"kind": "downstream"}))
     vocabulary = Vocabulary.of(stage.dataset, meta.spec)
     vocabulary.write(checkpoint)
-    release(stage, "good", str(checkpoint))
+    release(stage, good.job, checkpoint)
     champion, scores_N = score_champion(stage)
     assert champion.comparable, champion.why
     assert scores_N is not None
@@ -144,21 +145,21 @@ def test_the_champion_is_scored_where_it_can_be(stage: StageContext, good: Train
     vocabulary.model_copy(update={"items": "of other ids", "value_edges": (1.0,)}).write(checkpoint)
     champion, _ = score_champion(stage)
     assert champion.why.endswith("was trained on data with other items, value_edges")
-    release(stage, "good", str(tmp_path / "gone"))
+    release(stage, good.job, tmp_path / "gone")
     champion, _ = score_champion(stage)
     assert "cannot be read" in champion.why
 
 
-def release(stage: StageContext, space: str, downstream: str) -> None:
+def release(stage: StageContext, job: DownstreamJob, downstream: Path) -> None:
     with closing(open_catalog(stage.settings.catalog_url)) as catalog:
         before = catalog.releases()
         expected = before[-1].id if before else None
         new = Release(
             id=f"r-{len(before)}",
-            space=space,
+            space=job.space,
             epoch=1,
-            foundation="",
-            downstream=downstream,
+            foundation=str(job.foundation),
+            downstream=str(downstream),
             previous=expected,
         )
         line = AuditLine(time_us=0, actor="test", action="promote", reason="", before="", after=new.id)

@@ -24,6 +24,7 @@ from vista.data.dataset import Dataset
 from vista.data.schema import DAY_US
 from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import AuditLine, Epoch, Release
+from vista.delivery.publish import export_id
 from vista.delivery.regions import open_backends
 from vista.delivery.release import promote
 from vista.errors import InputError, StageError
@@ -31,11 +32,12 @@ from vista.evaluate.metrics import Metrics
 from vista.jobs import run_stage
 from vista.model.checkpoint import load
 from vista.model.ranker import Ranker
+from vista.runs import RunDirectory
 from vista.serve.score import score
 from vista.train import retrain_downstream, train_foundation
 from vista.train.champion import score_champion
-from vista.train.export_summaries import ExportReport
-from vista.train.jobs import RankerJob, Training
+from vista.train.export_summaries import ExportReport, PublishedEpoch
+from vista.train.jobs import Days, RankerJob, Training, usable_epochs
 from vista.train.loop import Snapshot, fit
 from vista.train.stage import StageContext, checkpoint_meta
 from vista.train.train_foundation import FoundationReport, planned
@@ -119,7 +121,8 @@ class Refreshed:
         return model
 
 
-def refresh(config: RefreshConfig, settings: Settings) -> Refreshed:
+def exported(config: RefreshConfig, settings: Settings) -> tuple[StageContext, RankerJob, list[Epoch]]:
+    """A run whose foundation has been trained and its summaries published."""
     stage = prepared(config, settings)
     job, space = planned(stage)
     training = Training(job)
@@ -136,11 +139,30 @@ def refresh(config: RefreshConfig, settings: Settings) -> Refreshed:
         mlflow_run_id="",
         metrics=Metrics(auc=0.5, ne=1, log_loss=1, gauc=None, calibration=1, ece=0, rows=1),
         trained_on=training.trained_on(),
+        fitted_end_day=job.days.valid,
     )
     stage.run.keep_stage_report("train_foundation", report, seconds=0.0)
-    epochs = [published(stage, opened(stage, as_of_us, space)) for as_of_us in epoch_times(stage)]
-    exported = ExportReport(space=space, epochs=(), newest_epoch=epochs[-1].epoch)
-    stage.run.keep_stage_report("export_summaries", exported, seconds=0.0)
+    epochs = [
+        published(stage, opened(stage, as_of_us, space, export_id=f"{config.run_id}/{as_of_us}"))
+        for as_of_us in epoch_times(stage)
+    ]
+    keep_export(stage, epochs)
+    return stage, job, epochs
+
+
+def keep_export(stage: StageContext, epochs: list[Epoch]) -> None:
+    kept = tuple(
+        PublishedEpoch(
+            epoch=one.epoch, as_of_us=one.as_of_us, rows=one.rows, republished=0, location=one.location
+        )
+        for one in epochs
+    )
+    report = ExportReport(space=epochs[-1].space, epochs=kept, newest_epoch=epochs[-1].epoch)
+    stage.run.keep_stage_report("export_summaries", report, seconds=0.0)
+
+
+def refresh(config: RefreshConfig, settings: Settings) -> Refreshed:
+    stage, job, epochs = exported(config, settings)
     downstream = Training(retrain_downstream.downstream_job(stage))
     state = trained(downstream, stage.run.training("downstream") / "state")
     retrain_downstream.finish(stage, downstream, state)
@@ -213,7 +235,7 @@ def test_a_champion_without_a_usable_epoch_is_named_with_why(warm: Refreshed, tm
         catalog.swap_release(None, release, audit_line("promote"))
     champion, scores_N = score_champion(replace(warm.stage, settings=settings))
     assert (champion.release, champion.comparable, scores_N) == (release.id, False, None)
-    why = f"no epoch of {release.space} is published and not withdrawn"
+    why = f"no epoch of {release.space} that it may read is published and not withdrawn"
     assert champion.not_compared == f"the champion {release.id} could not be compared: {why}"
 
 
@@ -319,13 +341,14 @@ def test_without_a_release_there_is_nothing_to_go_on_from(tmp_path: Path) -> Non
 
 
 def copied(settings: Settings, folder: Path) -> Settings:
-    """The same deployment with a catalog of its own."""
+    """The same deployment with a catalog and a table of its own."""
     with (
-        closing(sqlite3.connect(settings.home / "catalog.db")) as source,
+        closing(sqlite3.connect(settings.catalog_url.removeprefix("sqlite:///"))) as source,
         closing(sqlite3.connect(folder / "catalog.db")) as target,
     ):
         source.backup(target)
-    return settings.model_copy(update={"catalog_url": f"sqlite:///{folder}/catalog.db"})
+    own = {"catalog_url": f"sqlite:///{folder}/catalog.db", "warehouse": str(folder / "warehouse")}
+    return settings.model_copy(update=own)
 
 
 def audit_line(action: str) -> AuditLine:
@@ -383,6 +406,143 @@ def test_an_epoch_that_was_never_released_is_no_start(
     with closing(open_catalog(copy.catalog_url)) as catalog:
         catalog.publish(refused.model_copy(update={"location": warm.epoch.location, "rows": warm.epoch.rows}))
     assert planned(stage)[0].start == Path(warm.release.foundation)
+
+
+@dataclass(frozen=True)
+class Challenger:
+    """The run of the day after `warm`, whose gate has not decided yet: its summaries are published. It
+    deploys into a copy of the catalog."""
+
+    stage: StageContext
+    job: RankerJob
+    epochs: list[Epoch]
+
+    @property
+    def settings(self) -> Settings:
+        return self.stage.settings
+
+
+@pytest.fixture(scope="module")
+def challenger(settings: Settings, warm: Refreshed, tmp_path_factory: pytest.TempPathFactory) -> Challenger:
+    folder = tmp_path_factory.mktemp("challenger")
+    config = config_of(shop(folder / "shop", DAYS + 2), "challenger", warm_start=True, learning_rate=1.0)
+    return Challenger(*exported(config, copied(settings, folder)))
+
+
+def test_a_champion_reads_no_summary_of_its_challenger(
+    warm: Refreshed, challenger: Challenger, tmp_path: Path
+) -> None:
+    """Of the same space and as of a later time than its own; those of its own foundation it reads, whichever
+    run has published them."""
+    copy, n = copied(challenger.settings, tmp_path), challenger.stage.dataset.split().n
+    stage = replace(challenger.stage, settings=copy)
+    (theirs,) = challenger.epochs
+    assert theirs.as_of_us == stage.dataset.day_start_us(n)
+    champion, beside_N = score_champion(stage)
+    withdraw(copy, theirs)
+    _, alone_N = score_champion(stage)
+    assert champion.release == warm.release.id
+    assert beside_N is not None
+    assert alone_N is not None
+    np.testing.assert_allclose(beside_N, alone_N, rtol=0, atol=1e-6)
+
+    adopted = shutil.copytree(warm.release.foundation, tmp_path / "adopted")
+    made_of = export_id(warm.epoch.space, checkpoint_meta(adopted).digest, theirs.as_of_us, "int8")
+    changes = {"checkpoint": str(adopted), "trained_until_us": warm.epoch.trained_until_us}
+    published(stage, opened(stage, theirs.as_of_us, warm.epoch.space, export_id=made_of, **changes))
+    _, fresh_N = score_champion(stage)
+    assert fresh_N is not None
+    rows = stage.test_rows()
+    assert np.abs(fresh_N[rows] - alone_N[rows]).max() > 1e-4
+
+
+@pytest.fixture(scope="module")
+def after_a_refusal(
+    warm: Refreshed, challenger: Challenger, tmp_path_factory: pytest.TempPathFactory
+) -> Challenger:
+    """The next day's run: the challenger was refused. As of the run's own time there are later epochs of the
+    refused and of the released foundation, too."""
+    folder = tmp_path_factory.mktemp("after")
+    copy = copied(challenger.settings, folder)
+    config = config_of(shop(folder / "shop", DAYS + 3), "after", warm_start=True)
+    run = Challenger(*exported(config, copy))
+    (own,) = run.epochs
+    for checkpoint in (str(challenger.stage.result("foundation").checkpoint), warm.release.foundation):
+        changes = {"export_id": f"late {checkpoint}", "checkpoint": checkpoint}
+        published(run.stage, opened(run.stage, own.as_of_us, own.space, **changes))
+    return run
+
+
+def test_a_downstream_model_reads_no_summary_of_a_refused_foundation(
+    settings: Settings, cold: Refreshed, warm: Refreshed, after_a_refusal: Challenger
+) -> None:
+    """Nor do two epochs as of one time compete: days before the run's own are joined with released ones."""
+    run = after_a_refusal
+    (own,) = run.epochs
+    job = retrain_downstream.downstream_job(run.stage)
+    assert job.foundation == run.stage.result("foundation").checkpoint
+    released = [one.epoch for one in usable_epochs(settings.catalog_url, cold.epoch.space)]
+    assert warm.epoch.epoch in released
+    assert job.epochs == (*released, own.epoch)
+    reader = Training(job).reader
+    n = run.stage.dataset.split().n
+    for day, as_of_us in ((n, own.as_of_us), (n - 1, warm.epoch.as_of_us)):
+        examples = run.stage.dataset.examples(day, day + 1)
+        _, found_B, as_of_us_B = reader.lookup(examples.user_id_E, examples.cut_us_E)
+        assert set(as_of_us_B[found_B].tolist()) == {as_of_us}
+
+
+def test_a_resumed_downstream_training_reads_what_it_began_with(
+    settings: Settings, cold: Refreshed, after_a_refusal: Challenger, tmp_path: Path
+) -> None:
+    """Whatever was released or rolled back meanwhile, unless the run has exported anew."""
+    run, copy = after_a_refusal, copied(after_a_refusal.settings, tmp_path)
+    shutil.copytree(run.stage.run.path, tmp_path / "run")
+    stage = replace(run.stage, settings=copy, run=RunDirectory(tmp_path / "run"))
+    before, (own,) = retrain_downstream.downstream_job(stage), run.epochs
+    serve_again(copy, cold.release)
+    assert retrain_downstream.downstream_job(stage) == before
+
+    withdraw(copy, own)
+    again = published(stage, opened(stage, own.as_of_us, own.space, export_id="again"))
+    keep_export(stage, [again])
+    held = [
+        one.epoch for one in usable_epochs(settings.catalog_url, own.space) if one.epoch <= cold.epoch.epoch
+    ]
+    assert retrain_downstream.downstream_job(stage).epochs == (*held, again.epoch)
+
+
+@pytest.mark.parametrize("content", ["", "{}"])
+def test_a_damaged_choice_of_epochs_is_named_with_its_remedy(warm: Refreshed, content: str) -> None:
+    kept = warm.stage.run.training("downstream") / "epochs.json"
+    whole = kept.read_text()
+    kept.write_text(content)
+    with pytest.raises(
+        StageError, match=r"epochs\.json cannot be read .*: delete .*/downstream, then `make run"
+    ):
+        retrain_downstream.downstream_job(warm.stage)
+    kept.write_text(whole)
+
+
+def test_a_downstream_model_is_not_validated_on_what_its_foundation_was_fitted_on(
+    cold: Refreshed, warm: Refreshed, challenger: Challenger, tmp_path: Path
+) -> None:
+    """`warm` had days enough to keep one from its foundation; the challenger's only new day is all that there
+    was to fit. Of an adopted foundation all days count that it was trained on."""
+
+    def days(run: Refreshed | Challenger) -> tuple[Days, Days]:
+        return run.job.days, retrain_downstream.downstream_job(run.stage).days
+
+    assert days(cold) == (Days(first=0, valid=2, end=3), Days(first=3, valid=4, end=5))
+    assert days(warm) == (Days(first=3, valid=5, end=6), Days(first=4, valid=5, end=6))
+    assert days(challenger) == (Days(first=6, valid=7, end=7), Days(first=4, valid=7, end=7))
+
+    run = RunDirectory(shutil.copytree(warm.stage.run.path, tmp_path / "run"))
+    report = FoundationReport.model_validate(run.report_of("train_foundation"))
+    adopted = report.model_copy(update={"fitted_end_day": None, "adopted": True})
+    run.keep_stage_report("train_foundation", adopted, seconds=0.0)
+    job = retrain_downstream.downstream_job(replace(warm.stage, run=run))
+    assert job.days == Days(first=4, valid=6, end=6)
 
 
 def test_a_rollback_takes_back_what_came_between() -> None:

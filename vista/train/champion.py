@@ -16,7 +16,7 @@ from vista.evaluate.gate import NO_CHAMPION
 from vista.model.checkpoint import load
 from vista.model.downstream import Downstream
 from vista.summary.join import SummaryReader
-from vista.train.jobs import summary_forward, usable_epochs
+from vista.train.jobs import judged_epochs, summary_forward
 from vista.train.loop import batch_plan, predict
 from vista.train.stage import StageContext
 from vista.train.vocabulary import Vocabulary
@@ -42,7 +42,8 @@ class _NotComparable(Exception):
 
 
 def score_champion(stage: StageContext) -> tuple[Champion, NDArray[np.float32] | None]:
-    """The champion's probabilities on the test day by candidate id, from the summaries of its own space."""
+    """The champion's probabilities on the test day by candidate id. It reads no summary of its challenger's
+    foundation, which may lie in its space."""
     with closing(open_catalog(stage.settings.catalog_url)) as catalog:
         release = current_release(catalog)
     if release is None:
@@ -64,7 +65,7 @@ def _score(stage: StageContext, release: Release) -> NDArray[np.float32]:
     if differ:
         raise _NotComparable(f"release {release.id} was trained on data with other {', '.join(differ)}")
     examples = dataset.examples(test_day, test_day + 1)
-    epochs = usable_epochs(stage.settings.catalog_url, release.space)
+    epochs = judged_epochs(stage.settings.catalog_url, release.space, release.foundation)
     _check_covered(epochs, examples.cut_us_E, release)
     try:
         reader = SummaryReader(epochs)
@@ -94,7 +95,7 @@ def _check_features(theirs: FeatureSpec, ours: FeatureSpec) -> None:
 
 def _check_covered(epochs: list[Epoch], cut_us_E: NDArray[np.int64], release: Release) -> None:
     if not epochs:
-        raise _NotComparable(f"no epoch of {release.space} is published and not withdrawn")
+        raise _NotComparable(f"no epoch of {release.space} that it may read is published and not withdrawn")
     first_cut_us = int(cut_us_E.min())
     if all(epoch.as_of_us > first_cut_us for epoch in epochs):
         raise _NotComparable(f"every epoch of {release.space} is newer than the first row of the test day")

@@ -1,7 +1,8 @@
 """Trainings as values: what a worker is sent, and what it builds from it."""
 
-from collections.abc import Callable
-from contextlib import closing
+import math
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from vista.data.frozen import frozen
 from vista.data.schema import Batch, Examples
 from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import Epoch
-from vista.delivery.publish import usable
-from vista.errors import InputError
+from vista.delivery.publish import export_id, usable
+from vista.errors import CheckpointError, InputError
 from vista.evaluate.metrics import Scores
 from vista.evaluate.refresh_report import TrainedOn
 from vista.model.checkpoint import Model, load
@@ -26,6 +27,8 @@ from vista.model.inputs import device_of, tensors
 from vista.model.ranker import Ranker, RankerOutput, SlotName
 from vista.summary.join import SummaryReader
 from vista.train.loop import Forward, Task, batch_plan, history_forward, other_auc, predict
+from vista.train.stage import checkpoint_meta
+from vista.train.warm_start import holding
 
 
 class Days(Frozen):
@@ -50,12 +53,13 @@ class RankerJob(Frozen):
 
 
 class DownstreamJob(Frozen):
-    """The training of stage 2 and the MLP on the published summaries of one space."""
+    """The training of stage 2 and the MLP on some published epochs of one space, by their numbers."""
 
     dataset: Path
     foundation: Path
     catalog_url: str
     space: str
+    epochs: tuple[int, ...]
     train: TrainConfig
     days: Days
 
@@ -84,7 +88,7 @@ class Training:
             foundation, _ = load(job.foundation)
             assert isinstance(foundation, Ranker)
             downstream = Downstream.from_foundation(foundation)
-            self.reader = SummaryReader(usable_epochs(job.catalog_url, job.space))
+            self.reader = SummaryReader(job_epochs(job))
             self.model, self.forward = downstream.to(device), summary_forward(downstream, self.reader)
             self.max_uih = downstream.config.recent_tail  # stage 2 reads summaries, and no more than this
 
@@ -162,6 +166,38 @@ def usable_epochs(catalog_url: str, space: str) -> list[Epoch]:
     """The published epochs of a space that are not withdrawn."""
     with closing(open_catalog(catalog_url)) as catalog:
         return [*usable(catalog, space).values()]
+
+
+def job_epochs(job: DownstreamJob) -> list[Epoch]:
+    """What the training reads: its epochs, but for those that were withdrawn since it was planned."""
+    return [one for one in usable_epochs(job.catalog_url, job.space) if one.epoch in job.epochs]
+
+
+def judged_epochs(catalog_url: str, space: str, foundation: str) -> list[Epoch]:
+    """The usable epochs that a model on `foundation`, a checkpoint, may read: that foundation's own, and as
+    of times before them those of foundations whose releases hold. Others were refused, or nobody has judged
+    them yet."""
+    with closing(open_catalog(catalog_url)) as catalog:
+        epochs = [*usable(catalog, space).values()]
+        released = {one.foundation for one in holding(catalog.releases()) if one.space == space}
+    own = _made_by(foundation, epochs)
+    first_us = min((one.as_of_us for one in own), default=math.inf)
+    earlier = [one for one in epochs if one.as_of_us < first_us]
+    judged = {one.epoch: one for checkpoint in released for one in _made_by(checkpoint, earlier)}
+    return [*judged.values(), *own]
+
+
+def _made_by(foundation: str, epochs: Sequence[Epoch]) -> list[Epoch]:
+    """By the checkpoint's place, or by its digest: a foundation that a run adopts is a copy."""
+    digest = None
+    with suppress(CheckpointError):  # `prune` deletes old ones, their epochs stay
+        digest = checkpoint_meta(Path(foundation)).digest
+    return [
+        one
+        for one in epochs
+        if one.checkpoint == foundation
+        or (digest and one.export_id == export_id(one.space, digest, one.as_of_us, one.codec))
+    ]
 
 
 def training_days(first: int, end: int, valid_days: int) -> Days:

@@ -13,12 +13,13 @@ from vista.evaluate.gate import GateDecision, decide
 from vista.evaluate.refresh_report import ModelFigures
 from vista.evaluate.slices import candidate_slices
 from vista.model.checkpoint import save
+from vista.runs import read_as, write_whole
 from vista.summary.join import SummaryReader
 from vista.train.baselines import baseline_jobs, train_baseline
 from vista.train.champion import Champion, score_champion
 from vista.train.compute import ray_session, run_tasks, train_on_ray
 from vista.train.delivery_run import epoch_input
-from vista.train.jobs import DownstreamJob, Training, training_days, usable_epochs
+from vista.train.jobs import DownstreamJob, Training, job_epochs, judged_epochs, training_days
 from vista.train.model_run import keep_scores, of_test_rows, pictures
 from vista.train.registry import ARTIFACT, DOWNSTREAM, link, register
 from vista.train.stage import Fitted, Result, StageContext, checkpoint_meta
@@ -29,6 +30,7 @@ from vista.train.vocabulary import Vocabulary
 LOG = logging.getLogger(__name__)
 MODEL = "downstream"
 REFERENCE = "vista_downstream"
+EPOCHS_FILE = "epochs.json"
 JOINED_AT_ONCE = 8_192
 
 
@@ -38,6 +40,12 @@ class JoinReport(Frozen):
     rows: int
     without_summary: int
     max_summary_age_s: float
+
+
+class ChosenEpochs(Frozen):
+    """The numbers of the epochs of its space that a run's downstream model reads."""
+
+    epochs: tuple[int, ...]
 
 
 class DownstreamReport(Frozen):
@@ -58,7 +66,7 @@ def retrain_downstream(config: RefreshConfig, settings: Settings) -> DownstreamR
     """Train, compare, decide. Run again after a crash, it keeps the models that are finished."""
     stage = StageContext.open(config, settings)
     job = downstream_job(stage)
-    with pinned(usable_epochs(job.catalog_url, job.space)):
+    with pinned(job_epochs(job)):
         return _retrain(stage, job)
 
 
@@ -84,17 +92,37 @@ def _retrain(stage: StageContext, job: DownstreamJob) -> DownstreamReport:
 
 
 def downstream_job(stage: StageContext) -> DownstreamJob:
-    """The training on days [k, n)."""
+    """The training on days [k, n). On days that the foundation, whose weights it begins with, was fitted on a
+    validation would measure what those remember: they do not stop it."""
     windows = stage.dataset.split()
     foundation = stage.run.report_of("train_foundation")
+    days = training_days(windows.k, windows.n, stage.recipe.windows.valid_days)
+    fitted_end_day = foundation.get("fitted_end_day") or foundation["trained_on"]["end_day"]
     return DownstreamJob(
         dataset=stage.run.data,
         foundation=Path(foundation["checkpoint"]),
         catalog_url=stage.settings.catalog_url,
         space=stage.run.report_of("export_summaries")["space"],
+        epochs=chosen_epochs(stage),
         train=stage.recipe.downstream,
-        days=training_days(windows.k, windows.n, stage.recipe.windows.valid_days),
+        days=days.model_copy(update={"valid": max(days.valid, fitted_end_day)}),
     )
+
+
+def chosen_epochs(stage: StageContext) -> tuple[int, ...]:
+    """What a model on the run's foundation may read: chosen once and then kept, since other runs go on
+    publishing and releasing; anew only if the run has exported other epochs since."""
+    kept, exported = stage.run.training(MODEL) / EPOCHS_FILE, stage.run.report_of("export_summaries")
+    if kept.exists():
+        remedy = f"delete {kept.parent}, then `make run RESUME=1` trains the downstream model anew"
+        before = read_as(ChosenEpochs, kept, remedy).epochs
+        if {one["epoch"] for one in exported["epochs"]} <= set(before):
+            return before
+    foundation = stage.run.report_of("train_foundation")["checkpoint"]
+    judged = judged_epochs(stage.settings.catalog_url, exported["space"], foundation)
+    chosen = ChosenEpochs(epochs=tuple(sorted(one.epoch for one in judged)))
+    write_whole(kept, chosen.model_dump_json())
+    return chosen.epochs
 
 
 def check_join(dataset: Dataset, reader: SummaryReader, first_day: int) -> JoinReport:

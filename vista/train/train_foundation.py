@@ -28,7 +28,8 @@ MODEL = "foundation"
 
 class FoundationReport(Frozen):
     """`checkpoint` is a directory that `vista.model.checkpoint.load` reads, `start` the one that the training
-    went on from, if it did, or that was `adopted` as it is; metrics are of the test day."""
+    went on from, if it did, or that was `adopted` as it is; metrics are of the test day. The weights were
+    fitted on days before `fitted_end_day`, of an adopted one at most on those of `trained_on`."""
 
     space: str
     checkpoint: str
@@ -38,6 +39,7 @@ class FoundationReport(Frozen):
     mlflow_run_id: str
     metrics: Metrics
     trained_on: TrainedOn
+    fitted_end_day: int | None = None
     adopted: bool = False
 
 
@@ -70,11 +72,17 @@ def trained(stage: StageContext, training: Training, space: str, tracked: Tracke
             storage = stage.run.training(MODEL)
             state = train_on_ray(job, tracked, storage=storage, name=stage.config.run_id)
         finish(stage, training, space, state)
-    return reported(stage, space, job.start, tracked)
+    return reported(stage, space, job.start, tracked, fitted_end_day=job.days.valid)
 
 
 def reported(
-    stage: StageContext, space: str, start: Path | None, tracked: Tracked, *, adopted: bool = False
+    stage: StageContext,
+    space: str,
+    start: Path | None,
+    tracked: Tracked,
+    *,
+    fitted_end_day: int | None = None,
+    adopted: bool = False,
 ) -> FoundationReport:
     """The report of the stage's result, which is logged and ends the MLflow run."""
     result = stage.result(MODEL)
@@ -88,6 +96,7 @@ def reported(
         mlflow_run_id=tracked.run_id,
         metrics=stage.measure(scores),
         trained_on=fitted.trained_on,
+        fitted_end_day=fitted_end_day,
         adopted=adopted,
     )
     rows = stage.scored_rows(scores)

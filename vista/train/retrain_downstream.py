@@ -105,7 +105,7 @@ def downstream_job(stage: StageContext) -> DownstreamJob:
         space=stage.run.report_of("export_summaries")["space"],
         epochs=chosen_epochs(stage),
         train=stage.recipe.downstream,
-        days=days.model_copy(update={"valid": max(days.valid, fitted_end_day)}),
+        days=days.model_copy(update={"valid": min(days.end, max(days.valid, fitted_end_day))}),
     )
 
 

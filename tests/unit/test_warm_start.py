@@ -539,10 +539,12 @@ def test_a_downstream_model_is_not_validated_on_what_its_foundation_was_fitted_o
 
     run = RunDirectory(shutil.copytree(warm.stage.run.path, tmp_path / "run"))
     report = FoundationReport.model_validate(run.report_of("train_foundation"))
-    adopted = report.model_copy(update={"fitted_end_day": None, "adopted": True})
-    run.keep_stage_report("train_foundation", adopted, seconds=0.0)
-    job = retrain_downstream.downstream_job(replace(warm.stage, run=run))
-    assert job.days == Days(first=4, valid=6, end=6)
+    for end_day in (report.trained_on.end_day, 99):
+        trained_on = report.trained_on.model_copy(update={"end_day": end_day})
+        adopted = {"fitted_end_day": None, "adopted": True, "trained_on": trained_on}
+        run.keep_stage_report("train_foundation", report.model_copy(update=adopted), seconds=0.0)
+        job = retrain_downstream.downstream_job(replace(warm.stage, run=run))
+        assert job.days == Days(first=4, valid=6, end=6), "never beyond the training days"
 
 
 def test_a_rollback_takes_back_what_came_between() -> None:

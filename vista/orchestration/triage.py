@@ -10,7 +10,7 @@ EVERY_JOB = """
 | answered 401 | Put the head's token into the password of the connection `ray_default`, clear the task. |
 | out of memory on Ray's node | Ray killed a worker: lower the batch, the workers or `max_uih` in a new run. |
 | Ray does not know this job any more | Its head was restarted: the retry resumes. |
-| the deadline passed | The job was stopped. Clear the task: it resumes where it was. |
+| the deadline passed | The job was stopped for good. Clear the task: it resumes where it was. |
 """
 
 OF_A_JOB = {

@@ -68,6 +68,17 @@ def test_a_server_that_is_no_head_is_named(head: Head) -> None:
         attach_or_submit("one")
 
 
+@pytest.mark.parametrize("host", ["", "ray-head", "ray-head:8265", "10.0.0.1:8265", "https//ray-head"])
+def test_a_host_that_is_no_url_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, host: str
+) -> None:
+    """It was asked for minutes, and then whether the head runs."""
+    name_head(monkeypatch, host, TOKEN)
+    remedy = f"the host of the Airflow connection to Ray is {host!r}: write http://HOST:PORT, the port in it"
+    assert follow("one", caplog)["reason"] == remedy
+    assert "asking again" not in caplog.text
+
+
 def test_a_connection_that_nobody_has_made_is_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

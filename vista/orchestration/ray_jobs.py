@@ -140,6 +140,11 @@ class RayJobs:
         try:
             async with self._session.request(method, self._address + path, **body) as response:
                 status, text = response.status, await response.text()
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:  # waiting would not mend it
+            raise BackendError(
+                f"the host of the Airflow connection to Ray is {self._address!r}: write http://HOST:PORT, "
+                "the port in it"
+            ) from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._unreachable(error) from error
         if status >= 400 and not (missing_is_fine and status == 404):

@@ -4,7 +4,9 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +14,11 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from vista.config import GridCell, GridConfig, RefreshConfig
-from vista.orchestration.approval import PromotionApproval
+from vista.orchestration.approval import NOBODY, RESPONSE, PromotionApproval
 from vista.orchestration.conf import config_of
 from vista.orchestration.deployment import alert, approval_is_on
 from vista.orchestration.stages import form
+from vista.orchestration.triage import APPROVAL_TRIAGE
 
 pytestmark = pytest.mark.usefixtures("metadata_database")
 
@@ -121,6 +124,14 @@ def test_what_may_mean_approval_or_not_promotes_nothing(
     approval = PromotionApproval(task_id="approve_promotion", retrained="retrain_downstream")
     with pytest.raises(AirflowFailException, match=r"is .*: write true or false"):
         approval.execute(context_of({}))
+
+
+def test_a_promotion_that_nobody_answers_keeps_no_other_day_waiting() -> None:
+    """One run of the daily refresh is active at a time."""
+    assert timedelta(days=1) > RESPONSE
+    said = f"{RESPONSE // timedelta(hours=1)} hours"
+    operations = Path(__file__).parents[2] / "docs" / "operations.md"
+    assert [said in text for text in (NOBODY, APPROVAL_TRIAGE, operations.read_text())] == [True] * 3
 
 
 class Receiver(HTTPServer):

@@ -63,7 +63,7 @@ MLflow does not answer: clear the task when it does.
 
 APPROVAL_TRIAGE = """
 Waits for a person if the Variable `vista_approval` is `true` and the gate lets the models pass.
-Nobody answered for three days: it counts as rejected. All the same:
+Nobody answered for 20 hours: it counts as rejected, so that the next day's refresh begins. All the same:
 `python -m vista promote --run-id RUN --reason WHY`.
 """
 

@@ -18,7 +18,7 @@ do.
 | A run | Do |
 |---|---|
 | fails in a task | The task's page says what to do. Clear it: what is done is not repeated. |
-| of a day is repeated | Nothing is done: a day is one run, whoever starts it. Delete its folder first. |
+| of a day is repeated | Nothing is done. To make it again: the form, *Until* = the day, another *Run Id*. |
 | ends without a promotion | `promote` says why; `python -m vista promote --run-id RUN --reason WHY` does. |
 | was skipped for days | Unpause the DAG: it catches up, or backfill the days that you want. |
 """

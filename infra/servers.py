@@ -154,17 +154,26 @@ def private_folder(path: Path) -> Path:
 def kept_ports(place: Path, count: int) -> list[int]:
     """Free ports, kept in the folder: what is started again has its old addresses.
 
-    Raises `BackendError` if a kept one is in use.
+    None of them is kept by a server beside it, which may be stopped now. Raises `BackendError` if a kept one
+    is in use.
     """
     kept = place / "ports.json"
     if not kept.exists():
-        first = free_block(count)
+        first = free_block(count, _kept_beside(place))
         write_private(kept, json.dumps([*range(first, first + count)]))
     ports: list[int] = json.loads(kept.read_text())
     for port in ports:
         if not is_free(port):
             raise BackendError(f"port {port} of {place} is in use: stop what uses it, or delete {kept}")
     return ports
+
+
+def _kept_beside(place: Path) -> set[int]:
+    found: set[int] = set()
+    for kept in place.parent.glob("*/ports.json"):
+        with suppress(OSError):  # deleted just now
+            found.update(json.loads(kept.read_text()))
+    return found
 
 
 def write_private(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from vista.config import CheckConfig, Frozen, GridCell, GridConfig, RefreshConfig, Settings
 from vista.errors import InputError
 from vista.recipes import recipe_of
-from vista.runs import RunDirectory
+from vista.runs import RunDirectory, alone
 
 LOG = logging.getLogger(__name__)
 
@@ -115,18 +115,20 @@ JOBS = STAGES | OTHER_JOBS
 def run_stage(name: str, config: RefreshConfig, settings: Settings, **told: Any) -> dict[str, Any]:
     """Run one stage, or return its report if this run has it already; `told` goes to the stage's function.
 
-    A report that does not fit the catalog any more counts no longer, nor do those of later stages.
+    A report that does not fit the catalog any more counts no longer, nor do those of later stages. One
+    process at a time works in a run: another one waits, and then finds the report.
     Raises `InputError` if the run was started with other values, or for values that no run can have.
     """
     recipe_of(config)  # its limits first: a run keeps its configuration for ever, a mistyped one too
     run = RunDirectory.open(settings.runs, config)
     kept_as = "train_foundation" if name == ADOPT else name
-    _forget_stale(kept_as, run, settings)
-    if run.stage(kept_as) is None:
-        started = time.monotonic()
-        report = job(name).load()(config, settings, **told)
-        run.keep_stage_report(kept_as, report, seconds=time.monotonic() - started)
-    return run.report_of(kept_as)
+    with alone(run.path / "lock"):
+        _forget_stale(kept_as, run, settings)
+        if run.stage(kept_as) is None:
+            started = time.monotonic()
+            report = job(name).load()(config, settings, **told)
+            run.keep_stage_report(kept_as, report, seconds=time.monotonic() - started)
+        return run.report_of(kept_as)
 
 
 def _forget_stale(name: str, run: RunDirectory, settings: Settings) -> None:

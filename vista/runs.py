@@ -5,12 +5,14 @@ runs/<run_id>/stages/<stage>.json  {"seconds": ..., "report": {...}}, written wh
 runs/<run_id>/data/                events and examples (vista.data)
 runs/<run_id>/train/<model>/       checkpoints (vista.train)
 runs/<run_id>/report.json, .html   written by the last stage
+runs/<run_id>/lock                 held by the process that does a stage, and left by one that was killed
 runs/latest                        link to the newest run
 """
 
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import uuid
@@ -24,6 +26,8 @@ from pydantic import ValidationError
 
 from vista.config import Frozen, RefreshConfig, differences
 from vista.errors import InputError, StageError, VistaError
+
+LOG = logging.getLogger(__name__)
 
 LATEST = "latest"
 SEAL = "sha256"
@@ -45,7 +49,10 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def alone(lock: Path) -> Iterator[None]:
-    """One process at a time is inside; `lock` is a file in a directory that exists, there only meanwhile."""
+    """One process at a time is inside; `lock` is a file in a directory that exists, there only meanwhile.
+
+    The kernel releases it when its holder is killed. Whoever is inside must not enter again.
+    """
     with _locked(lock):
         try:
             yield
@@ -57,7 +64,11 @@ def _locked(lock: Path) -> IO[str]:
     """The file, held; not one that its holder deleted while this process waited for it."""
     while True:
         file = lock.open("w")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            LOG.info("waiting for another process, which holds %s", lock)
+            fcntl.flock(file, fcntl.LOCK_EX)
         with suppress(FileNotFoundError):
             if os.path.samefile(lock, file.fileno()):
                 return file

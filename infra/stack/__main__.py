@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from types import FrameType
 
 from infra.environment import ROOT, inherited
 from infra.processes import alive, descendants, memory_bytes, wait_until
@@ -44,6 +45,7 @@ def up(place: Place, *, embedded: bool) -> None:
     except KeyboardInterrupt:
         process.terminate()
         process.wait()
+        print(_what_runs(place), file=sys.stderr)
         raise
     pages = "\n".join(state.pages)
     print(f"up after {time.monotonic() - started_s:.0f} s\n\n{pages}\n")
@@ -64,13 +66,21 @@ def _follow(place: Place, process: "subprocess.Popen[bytes]", said: int) -> Stat
             print(text.decode(errors="replace"), end="", flush=True)
             said, spoke_s = said + len(text), time.monotonic()
         if ended:
-            raise BackendError(f"the stack could not be started; nothing of it runs: see {place.log}")
+            raise BackendError(f"this stack could not be started: see {place.log}; {_what_runs(place)}")
         if state and state.phase == "up":
             return state
         if state and time.monotonic() - spoke_s > SAY_S:
             print(f"         waiting for {state.starting}", flush=True)
             spoke_s = time.monotonic()
         time.sleep(0.2)
+
+
+def _what_runs(place: Place) -> str:
+    """After a supervisor has ended: another `make up` may have been faster."""
+    if pid := place.supervisor():
+        return f"another one is up, or starts, under supervisor {pid}: make status shows it"
+    left = guards_of(place.path)
+    return f"processes {sorted(left)} go on: make down ends them" if left else "nothing runs"
 
 
 def status(place: Place) -> bool:
@@ -96,7 +106,7 @@ def status(place: Place) -> bool:
 
 def logs(place: Place, service: str) -> None:
     """Become `tail -F` of the log of a service, or of all. Raises `InputError`: it does not exist."""
-    state = place.read()
+    state = place.read() if place.supervisor() else None  # else that of one that was killed
     if state is None:
         raise InputError(f"no stack is up in {place.path}; the logs of an earlier one are *.log below it")
     found = {seen.name: seen.log for seen in state.services} | {"supervisor": place.log}
@@ -126,8 +136,13 @@ def down(place: Place) -> None:
         return not now and not (pid and alive(pid))
 
     if not wait_until(gone, DOWN_S):
+        guards = sorted(guards_of(place.path))
+        if pid and alive(pid):
+            what, ends = f"the supervisor {pid} and guards {guards} go on", [pid]  # they end with it
+        else:
+            what, ends = f"the supervisor has ended, guards {guards} go on", guards
         raise BackendError(
-            f"processes {sorted(guards_of(place.path))} go on after {DOWN_S:.0f} s: see {place.log}"
+            f"{what} after {DOWN_S:.0f} s: kill -9 {' '.join(map(str, ends))} ends them; see {place.log}"
         )
     print(f"down after {time.monotonic() - started_s:.0f} s")
 
@@ -151,8 +166,13 @@ def run(command: str, variables: Mapping[str, str], place: Place) -> int:
     return 0
 
 
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def main(arguments: Sequence[str]) -> int:
     """Exit code 0 done, 1 it failed or not all is ready, 2 a wrong argument, 130 interrupted."""
+    signal.signal(signal.SIGTERM, _interrupted)
     command, *given = arguments
     place = Place.named(os.environ)
     try:
@@ -161,7 +181,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, VistaError) else 1
     except KeyboardInterrupt:
-        print("interrupted; nothing runs", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
 
 

@@ -16,9 +16,8 @@ from vista.config import RefreshConfig
 from vista.orchestration.embedded import run_dag
 from vista.orchestration.job_log import JOB_LOG
 from vista.orchestration.operator import RayJobOperator, entrypoint
-from vista.orchestration.packaging import package
-from vista.orchestration.ray_jobs import RayJobs
-from vista.orchestration.trigger import RayJobTrigger
+from vista.orchestration.ray_jobs import patiently
+from vista.orchestration.trigger import RayJobTrigger, connect
 
 
 def fresh_dag() -> DAG:
@@ -46,10 +45,22 @@ def prepare() -> RayJobOperator:
     return task
 
 
-async def submit(url: str, token: str, name: str, run: str) -> None:
-    """Start stage `prepare` of the run as a job of that name."""
-    async with RayJobs(url, token) as jobs:
-        await jobs.submit(name, entrypoint("prepare", RefreshConfig(run_id=run)), package(), {"run": run})
+def trigger_of(*names: str, first: int = 1, run: str = "r", seconds: float = 300.0) -> RayJobTrigger:
+    """Of stage `prepare` of the run; `names` are its attempts' jobs, the newest last."""
+    command = entrypoint("prepare", RefreshConfig(recipe="smoke", run_id=run))
+    return RayJobTrigger("ray_default", names, first, command, {"run": run}, seconds)
+
+
+def attach_or_submit(*names: str, first: int = 1, run: str = "r") -> int:
+    """The attempt whose job the trigger goes on with."""
+
+    async def ask() -> int:
+        async with await connect("ray_default") as jobs:
+            return await patiently(
+                lambda: trigger_of(*names, first=first, run=run)._attach_or_submit(jobs), 60.0
+            )
+
+    return asyncio.run(ask())
 
 
 async def event_of(trigger: RayJobTrigger) -> dict[str, Any]:
@@ -61,9 +72,9 @@ async def event_of(trigger: RayJobTrigger) -> dict[str, Any]:
 
 
 def follow(name: str, caplog: pytest.LogCaptureFixture, seconds: float = 300.0) -> dict[str, Any]:
-    """Run the trigger of a submitted job to its event; the job's lines are in `caplog`."""
+    """Run the trigger of a job to its event; the job's lines are in `caplog`."""
     with caplog.at_level(logging.INFO, JOB_LOG.name):
-        return asyncio.run(event_of(RayJobTrigger("ray_default", name, 1, time.time() + seconds)))
+        return asyncio.run(event_of(trigger_of(name, run=name, seconds=seconds)))
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -7,6 +7,8 @@ import asyncio
 import io
 import os
 import subprocess
+import threading
+import time
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,7 @@ class Job:
     log: Path
     request: dict[str, object]
     stopped: bool = False
+    started_s: float = field(default_factory=time.time)
 
 
 @dataclass
@@ -39,6 +42,8 @@ class Head:
     starting: int = 0  # submissions that fail until the head's agent is there
     is_page: bool = False  # another server of which everything is a page
     lost_answers: int = 0  # submissions that begin a job and whose connection breaks
+    thinks_s: float = 0.0  # before it begins a job
+    asked: threading.Event = field(default_factory=threading.Event)  # to submit a job
 
     def stage_is(self, script: str) -> None:
         """What every stage does from now on: a shell script; $3 is the stage's name."""
@@ -62,6 +67,8 @@ class Head:
         return web.Response()
 
     async def submit(self, request: web.Request) -> web.Response:
+        self.asked.set()
+        await asyncio.sleep(self.thinks_s)
         if self.starting:
             self.starting -= 1
             return web.Response(status=500, text="No available agent to submit job, please try again later.")
@@ -92,7 +99,10 @@ class Head:
             return web.Response(status=404, text="Job does not exist")
         code = job.process.poll()
         status = {None: "RUNNING", 0: "SUCCEEDED"}.get(code, "STOPPED" if job.stopped else "FAILED")
-        return web.json_response({"status": status, "message": "", "driver_exit_code": code})
+        started_ms = int(job.started_s * 1_000)
+        return web.json_response(
+            {"status": status, "message": "", "driver_exit_code": code, "start_time": started_ms}
+        )
 
     async def stop(self, request: web.Request) -> web.Response:
         job = self.jobs.get(request.match_info["name"])
@@ -103,7 +113,10 @@ class Head:
         return web.json_response({"stopped": True})
 
     async def logs(self, request: web.Request) -> web.Response:
-        return web.json_response({"logs": self.jobs[request.match_info["name"]].log.read_text()})
+        job = self.jobs.get(request.match_info["name"])
+        if job is None:
+            return web.Response(status=404, text="Job does not exist")
+        return web.json_response({"logs": job.log.read_text()})
 
     async def tail(self, request: web.Request) -> web.WebSocketResponse:
         job, sent = self.jobs[request.match_info["name"]], 0

@@ -4,7 +4,9 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +14,11 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from vista.config import GridCell, GridConfig, RefreshConfig
-from vista.orchestration.approval import PromotionApproval
+from vista.orchestration.approval import NOBODY, RESPONSE, PromotionApproval
 from vista.orchestration.conf import config_of
 from vista.orchestration.deployment import alert, approval_is_on
 from vista.orchestration.stages import form
+from vista.orchestration.triage import APPROVAL_TRIAGE
 
 pytestmark = pytest.mark.usefixtures("metadata_database")
 
@@ -123,11 +126,23 @@ def test_what_may_mean_approval_or_not_promotes_nothing(
         approval.execute(context_of({}))
 
 
+def test_a_promotion_that_nobody_answers_keeps_no_other_day_waiting() -> None:
+    """One run of the daily refresh is active at a time."""
+    assert timedelta(days=1) > RESPONSE
+    said = f"{RESPONSE // timedelta(hours=1)} hours"
+    operations = Path(__file__).parents[2] / "docs" / "operations.md"
+    assert [said in text for text in (NOBODY, APPROVAL_TRIAGE, operations.read_text())] == [True] * 3
+
+
 class Receiver(HTTPServer):
     """Keeps what is posted to it."""
 
     posted: list[tuple[str | None, dict[str, Any]]]
     answers: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
 
 
 @pytest.fixture
@@ -157,14 +172,13 @@ def failure() -> Any:
     return {"ti": ti, "exception": ValueError("no room")}
 
 
-def configure(monkeypatch: pytest.MonkeyPatch, server: Receiver) -> None:
-    url = f"http://127.0.0.1:{server.server_port}/alerts"
-    connection = {"conn_type": "generic", "host": url, "password": "secret-token"}
+def configure(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    connection = {"conn_type": "generic", "host": f"{host}/secret-hook", "password": "secret-token"}
     monkeypatch.setenv("AIRFLOW_CONN_VISTA_ALERTS", json.dumps(connection))
 
 
 def test_a_failure_is_told(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    configure(monkeypatch, receiver)
+    configure(monkeypatch, receiver.url)
     alert(failure())
     ((login, message),) = receiver.posted
     assert login == "Bearer secret-token"
@@ -173,17 +187,18 @@ def test_a_failure_is_told(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) 
     }  # fmt: skip
 
 
-def test_an_alert_that_is_refused_is_an_error_in_the_log(
-    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("why", ["it answered 503", "ConnectError", "UnsupportedProtocol", "InvalidURL"])
+def test_an_alert_that_is_not_taken_is_an_error_in_the_log_without_a_secret(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, why: str
 ) -> None:
-    configure(monkeypatch, receiver)
+    """The path of a hook is often one, and everybody who sees a task's page reads its log."""
+    hosts = {"ConnectError": "http://127.0.0.1:9", "UnsupportedProtocol": "hook", "InvalidURL": "http://h:x"}
+    configure(monkeypatch, hosts.get(why, receiver.url))
     receiver.answers = 503
     with caplog.at_level(logging.INFO, "vista"):
         alert(failure())
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("vista")]
-    assert "could not be sent" in line
-    assert "503" in line
-    assert "secret-token" not in line
+    assert line == f"the alert about deliver could not be sent by connection vista_alerts: {why}"
 
 
 def test_without_a_connection_nothing_is_sent_and_one_line_says_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,13 +11,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from airflow.models.taskinstance import TaskInstance
-from airflow.utils.session import create_session
 from conftest import RealHead, name_head, running_head
 from cut import Network
-from running import event_of, follow, fresh_dag, lines, prepare, run, submit
+from running import attach_or_submit, event_of, follow, lines, run, trigger_of
 from scripted_stages import REPORT, wait_for_signal
-from sqlalchemy import update
 
 from vista.config import RefreshConfig
 from vista.errors import BackendError
@@ -48,12 +45,6 @@ def jobs_of(ray: RealHead, run: str) -> list[dict[str, Any]]:
 
     found = [job for job in json.loads(asyncio.run(ask())) if job["metadata"].get("run") == run]
     return sorted(found, key=lambda job: job["start_time"])
-
-
-def attach_or_submit(run: str, names: list[str], first: int) -> int:
-    """The attempt that the operator goes on with in its newest attempt."""
-    config = RefreshConfig(recipe="smoke", run_id=run)
-    return asyncio.run(prepare()._attach_or_submit(names, first, config, "a DAG's run"))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -114,32 +105,29 @@ def test_other_failures_are_retried_under_a_new_name(ray: RealHead) -> None:
 def test_a_retry_goes_on_with_a_job_that_runs_or_has_succeeded(ray: RealHead) -> None:
     """The worker or the trigger was lost, not the job: it is adopted, never submitted twice."""
     ray.stages.do("adopted", wait_for_signal("adopted"))
-    names = ["adopted-1", "adopted-2", "adopted-3"]
-    assert attach_or_submit("adopted", names[:1], first=1) == 1
-    assert attach_or_submit("adopted", names[:1], first=1) == 1  # the same attempt, run again
-    assert attach_or_submit("adopted", names[:2], first=1) == 1  # its retry
+    assert attach_or_submit("adopted-1", run="adopted") == 1
+    assert attach_or_submit("adopted-1", run="adopted") == 1  # the same attempt, run again
+    assert attach_or_submit("adopted-1", "adopted-2", run="adopted") == 1  # its retry
     ray.stages.signal("adopted")
-    asyncio.run(event_of(RayJobTrigger("ray_default", names[0], 1, 1e10)))
-    assert attach_or_submit("adopted", names, first=1) == 1  # a retry after it succeeded
+    asyncio.run(event_of(trigger_of("adopted-1")))
+    assert attach_or_submit("adopted-1", "adopted-2", "adopted-3", run="adopted") == 1  # after it succeeded
     assert len(jobs_of(ray, "adopted")) == 1
 
 
 def test_a_cleared_task_starts_anew(ray: RealHead) -> None:
     """What a person cleared does not go on beside the new job, nor instead of it."""
     ray.stages.do("cleared", wait_for_signal("never"))
-    names = ["cleared-1", "cleared-2"]
-    assert attach_or_submit("cleared", names[:1], first=1) == 1
-    assert attach_or_submit("cleared", names, first=2) == 2
+    assert attach_or_submit("cleared-1", run="cleared") == 1
+    assert attach_or_submit("cleared-1", "cleared-2", first=2, run="cleared") == 2
     first, second = jobs_of(ray, "cleared")
     assert (first["status"], first["end_time"] <= second["start_time"]) == ("STOPPED", True)
-    asyncio.run(RayJobTrigger("ray_default", names[1], 2, 1e10).on_kill())
+    asyncio.run(trigger_of("cleared-2").on_kill())
 
 
 def test_lines_come_while_the_job_runs_and_each_once(ray: RealHead, caplog: pytest.LogCaptureFixture) -> None:
     ray.stages.do(
         "lines", f"for i in $(seq 300); do echo line $i; done; {wait_for_signal('lines')}; printf last"
     )
-    asyncio.run(submit(ray.url, ray.token, "lines", "lines"))
 
     async def release() -> None:
         await until(lambda: "line 300" in lines(caplog))
@@ -156,7 +144,6 @@ def test_lines_come_while_the_job_runs_and_each_once(ray: RealHead, caplog: pyte
 
 def test_deadline_stops_the_job(ray: RealHead, caplog: pytest.LogCaptureFixture) -> None:
     ray.stages.do("late", wait_for_signal("never"))
-    asyncio.run(submit(ray.url, ray.token, "late", "late"))
     event = follow("late", caplog, seconds=0.5)
     assert event == {
         "status": "DEADLINE", "exit_code": None, "report": None,
@@ -170,33 +157,14 @@ def test_deadline_stops_the_job(ray: RealHead, caplog: pytest.LogCaptureFixture)
 def test_on_kill_stops_this_job_alone(ray: RealHead) -> None:
     ray.stages.do("killed", wait_for_signal("killed"))
 
-    async def kill() -> None:
-        for name in ("mine", "other"):
-            await submit(ray.url, ray.token, name, "killed")
-        await RayJobTrigger("ray_default", "mine", 1, 1e10).on_kill()
-
-    asyncio.run(kill())
+    for name in ("mine", "other"):
+        attach_or_submit(name, run="killed")
+    asyncio.run(trigger_of("mine", "mine-again").on_kill())  # the retry that goes on with it
     mine, other = find(ray, "mine"), find(ray, "other")
     assert mine is not None
     assert other is not None
     assert (mine.status, other.finished) == ("STOPPED", False)
     ray.stages.signal("killed")
-
-
-def test_a_task_that_is_ended_while_it_submits_leaves_no_job(ray: RealHead) -> None:
-    """It has no trigger yet whose `on_kill` would stop the job."""
-    ray.stages.do("ended", wait_for_signal("never"))
-    dag = fresh_dag()
-    dag.get_task("prepare").on_execute_callback = [lambda context: mark_failed(dag.dag_id)]
-    dag.test(run_conf={"run_id": "ended"})
-    assert [job["status"] for job in jobs_of(ray, "ended")] == ["STOPPED"]
-
-
-def mark_failed(dag_id: str) -> None:
-    """What the button in Airflow does to a running task."""
-    with create_session() as session:
-        running = (TaskInstance.dag_id == dag_id, TaskInstance.state == "running")
-        session.execute(update(TaskInstance).where(*running).values(state="failed"))
 
 
 def test_an_outage_is_ridden_out_and_a_longer_one_is_not(
@@ -212,9 +180,7 @@ def test_an_outage_is_ridden_out_and_a_longer_one_is_not(
         network = Network(port)
         await network.mend()
         name_head(monkeypatch, network.url, ray.token)
-        await submit(network.url, ray.token, "cut-1", "cut")
-        trigger = RayJobTrigger("ray_default", "cut-1", 1, 1e10)
-        event = asyncio.create_task(event_of(trigger))
+        event = asyncio.create_task(event_of(trigger_of("cut-1", run="cut")))
         await until(lambda: "begun" in lines(caplog))
         await network.cut()
         await until(lambda: "asking again" in caplog.text)
@@ -231,7 +197,7 @@ def test_an_outage_is_ridden_out_and_a_longer_one_is_not(
     assert "is the head running?; asked again for 1 s" in event["reason"]
     assert lines(caplog).count("begun") == 1
     name_head(monkeypatch, ray.url, ray.token)
-    assert attach_or_submit("cut", ["cut-1", "cut-2"], first=1) == 1
+    assert attach_or_submit("cut-1", "cut-2", run="cut") == 1
     ray.stages.signal("cut")
 
 
@@ -244,7 +210,6 @@ def test_out_of_memory_is_named(
     ) as head:
         name_head(monkeypatch, head.url, head.token)
         head.stages.do("memory", wait_for_signal("never"))
-        asyncio.run(submit(head.url, head.token, "memory", "memory"))
         reason = follow("memory", caplog)["reason"]
     assert re.fullmatch(r"out of memory on Ray's node: Memory usage \d+B exceeded threshold of .*", reason)
 
@@ -264,14 +229,6 @@ def test_wrong_token_and_absent_head_are_messages(
 
     with pytest.raises(BackendError, match="cannot be reached"):
         asyncio.run(ask())
-
-
-def test_a_job_that_ray_forgot_is_lost(ray: RealHead, caplog: pytest.LogCaptureFixture) -> None:
-    assert follow("never-submitted", caplog) == {
-        "status": "LOST", "exit_code": None,
-        "reason": "Ray does not know this job any more: its head was restarted",
-        "report": None,
-    }  # fmt: skip
 
 
 def test_what_a_job_found_out_comes_back() -> None:
@@ -297,7 +254,7 @@ def test_names_are_deterministic_and_distinct() -> None:
 
 
 def test_trigger_survives_its_serialisation() -> None:
-    path, arguments = RayJobTrigger("ray_default", "one", 2, 12.5).serialize()
+    path, arguments = trigger_of("one", "two", first=2, seconds=12.5).serialize()
     assert path == "vista.orchestration.trigger.RayJobTrigger"
     assert RayJobTrigger(**arguments).serialize() == (path, arguments)
 

@@ -97,6 +97,13 @@ def test_every_task_says_how_it_fails(dag: DAG, tasks: tuple[str, ...]) -> None:
 
 
 @every_dag
+def test_no_page_advises_to_delete_a_run(dag: DAG, tasks: tuple[str, ...]) -> None:
+    """Its folder may hold the models that serve."""
+    pages = [dag.doc_md or "", *(task.doc_md or "" for task in dag.tasks)]
+    assert [page for page in pages if "delete" in page.lower() and "folder" in page.lower()] == []
+
+
+@every_dag
 def test_graph_is_the_golden_one(dag: DAG, tasks: tuple[str, ...]) -> None:
     graph = {task.task_id: sorted(task.downstream_task_ids) for task in dag.topological_sort()}
     assert tuple(graph) == tasks

@@ -95,6 +95,21 @@ def test_ports_are_kept_and_one_in_use_is_named(tmp_path: Path) -> None:
             kept_ports(tmp_path, 3)
 
 
+def test_ports_that_a_stopped_server_beside_it_keeps_are_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray keeps 310; what was started while it was stopped took one of them, and no start worked again."""
+    ray, other = tmp_path / "ray", tmp_path / "other"
+    for place in (ray, other):
+        place.mkdir()
+    kept = set(kept_ports(ray, 310))
+    monkeypatch.setattr("infra.ports.FIRST_PORT", min(kept) - 60)
+    monkeypatch.setattr("infra.ports.LAST_PORT", max(kept) + 60)
+    for _ in range(5):
+        assert kept.isdisjoint(kept_ports(other, 2))
+        (other / "ports.json").unlink()
+
+
 def test_secrets_are_kept_and_readable_by_their_owner_only(tmp_path: Path) -> None:
     place = tmp_path / "server"
     place.mkdir()

@@ -21,10 +21,11 @@ from infra.http_calls import answers
 from infra.processes import wait_until
 from infra.servers import HOST, Server, kept_ports, private_folder, running
 from infra.services import Service, Services
+from infra.stack import __main__ as stack
 from infra.stack import supervisor
 from infra.stack.state import Place, Seen, State
 from infra.stack.supervisor import Supervisor, keep_short
-from vista.errors import InputError
+from vista.errors import BackendError, InputError
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 120.0
@@ -64,6 +65,42 @@ def test_a_second_supervisor_is_refused_and_forgets_nothing_of_the_first(tmp_pat
             pass
         assert place.read() == up
         assert place.supervisor() == os.getpid()
+
+
+def test_who_was_slower_is_not_told_that_nothing_runs(tmp_path: Path) -> None:
+    """Of two `make up` at once one starts the stack."""
+    place = Place(tmp_path)
+    with place.held(), subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"]) as slower:
+        place.log.touch()
+        with pytest.raises(BackendError, match=rf"another one is up.* under supervisor {os.getpid()}: make"):
+            stack._follow(place, slower, 0)
+    with pytest.raises(BackendError, match=r"could not be started: see .*; nothing runs"):
+        stack._follow(place, slower, 0)
+
+
+def test_logs_of_a_supervisor_that_was_killed_are_not_followed(tmp_path: Path) -> None:
+    Place(tmp_path).write(State(phase="up", embedded=True))
+    with pytest.raises(InputError, match="no stack is up"):
+        stack.logs(Place(tmp_path), "")
+
+
+def test_a_supervisor_that_does_not_stop_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack, "DOWN_S", 0.5)
+    hold = """import pathlib, signal, sys, time
+from infra.stack.state import Place
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with Place(pathlib.Path(sys.argv[1])).held():
+    print(flush=True)
+    time.sleep(600)"""
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(BackendError, match=rf"supervisor {process.pid} .*: kill -9 {process.pid} ends"):
+            stack.down(Place(tmp_path))
+        process.kill()
+    stack.down(Place(tmp_path))
 
 
 def test_a_look_for_a_supervisor_keeps_none_from_starting(tmp_path: Path) -> None:

@@ -61,32 +61,39 @@ def test_triggerer_killed(stack: Stack) -> None:
     assert stack.airflow.call("GET", "/dags/one_stage/dagRuns/triggerer-killed")["conf"]["seeds"] == 4
 
 
-def test_scheduler_and_worker_killed_while_they_submit(stack: Stack) -> None:
-    """A worker that dies after it submitted and before it says so: the retry goes on with its job."""
-    scheduler, api = (stack.airflow.services[name] for name in ("scheduler", "api-server"))
+def test_triggerer_killed_while_it_submits(stack: Stack) -> None:
+    """It dies after it submitted and before it knows: the next one goes on with its job."""
+    triggerer = stack.airflow.services["triggerer"]
     port = stack.head.address.ports["dashboard-port"]
     pages = {pid for pid in descendants(stack.head.guard.pid) if port in _ports(listening([pid]))}
     _signal_all(pages, signal.SIGSTOP)
-    try:  # until the worker waits for Ray: by then it needs nothing more of Airflow to submit
-        run = stack.trigger("worker-killed", counting("worker-killed", 5))
-        until(lambda: port in _ports(connected(descendants(scheduler.pid))), "a worker that asks Ray")
-        _signal(api, signal.SIGSTOP)  # so that the worker cannot say that it waits now
+    try:
+        run = stack.trigger("killed-early", counting("killed-early", 5))
+        until(lambda: port in _ports(connected(descendants(triggerer.pid))), "a triggerer that asks Ray")
     finally:
         _signal_all(pages, signal.SIGCONT)
-    try:
-        until(lambda: run.statuses() == ["RUNNING"], "the submission")
-        scheduler.kill()
-    finally:
-        _signal(api, signal.SIGCONT)
-    assert run.state() == "running"
-    scheduler.start()
-    until(lambda: run.attempt() > 1, "the next attempt")
-    run.until_waiting()
-    assert run.statuses() == ["RUNNING"]
-    stack.stages.signal("worker-killed-0")
+    run.until_status("RUNNING")
+    triggerer.kill()
+    triggerer.start()
+    stack.stages.signal("killed-early-0")
     run.until_state("success")
     assert run.statuses() == ["SUCCEEDED"]
-    assert [line for line in run.log(2) if line.startswith("line ")] == numbered(5)
+    assert [line for line in run.log(1) if line.startswith("line ")] == numbered(5)
+
+
+def test_marked_failed_before_a_triggerer_took_it_there_is_no_job(stack: Stack) -> None:
+    """Nobody would have stopped one that the worker had submitted."""
+    triggerer = stack.airflow.services["triggerer"]
+    _signal(triggerer, signal.SIGSTOP)
+    try:
+        run = stack.trigger("too-early", wait_for_signal("too-early"))
+        run.until_waiting()
+        run.mark_failed()
+    finally:
+        _signal(triggerer, signal.SIGCONT)
+    other = stack.trigger("after-it", "exit 0")
+    other.until_state("success")  # so the triggerer has had its chance with the first
+    assert (run.state(), run.statuses()) == ("failed", [])
 
 
 def test_marked_failed_stops_this_job_alone(stack: Stack, full_size: bool) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from dag_runs import RUN_S, Dags
-from local_stack import MOST_MB, ROOT, Stack, heals, killed_and_healed
+from local_stack import HEAL_S, MOST_MB, ROOT, Stack, heals, killed_and_healed
 
 from infra.airflow import TRAINING_POOL
 from infra.kept_secrets import SECRETS
 from infra.processes import alive, descendants, memory_bytes, wait_until
+from infra.services import guards_of
 from infra.stack.layout import AIRFLOW_CLI
 from infra.stack.supervisor import LOG_BYTES
 from vista.jobs import ADOPT, RELEASE, SUMMARIES
@@ -181,8 +182,19 @@ def test_nothing_is_left_when_the_supervisor_is_killed_and_it_starts_where_it_wa
     }
 
 
-def test_down_leaves_no_process_and_no_port(stack: Stack) -> None:
+@pytest.mark.timeout(3_600)
+def test_down_leaves_no_process_and_no_port_of_a_stack_that_works(stack: Stack) -> None:
+    """Must-hold 9, with a job at work on Ray and a task that waits for it."""
+    dags = Dags.of(stack)
+    dags.switch_on("production_refresh")
+    refresh = dags.start("production_refresh", "at-work", recipe="smoke")
+
+    def drivers() -> set[int]:
+        return {pid for pid in stack.processes() if b"train_foundation" in _command(pid).split(b"\0")}
+
+    assert wait_until(lambda: bool(drivers()), RUN_S, every_s=0.2), refresh.tasks()
     processes, ports = stack.processes(), stack.ports()
+    assert drivers() & processes
     assert len(ports) >= 4
     started_s = time.monotonic()
     stack.make("down")
@@ -190,3 +202,29 @@ def test_down_leaves_no_process_and_no_port(stack: Stack) -> None:
     assert stack.left_of(processes, ports) == []
     assert stack.supervisor() is None
     assert "no stack is up" in stack.make("down")
+
+
+def test_an_up_that_is_stopped_leaves_nothing(new_stack: Callable[[str], Stack]) -> None:
+    """As soon as there is something to leave."""
+    stack = new_stack("stopped")
+    command = [sys.executable, "-m", "infra.stack", "up", "EMBEDDED=1"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=stack.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as starting:
+        assert wait_until(lambda: bool(guards_of(stack.path) or starting.poll()), HEAL_S, every_s=0.05)
+        processes = stack.processes()
+        starting.terminate()
+        said, _ = starting.communicate()
+    assert starting.returncode == 130
+    assert said.endswith("\nnothing runs\ninterrupted\n")
+    kept = [json.loads(path.read_text()) for path in stack.path.glob("*/ports.json")]
+    assert kept
+    assert stack.left_of(processes, {port for ports in kept for port in ports}) == []
+    assert stack.supervisor() is None
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it ended just now
+        return b""

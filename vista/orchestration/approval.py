@@ -11,9 +11,10 @@ from vista.orchestration.deployment import approval_is_on
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-RESPONSE = timedelta(days=3)
-"""After that it counts as rejected: what was judged against an old champion is not promoted by surprise."""
-NOBODY = "nobody within three days"
+RESPONSE = timedelta(hours=20)
+"""After that it counts as rejected: the refresh of the next day waits for this one, and what was judged
+against an old champion is not promoted by surprise."""
+NOBODY = "nobody within 20 hours"
 
 
 class PromotionApproval(ApprovalOperator):

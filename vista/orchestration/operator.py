@@ -1,9 +1,7 @@
-"""Runs one job of `vista.jobs` as a Ray job: submits it, waits deferred, maps its end to Airflow's errors."""
+"""Runs one job of `vista.jobs` as a Ray job: says which, waits deferred, maps its end to Airflow's errors."""
 
-import asyncio
 import hashlib
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -12,23 +10,16 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from vista.config import Frozen
-from vista.errors import BackendError
 from vista.jobs import job as job_called
 from vista.orchestration.assets import MAYBE, news_of
 from vista.orchestration.conf import config_of
-from vista.orchestration.packaging import package
-from vista.orchestration.ray_jobs import RayJobs, patiently, stop_and_wait
-from vista.orchestration.trigger import RayJobTrigger, connect
-from vista.revision import git_revision
+from vista.orchestration.trigger import DEADLINE, RayJobTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-    from airflow.sdk.types import RuntimeTaskInstanceProtocol
 
 INPUT_ERROR = 2
 CONNECTION = "ray_default"
-SUBMIT_OUTAGE_S = 120.0
-"""How long a head may be away while a worker waits for it."""
 LATE_S = 3_600.0
 """How long after its deadline a job's end may be told: no triggerer may be there to tell it."""
 PYTHON = '"${VISTA_PYTHON:-python}"'
@@ -71,10 +62,11 @@ class RayJobOperator(BaseOperator):
     options. Those parts of its report that are in `keeps` are the task's XComs. One that is null means that
     there is nothing to do: what comes after is skipped.
 
-    The job is found again by its name, so a worker that dies after submitting never submits twice, and a
-    retry goes on with an earlier attempt's job if that still runs or has succeeded meanwhile. A cleared task
-    starts anew. Exit code 2 (the input cannot be used) fails at once; anything else is retried as Airflow's
-    `retries` says.
+    The trigger submits it, so whoever ends the task ends the job: a task has no trigger, and no job, before
+    it waits. The job is found again by its name, so a triggerer that dies never submits twice, and a retry
+    goes on with an earlier attempt's job if that still runs or has succeeded meanwhile. A cleared task
+    starts anew. Exit code 2 (the input cannot be used) and the deadline fail at once; anything else is
+    retried as Airflow's `retries` says.
     """
 
     template_fields: Sequence[str] = ("values", "told")
@@ -102,23 +94,26 @@ class RayJobOperator(BaseOperator):
             submission_id(ti.dag_id, ti.run_id, ti.task_id, map_index, attempt)
             for attempt in range(1, ti.try_number + 1)
         ]
-        first = first_attempt(ti.try_number, ti.max_tries, self.retries or 0)
-        try:
-            attempt = asyncio.run(self._attach_or_submit(names, first, config, ti.run_id, map_index))
-            self._stop_unless_running(ti, names[attempt - 1])
-        except BackendError as error:
-            raise AirflowException(f"stage {self.task_id} failed: {error}") from error
-        self.defer(
-            trigger=RayJobTrigger(CONNECTION, names[attempt - 1], attempt, time.time() + self.deadline_s),
-            method_name="finish",
-            timeout=timedelta(seconds=self.deadline_s + LATE_S),
+        # with the revision that the trigger adds they become MLflow's tags (vista.train.tracking)
+        metadata = {"dag": self.dag_id, "dag_run": ti.run_id, "task": self.task_id}
+        metadata |= {"map_index": str(map_index), "try": str(len(names))}
+        metadata |= {"run": str(getattr(config, "run_id", "")), "config": config.model_dump_json()}
+        trigger = RayJobTrigger(
+            CONNECTION,
+            names,
+            first_attempt(ti.try_number, ti.max_tries, self.retries or 0),
+            entrypoint(self.task_id, config, self.told),
+            metadata,
+            self.deadline_s,
         )
+        timeout = timedelta(seconds=self.deadline_s + LATE_S)
+        self.defer(trigger=trigger, method_name="finish", timeout=timeout)
 
     def finish(self, context: "Context", event: dict[str, Any]) -> dict[str, Any]:
         """Called when the trigger has fired. Returns what the job's report has of `keeps`."""
         if event["status"] != "SUCCEEDED":
             message = f"stage {self.task_id} failed: {event['reason']}"
-            if event["exit_code"] == INPUT_ERROR:
+            if event["exit_code"] == INPUT_ERROR or event["status"] == DEADLINE:
                 raise AirflowFailException(message)
             raise AirflowException(message)
         report = event["report"]
@@ -136,54 +131,3 @@ class RayJobOperator(BaseOperator):
             alias, asset = MAYBE[self.task_id]
             if news := news_of(self.task_id, report, config.run_id):
                 context["outlet_events"][alias].add(asset, extra=news)
-
-    async def _attach_or_submit(
-        self, names: Sequence[str], first: int, config: Frozen, dag_run_id: str, map_index: int = -1
-    ) -> int:
-        """The attempt whose job is this one's: its own, an earlier retry's, or its own that it submits now.
-
-        Jobs from before the task was cleared, at attempt `first`, must not run beside it.
-        """
-        # down to the revision, they become MLflow's tags (vista.train.tracking)
-        metadata = {"dag": self.dag_id, "dag_run": dag_run_id, "task": self.task_id}
-        metadata |= {"map_index": str(map_index), "try": str(len(names)), "revision": git_revision()}
-        metadata |= {"run": str(getattr(config, "run_id", "")), "config": config.model_dump_json()}
-        async with await connect(CONNECTION) as jobs:
-
-            async def ask() -> int:
-                for name in names[: first - 1]:
-                    await stop_and_wait(jobs, name)
-                attempt = await self._attempt_to_go_on_with(jobs, names, first)
-                if attempt is None:
-                    command = entrypoint(self.task_id, config, self.told)
-                    await jobs.submit(names[-1], command, package(), metadata)
-                return attempt or len(names)
-
-            return await patiently(ask, SUBMIT_OUTAGE_S)
-
-    async def _attempt_to_go_on_with(self, jobs: RayJobs, names: Sequence[str], first: int) -> int | None:
-        for attempt in range(len(names), first - 1, -1):
-            state = await jobs.find(names[attempt - 1])
-            if state is None:
-                continue
-            if attempt == len(names):
-                return attempt
-            if not state.finished or state.status == "SUCCEEDED":
-                self.log.info("going on with %s, the job of attempt %d", names[attempt - 1], attempt)
-                return attempt
-        return None
-
-    def _stop_unless_running(self, ti: "RuntimeTaskInstanceProtocol", name: str) -> None:
-        """A task that was marked failed while it submitted has no trigger that would stop its job."""
-        states = ti.get_task_states(
-            dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
-        )
-        if "running" in states.get(ti.run_id, {}).values():
-            return
-
-        async def stop() -> None:
-            async with await connect(CONNECTION) as jobs:
-                await patiently(lambda: stop_and_wait(jobs, name), SUBMIT_OUTAGE_S)
-
-        asyncio.run(stop())
-        raise AirflowFailException(f"stage {self.task_id} failed: it was ended while it submitted its job")

@@ -54,11 +54,13 @@ async def patiently(ask: Callable[[], Awaitable[T]], outage_s: float) -> T:
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """What Ray knows about a job. `exit_code` is the driver's, negative for a signal, None while it runs."""
+    """What Ray knows about a job. `exit_code` is the driver's, negative for a signal, None while it runs;
+    `started_s` is when it was submitted, in seconds since 1970."""
 
     status: str
     message: str
     exit_code: int | None
+    started_s: float = 0.0
 
     @property
     def finished(self) -> bool:
@@ -87,8 +89,9 @@ class RayJobs:
         status, body = await self._request("GET", f"/api/jobs/{submission_id}", missing_is_fine=True)
         if status == 404:
             return None
-        details = self._details(body, "status")
-        return JobState(details["status"], details.get("message") or "", details.get("driver_exit_code"))
+        details = self._details(body, "status", "start_time")
+        message, exit_code = details.get("message") or "", details.get("driver_exit_code")
+        return JobState(details["status"], message, exit_code, details["start_time"] / 1_000)
 
     async def submit(
         self, submission_id: str, entrypoint: str, code: Package, metadata: Mapping[str, str]
@@ -137,6 +140,11 @@ class RayJobs:
         try:
             async with self._session.request(method, self._address + path, **body) as response:
                 status, text = response.status, await response.text()
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:  # waiting would not mend it
+            raise BackendError(
+                f"the host of the Airflow connection to Ray is {self._address!r}: write http://HOST:PORT, "
+                "the port in it"
+            ) from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._unreachable(error) from error
         if status >= 400 and not (missing_is_fine and status == 404):
@@ -147,13 +155,13 @@ class RayJobs:
             raise BackendError(f"{answer}; check the Airflow connection's host and token")
         return status, text
 
-    def _details(self, body: str, name: str) -> dict[str, Any]:
-        """What an answer holds, `name` at least: any server with a page may have answered."""
+    def _details(self, body: str, *names: str) -> dict[str, Any]:
+        """What an answer holds, `names` at least: any server with a page may have answered."""
         try:
             found = json.loads(body)
         except ValueError:
             found = None
-        if not isinstance(found, dict) or name not in found:
+        if not isinstance(found, dict) or not found.keys() >= set(names):
             raise BackendError(
                 f"{self._address} does not answer as Ray's dashboard does: check the host of the Airflow "
                 "connection"

@@ -7,10 +7,11 @@ EVERY_JOB = """
 | killed by signal 9 | Out of memory or a lost node. It resumes by itself; if it repeats, lower `max_uih`. |
 | Ray cannot be reached | Mend the head or its network: the retry goes on with the job that still runs. |
 | there is no Airflow connection | Add `ray_default`: host and password as the message says; clear the task. |
+| write http://HOST:PORT | Write that as the host of the connection `ray_default`; clear the task. |
 | answered 401 | Put the head's token into the password of the connection `ray_default`, clear the task. |
 | out of memory on Ray's node | Ray killed a worker: lower the batch, the workers or `max_uih` in a new run. |
 | Ray does not know this job any more | Its head was restarted: the retry resumes. |
-| the deadline passed | The job was stopped. Clear the task: it resumes where it was. |
+| the deadline passed | The job was stopped for good. Clear the task: it resumes where it was. |
 """
 
 OF_A_JOB = {
@@ -62,7 +63,7 @@ MLflow does not answer: clear the task when it does.
 
 APPROVAL_TRIAGE = """
 Waits for a person if the Variable `vista_approval` is `true` and the gate lets the models pass.
-Nobody answered for three days: it counts as rejected. All the same:
+Nobody answered for 20 hours: it counts as rejected, so that the next day's refresh begins. All the same:
 `python -m vista promote --run-id RUN --reason WHY`.
 """
 

@@ -1,4 +1,5 @@
-"""Waits for a Ray job without holding a worker: status by polling, log lines by the WebSocket tail."""
+"""Submits a Ray job and waits for it without holding a worker: status by polling, log lines by the WebSocket
+tail."""
 
 import asyncio
 import contextlib
@@ -7,7 +8,7 @@ import logging
 import re
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any
 
 from airflow.sdk import BaseHook
@@ -17,10 +18,14 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from vista.errors import BackendError
 from vista.orchestration.job_log import JOB_LOG, lines_in_task_log
+from vista.orchestration.packaging import package
 from vista.orchestration.ray_jobs import JobState, RayJobs, patiently, stop_and_wait
+from vista.revision import git_revision
 
 log = logging.getLogger(__name__)
 
+DEADLINE = "DEADLINE"
+"""The status of a job that was stopped because it took too long."""
 POLL_S = 0.5
 MEMORY_KILL = re.compile(r"OOM kill reason: (?P<figures>.*)")
 WRITTEN_S = 30.0
@@ -46,25 +51,38 @@ async def connect(connection_id: str) -> RayJobs:
 
 
 class RayJobTrigger(BaseTrigger):
-    """Fires once: when the job has finished, `deadline_s` (seconds since 1970) has passed, or Ray is lost.
+    """Submits the job of a task's newest attempt, unless an earlier one's is to go on. Fires once: when the
+    job has finished, when it was stopped `deadline_s` after its start, or when Ray is lost.
 
-    `attempt` is the task's attempt that submitted the job, which is not the current one if a retry goes on
-    with it. The event's payload: status, exit_code, reason (why a job did not succeed, one line), report (the
-    JSON object that it printed, or None).
+    `names` are the jobs' of all attempts until now. Those from before the task was cleared, at attempt
+    `first`, must not run beside the new one. The event's payload: status, exit_code, reason (why a job did
+    not succeed, one line), report (the JSON object that it printed, or None).
     """
 
-    def __init__(self, connection_id: str, submission_id: str, attempt: int, deadline_s: float) -> None:
+    def __init__(
+        self,
+        connection_id: str,
+        names: Sequence[str],
+        first: int,
+        command: str,
+        metadata: Mapping[str, str],
+        deadline_s: float,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's, not annotated
         self.connection_id = connection_id
-        self.submission_id = submission_id
-        self.attempt = attempt
+        self.names = names
+        self.first = first
+        self.command = command
+        self.metadata = metadata
         self.deadline_s = deadline_s
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         arguments = {
             "connection_id": self.connection_id,
-            "submission_id": self.submission_id,
-            "attempt": self.attempt,
+            "names": self.names,
+            "first": self.first,
+            "command": self.command,
+            "metadata": self.metadata,
             "deadline_s": self.deadline_s,
         }
         return f"{type(self).__module__}.{type(self).__qualname__}", arguments
@@ -89,25 +107,27 @@ class RayJobTrigger(BaseTrigger):
 
     async def _stop_unless_taken_over(self) -> None:
         if await self._is_deferred():
-            log.warning("Ray job %s is followed by another triggerer: it goes on", self.submission_id)
+            log.warning("Ray job %s is followed by another triggerer: it goes on", self.names[-1])
             return
         async with await connect(self.connection_id) as jobs:
-            await patiently(lambda: stop_and_wait(jobs, self.submission_id), OUTAGE_S)
+            for name in self.names:  # of a retry the job may be an earlier attempt's
+                await _stopped(jobs, name)
 
     async def _follow(self) -> dict[str, Any]:
-        logged = await asyncio.to_thread(lines_in_task_log, self.task_instance, self.attempt)
         async with await connect(self.connection_id) as jobs:
-            lines = LogLines(logged)
-            tail = asyncio.create_task(lines.follow(jobs, self.submission_id))
+            attempt = await patiently(lambda: self._attach_or_submit(jobs), OUTAGE_S)
+            name = self.names[attempt - 1]
+            lines = LogLines(await asyncio.to_thread(lines_in_task_log, self.task_instance, attempt))
+            tail = asyncio.create_task(lines.follow(jobs, name))
             try:
-                state = await self._end(jobs)
+                state = await self._end(jobs, name)
             finally:
                 tail.cancel()
                 await asyncio.wait([tail])
             if not tail.cancelled():
                 tail.result()  # it never returns: this raises what ended it
-            await lines.finish(jobs, self.submission_id)
-        await self._until_written(lines.count)
+            await lines.finish(jobs, name)
+        await self._until_written(attempt, lines.count)
         reason = reason_of(state, lines)
         return {
             "status": state.status,
@@ -116,24 +136,39 @@ class RayJobTrigger(BaseTrigger):
             "report": lines.report(),
         }
 
-    async def _end(self, jobs: RayJobs) -> JobState:
-        while time.time() < self.deadline_s:
-            state = await patiently(lambda: jobs.find(self.submission_id), OUTAGE_S)
-            if state is None:
-                return JobState("LOST", "Ray does not know this job any more: its head was restarted", None)
+    async def _attach_or_submit(self, jobs: RayJobs) -> int:
+        """The attempt whose job is this one's: its own, an earlier retry's, or its own, submitted now."""
+        for name in self.names[: self.first - 1]:
+            await stop_and_wait(jobs, name)
+        for attempt in range(len(self.names), self.first - 1, -1):
+            state = await jobs.find(self.names[attempt - 1])
+            if state is not None and (
+                attempt == len(self.names) or not state.finished or state.status == "SUCCEEDED"
+            ):
+                log.info("going on with %s, the job of attempt %d", self.names[attempt - 1], attempt)
+                return attempt
+        code, revision = await asyncio.to_thread(lambda: (package(), git_revision()))
+        metadata = {**self.metadata, "revision": revision}
+        await _to_its_end(jobs.submit(self.names[-1], self.command, code, metadata))
+        return len(self.names)
+
+    async def _end(self, jobs: RayJobs, name: str) -> JobState:
+        while (state := await patiently(lambda: jobs.find(name), OUTAGE_S)) is not None:
             if state.finished:
                 return state
+            if time.time() > state.started_s + self.deadline_s:
+                state = await _stopped(jobs, name)
+                if state is not None and state.status == "SUCCEEDED":
+                    return state
+                return JobState(DEADLINE, "the execution deadline passed, so the job was stopped", None)
             await asyncio.sleep(POLL_S)
-        state = await patiently(lambda: stop_and_wait(jobs, self.submission_id), OUTAGE_S)
-        if state is not None and state.status == "SUCCEEDED":
-            return state
-        return JobState("DEADLINE", "the execution deadline passed, so the job was stopped", None)
+        return JobState("LOST", "Ray does not know this job any more: its head was restarted", None)
 
-    async def _until_written(self, lines: int) -> None:
+    async def _until_written(self, attempt: int, lines: int) -> None:
         """Airflow closes a trigger's log when it has fired, and what is still on the way there is lost."""
         give_up_s = time.monotonic() + WRITTEN_S
         while self.task_instance is not None and time.monotonic() < give_up_s:
-            if await asyncio.to_thread(lines_in_task_log, self.task_instance, self.attempt) >= lines:
+            if await asyncio.to_thread(lines_in_task_log, self.task_instance, attempt) >= lines:
                 return
             await asyncio.sleep(POLL_S)
 
@@ -146,6 +181,23 @@ class RayJobTrigger(BaseTrigger):
             dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index,
         )  # fmt: skip
         return "deferred" in states.get(ti.run_id, {}).values()
+
+
+async def _stopped(jobs: RayJobs, name: str) -> JobState | None:
+    return await patiently(lambda: stop_and_wait(jobs, name), OUTAGE_S)
+
+
+async def _to_its_end(request: Coroutine[Any, Any, None]) -> None:
+    """A request that is not broken off: Ray may carry out what it has of it, after `on_kill` has looked."""
+    task, cancelled = asyncio.create_task(request), None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:  # Airflow repeats it
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()
 
 
 class LogLines:

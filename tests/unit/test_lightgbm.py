@@ -1,12 +1,11 @@
 """The LightGBM baseline on a small generated data set."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vista.config import DataConfig, GeneratedConfig, HistoryCut, WindowConfig
+from vista.config import DataConfig, GeneratedConfig, WindowConfig
 from vista.data.dataset import Dataset
 from vista.data.prepare import prepare_dataset
 from vista.data.schema import Examples
@@ -93,25 +92,3 @@ def test_days_without_candidates_are_named(dataset: Dataset) -> None:
         fit_lightgbm(dataset, none, valid, seed=0)
     with pytest.raises(InputError, match="test days hold no candidates"):
         fit_lightgbm(dataset, train, valid, seed=0).predict(none)
-
-
-@pytest.mark.parametrize("mode", ["event", "session", "day"])
-def test_labels_of_chance_are_not_foretold(mode: HistoryCut, tmp_path: Path) -> None:
-    """Every feature is made of earlier labels: one that held the row's own would show here. Users and items
-    have no rates of their own. 3 standard errors of an AUC of noise."""
-    random = np.random.default_rng(0)
-    rows = [
-        f"{random.integers(0, 300)},{random.integers(0, 200)},{1_767_225_600 + s},{random.integers(0, 2)}"
-        for s in random.integers(0, 6 * 86_400, 20_000)
-    ]
-    (tmp_path / "log.csv").write_text("\n".join(["who,what,ts,label", *rows]) + "\n")
-    (tmp_path / "events.yaml").write_text("user: who\nitem: what\ntime: ts\ntime_unit: s\nlabel: label\n")
-    config = DataConfig(source="events", path=str(tmp_path), buckets=2, history_cut=mode)
-    prepare_dataset(config, tmp_path / "data", WindowConfig())
-    data = Dataset.open(tmp_path / "data")
-    model = fit_lightgbm(data, data.examples(0, 4), data.examples(4, 5), seed=0)
-    for days in (data.examples(5, 6), data.examples(4, 5)):
-        labels = labels_of(days)
-        ones, zeros = int(labels.sum()), int((1 - labels).sum())
-        error = np.sqrt((ones + zeros + 1) / (12 * ones * zeros))
-        assert abs(auc(labels, model.predict(days)) - 0.5) < 3 * error

@@ -201,7 +201,8 @@ def test_a_gpu_trains_what_the_cpu_trains(dataset: Path) -> None:
 
 @pytest.mark.parametrize("slot", get_args(SlotName))
 def test_permuted_labels_give_half(tmp_path: Path, slot: SlotName) -> None:
-    """Nothing but the label itself can predict a permuted label; 3 standard errors of an AUC of noise."""
+    """Rows, order and evaluation give no label away; 3 standard errors of an AUC of noise. Histories and
+    features are of the true labels: test_labels_of_chance.py is about those."""
     path = prepare_small(tmp_path / "set", users=150)
     job = small_job(path, slot, epochs=3, learning_rate=3e-3, patience=3)
     training = Training(job)

@@ -2,7 +2,8 @@
 
 `million` puts one user of a million events beside 64 of a hundred; `industrial` fills a worker's part of that
 recipe's batch with users of the longest history. Each phase (prepare, one step of the optimiser, export) is a
-process of its own, so that its peak memory is its own. Linux only: the peak is VmHWM.
+process of its own, so that its peak memory is its own. What step and export take is judged (exit code 1).
+Linux only: the peak is VmHWM.
 """
 
 import json
@@ -22,6 +23,8 @@ from vista.config import DataConfig, Frozen, GeneratedConfig, ModelConfig, Train
 from vista.data.dataset import Dataset
 from vista.data.prepare import prepare_dataset
 from vista.data.schema import bucket_of
+from vista.delivery.bench_load_report import Verdict, judge
+from vista.errors import StageError
 from vista.model.checkpoint import CheckpointMeta, load, save
 from vista.model.ranker import Ranker, loss
 from vista.recipes import industrial
@@ -32,6 +35,8 @@ from vista.train.jobs import Days, RankerJob, Training
 
 DAYS = 4
 ORDINARY_USERS = 64
+LIMITS = {"million": {"GB": 8.0, "s": 10.0}, "industrial": {"GB": 4.0}}
+"""Of a step, and of an export; the README says them to those who size a worker."""
 
 
 class Case(Frozen):
@@ -130,6 +135,8 @@ def _step(case: Case, directory: Path) -> tuple[int, float, float]:
         total = loss(output, torch.from_numpy(batch.labels_CT)) / len(batch.labels_CT)
         assert output.reconstruction_loss is not None
         total = total + case.model.reconstruction_weight * output.reconstruction_loss
+        if not total.isfinite():
+            raise StageError(f"the step's loss is {total:g}: it must be finite, so mend the case's model")
         total.backward()  # type: ignore[no-untyped-call]
         optimiser.step(job.train.learning_rate, 1)
         return int(batch.seq_offsets[-1])
@@ -166,6 +173,17 @@ def _export(case: Case, directory: Path) -> tuple[int, float, float]:
     return _timed(export)
 
 
+def verdicts_of(name: str, phases: list[Phase]) -> list[Verdict]:
+    """Peak memory and seconds of step and export beside the case's limits."""
+    return [
+        Verdict(f"{unit} of {name}'s {phase.name}", found, LIMITS[name][unit])
+        for phase in phases
+        if phase.name != "prepare"
+        for unit, found in (("GB", phase.peak_bytes / 1e9), ("s", phase.wall_s))
+        if unit in LIMITS[name]
+    ]
+
+
 @click.command(help=__doc__)
 @click.argument("case", type=click.Choice(list(CASES)))
 @click.option(
@@ -189,6 +207,7 @@ def main(case: str, events: int | None, threads: int, out: Path | None) -> None:
     click.echo(text)
     if out is not None:
         write_whole(out, text)
+    judge(verdicts_of(case, phases))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The LightGBM baseline on a small generated data set."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest

@@ -68,5 +68,5 @@ def test_nothing_of_the_run_is_left_and_make_sql_finds_its_rows(real_refresh: Pl
     ).stdout
     assert not guards_of(place)
     header, _, *rows = said.splitlines()[-5:]
-    assert header.split() == ["space", "epoch", "users"]
-    assert [row.split()[1:] for row in rows] == [["1", "120"], ["2", "120"], ["3", "120"]]
+    assert header.split() == ["space", "epoch", "users"], said
+    assert [row.split()[1:] for row in rows] == [["1", "120"], ["2", "120"], ["3", "120"]], said

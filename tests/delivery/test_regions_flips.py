@@ -54,13 +54,13 @@ def test_no_batch_mixes_epochs_while_releases_flip_under_streamed_updates(
         with Stream(backends.log, USERS, (1, 2), pause_s=0.01).running() as stream:
             for _ in range(50 if full_size else 8):
                 flip(backends, 2)
+                reads.go_on()
                 started_s = time.monotonic()
                 done = rollback(backends, to=None, actor="test", reason="worse")
                 found.slowest_s = max(found.slowest_s, round(time.monotonic() - started_s, 3))
                 assert (done.changed, done.release.epoch, done.regions) == (True, 1, {})
                 found.rounds += 2
-                read = reads.batches
-                until(lambda read=read: reads.batches >= read + 2, "batches are read between the flips")
+                reads.go_on()
         reads.stop.set()
         thread.join()
         reading_s = time.monotonic() - began_s
@@ -119,6 +119,11 @@ class Reads:
             self.batches += 1
         for reader in self._readers.values():
             reader.close()
+
+    def go_on(self) -> None:
+        """Wait for a whole batch, so that each release is read, however fast they come."""
+        read = self.batches
+        until(lambda: self.batches >= read + 2, "batches are read between the flips")
 
     def _batch(self, release: Release, users: list[int]) -> None:
         reader = self._readers.setdefault(release.id, RegionReader(self.backends.stores, release, BUCKETS))

@@ -4,6 +4,7 @@ import socket
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,6 +44,17 @@ def prepare_small(path: Path, users: int = 60, history_cut: HistoryCut = "sessio
     data = DataConfig(source="generated", buckets=2, max_uih=16, history_cut=history_cut, generated=generated)
     prepare_dataset(data, path, WindowConfig())
     return path
+
+
+def write_chance_events(folder: Path, *, users: int, items: int, rows: int) -> None:
+    """A log of own events over six days, and its mapping; users, items and labels are drawn by chance."""
+    random = np.random.default_rng(0)
+    lines = [
+        f"{random.integers(0, users)},{random.integers(0, items)},{1_767_225_600 + s},{random.integers(0, 2)}"
+        for s in random.integers(0, DAYS * 86_400, rows)
+    ]
+    (folder / "log.csv").write_text("\n".join(["who,what,ts,label", *lines]) + "\n")
+    (folder / "events.yaml").write_text("user: who\nitem: what\ntime: ts\ntime_unit: s\nlabel: label\n")
 
 
 def small_job(dataset: Path, slot: SlotName = "vista", **changes: object) -> RankerJob:

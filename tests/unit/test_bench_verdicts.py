@@ -3,7 +3,7 @@
 import pytest
 
 from vista.delivery import bench_log, bench_store
-from vista.delivery.bench_load_report import judge
+from vista.evaluate.verdicts import judge
 from vista.train import bench_memory
 from vista.train.bench_memory import Phase
 

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from training_data import small_job
+from training_data import DAYS, small_job, write_chance_events
 
 from vista.config import DataConfig, HistoryCut, WindowConfig
 from vista.data.dataset import Dataset
@@ -25,18 +25,11 @@ from vista.train.loop import fit
 
 Slot = Literal["lightgbm", "vista", "din"]
 SLOTS: tuple[Slot, ...] = ("lightgbm", "vista", "din")
-DAYS = 6
 
 
 def prepared(path: Path, mode: HistoryCut) -> Path:
     """Users and items have no rates of their own; they are many, so that one label would weigh in a rate."""
-    random = np.random.default_rng(0)
-    rows = [
-        f"{random.integers(0, 1_000)},{random.integers(0, 2_000)},{1_767_225_600 + s},{random.integers(0, 2)}"
-        for s in random.integers(0, DAYS * 86_400, 20_000)
-    ]
-    (path / "log.csv").write_text("\n".join(["who,what,ts,label", *rows]) + "\n")
-    (path / "events.yaml").write_text("user: who\nitem: what\ntime: ts\ntime_unit: s\nlabel: label\n")
+    write_chance_events(path, users=1_000, items=2_000, rows=20_000)
     config = DataConfig(source="events", path=str(path), buckets=2, history_cut=mode)
     prepare_dataset(config, path / "data", WindowConfig())
     return path / "data"

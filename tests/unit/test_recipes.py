@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from training_data import write_chance_events
 
 from vista.config import RefreshConfig
 from vista.data.prepare import prepare_dataset
@@ -15,19 +16,11 @@ from vista.recipes import recipe_of
 from vista.train.jobs import Days, RankerJob, Training
 from vista.train.loop import fit
 
-DAYS = 6
-
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
     """Own events: 40 users, labels of chance."""
-    random = np.random.default_rng(0)
-    rows = [
-        f"{random.integers(0, 40)},{random.integers(0, 30)},{1_767_225_600 + s},{random.integers(0, 2)}"
-        for s in random.integers(0, DAYS * 86_400, 600)
-    ]
-    (tmp_path / "log.csv").write_text("\n".join(["who,what,ts,label", *rows]) + "\n")
-    (tmp_path / "events.yaml").write_text("user: who\nitem: what\ntime: ts\ntime_unit: s\nlabel: label\n")
+    write_chance_events(tmp_path, users=40, items=30, rows=600)
     return tmp_path
 
 

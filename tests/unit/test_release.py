@@ -612,17 +612,10 @@ def test_a_retirement_makes_room_in_a_region_that_cannot_follow_the_log(
     east, (user,) = backends.stores["east"], users_of(0, 1)
     apply, offset = east.apply, east.state(0).offset
 
-    def short(
-        bucket: int,
-        expected_offset: int,
-        next_offset: int,
-        records: Sequence[bytes],
-        log: str = "",
-        new_log: bool = False,
-    ) -> Applied:
+    def short(bucket: int, at: int, to: int, records: Sequence[bytes], *log: str, **how: bool) -> Applied:
         if any(header is not None and not header.control for header in map(header_of, records)):
             raise BackendError("no memory")
-        return apply(bucket, expected_offset, next_offset, records, log, new_log=new_log)
+        return apply(bucket, at, to, records, *log, **how)
 
     monkeypatch.setattr(east, "apply", short)
     assert retire(backends, space=SPACE, epoch=1, actor="me", reason="room") == [1]

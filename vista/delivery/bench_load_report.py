@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import click
 import numpy as np
 from numpy.typing import NDArray
 
 from vista.delivery.bench_load_clients import LIVE_PER_S
+from vista.evaluate.verdicts import Verdict
 
 DRAIN_OF_BARE = 0.7
 READ_P99_S = 0.005
@@ -45,32 +45,6 @@ class Phase:
     def idle_until_s(self) -> float:
         """The last time at which the worker had written nothing, in `drain` while it was starting."""
         return max((one.at_s for one in self.samples if not one.written), default=self.started_s)
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A claim, what was found, and its limit."""
-
-    claim: str
-    found: float
-    limit: float
-    at_least: bool = False
-
-    @property
-    def holds(self) -> bool:
-        return self.found >= self.limit if self.at_least else self.found <= self.limit
-
-    def __str__(self) -> str:
-        word, bound = "holds " if self.holds else "MISSED", "least" if self.at_least else "most"
-        return f"{word} {self.claim}: {self.found:,.4g}, at {bound} {self.limit:,.4g}"
-
-
-def judge(verdicts: Sequence[Verdict]) -> None:
-    """Print them; one that is missed ends the program with exit code 1."""
-    for verdict in verdicts:
-        click.echo(str(verdict))
-    if not all(verdict.holds for verdict in verdicts):
-        raise SystemExit(1)
 
 
 def report_of(phases: Mapping[str, Phase], measured: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,12 +24,12 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from infra.kafka import running_kafka
 from vista.delivery.backfill import APPENDERS
-from vista.delivery.bench_load_report import Verdict, judge
 from vista.delivery.interfaces import Log
 from vista.delivery.kafka_topic import MAX_MESSAGE_BYTES
 from vista.delivery.kafka_writer import BATCH_BYTES, key_of
 from vista.delivery.log import open_log
 from vista.delivery.worker import MAX_BATCH_BYTES
+from vista.evaluate.verdicts import Verdict, judge
 from vista.summary.codec import encode_summaries
 from vista.summary.record import Codec
 

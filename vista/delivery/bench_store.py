@@ -17,11 +17,11 @@ import click
 import numpy as np
 
 from vista.data.schema import bucket_of
-from vista.delivery.bench_load_report import Verdict, judge
 from vista.delivery.control import retirement
 from vista.delivery.redis_nodes import Nodes
 from vista.delivery.redis_store import RedisStore
 from vista.delivery.worker import MAX_BATCH_BYTES
+from vista.evaluate.verdicts import Verdict, judge
 from vista.summary.codec import encode_summaries
 from vista.summary.record import Codec, space_id
 

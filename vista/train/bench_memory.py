@@ -23,8 +23,8 @@ from vista.config import DataConfig, Frozen, GeneratedConfig, ModelConfig, Train
 from vista.data.dataset import Dataset
 from vista.data.prepare import prepare_dataset
 from vista.data.schema import bucket_of
-from vista.delivery.bench_load_report import Verdict, judge
 from vista.errors import StageError
+from vista.evaluate.verdicts import Verdict, judge
 from vista.model.checkpoint import CheckpointMeta, load, save
 from vista.model.ranker import Ranker, loss
 from vista.recipes import industrial

@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, cast, get_args
 
 from pydantic import ValidationError
@@ -299,13 +298,9 @@ def _stopping() -> None:
     print("stopping Ray and Airflow", flush=True)
 
 
-def _interrupted(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main(arguments: Sequence[str]) -> int:
     """Exit code 0 done, 1 a stage or a back end failed, 2 the input cannot be used, 130 interrupted."""
-    signal.signal(signal.SIGTERM, _interrupted)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         launch(parse(arguments, os.environ))
     except VistaError as error:

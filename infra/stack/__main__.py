@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from types import FrameType
 
 from infra.environment import ROOT, inherited
 from infra.processes import alive, descendants, memory_bytes, wait_until
@@ -166,13 +165,9 @@ def run(command: str, variables: Mapping[str, str], place: Place) -> int:
     return 0
 
 
-def _interrupted(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main(arguments: Sequence[str]) -> int:
     """Exit code 0 done, 1 it failed or not all is ready, 2 a wrong argument, 130 interrupted."""
-    signal.signal(signal.SIGTERM, _interrupted)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     command, *given = arguments
     place = Place.named(os.environ)
     try:

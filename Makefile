@@ -122,9 +122,12 @@ lock: | $(UV)  ## resolve every requirements file again
 	    --custom-compile-command "make lock" -o $$name.txt -q || exit 1; \
 	done
 
-# Huge pages: without them a fresh tensor of 60 MB costs any op more in page faults than it takes to fill.
+# The kernel zeroes every fresh page: on 2 threads that takes tensors of 60 MB longer than the op that fills them.
+# So pages are huge, and freed memory is kept, for the op and its peers alike.
+FEW_FRESH_PAGES = THP_MEM_ALLOC_ENABLE=1 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=4294967296
+
 bench: install  ## the attention op beside its peers on 2 CPU threads, as JSON and a plot
-	THP_MEM_ALLOC_ENABLE=1 OMP_NUM_THREADS=2 $(COMPUTE)/bin/python -m kernels.bench cpu
+	$(FEW_FRESH_PAGES) OMP_NUM_THREADS=2 $(COMPUTE)/bin/python -m kernels.bench cpu
 
 # Beside torch and triton: numpy, matplotlib, pytest, pytest-timeout; fla-core too, or FLA is not compared with.
 bench-gpu:  ## the same on a GPU, with the torch and triton that its machine has: make bench-gpu [PYTHON=python3]

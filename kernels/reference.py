@@ -15,7 +15,7 @@ from kernels.chunks import Block, Chunks, candidate_rows, source_count, wide
 from kernels.own_term import add_own_term, put_own_gradients
 
 CHUNK_ROWS = 32
-BLOCK_ELEMENTS = 2**17
+BLOCK_ELEMENTS = 2**18
 """Of one of a block's tensors, for each thread: a few of them fit a core's cache."""
 
 

@@ -118,16 +118,23 @@ def test_a_retired_epoch_is_not_delivered_again(tmp_path: Path, settings: Settin
         deliver_epoch(config, settings)
 
 
-def test_a_region_without_room_is_refused_with_the_figures(tmp_path: Path, settings: Settings) -> None:
+def test_a_region_without_room_is_refused_with_the_figures(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     epoch = publish_epoch(tmp_path)
     shards = shards_of(Path(epoch.location), BUCKETS)
     too_large = tuple(shard.model_copy(update={"value_bytes": 10**17}) for shard in shards)
     with open_regions(settings, BUCKETS) as stores:
         check_capacity(epoch, shards, stores)
         with pytest.raises(
-            RegionNotReadyError, match=r"east has [\d,]+ bytes free, epoch 1 needs 880,000,000"
+            RegionNotReadyError,
+            match=r"east has [\d,]+ bytes free, epoch 1 needs 880,.* reserve of 67,108,864: retire",
         ):
             check_capacity(epoch, too_large, stores)
+        monkeypatch.setattr("vista.delivery.deliver.MIN_FREE_BYTES", 10**17)
+        with pytest.raises(RegionNotReadyError, match=r"reserve of 100,000"):
+            check_capacity(epoch, shards, stores)
+    monkeypatch.undo()
     deliver_here(tmp_path, epoch, settings)
     with open_regions(settings, BUCKETS) as stores:
         check_capacity(epoch, too_large, stores)  # it is there already

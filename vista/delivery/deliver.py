@@ -18,6 +18,7 @@ from vista.delivery.release import current_release, needed_releases
 from vista.delivery.repair import refill_out_of_reach
 from vista.delivery.retention import pinned
 from vista.delivery.retirements import check_not_retired
+from vista.delivery.worker import MIN_FREE_BYTES
 from vista.errors import RegionNotReadyError
 from vista.runs import RunDirectory
 from vista.summary.table import Shard, shards_of
@@ -82,10 +83,10 @@ def check_capacity(epoch: Epoch, shards: tuple[Shard, ...], stores: Mapping[str,
     for name, store in stores.items():
         state = RegionState.of(name, store, epoch.buckets)
         free_bytes = min(bucket.free_bytes for bucket in state.buckets)
-        if not state.complete(epoch.space, epoch.epoch) and free_bytes < needed_bytes:
+        if not state.complete(epoch.space, epoch.epoch) and free_bytes < needed_bytes + MIN_FREE_BYTES:
             raise RegionNotReadyError(
-                f"region {name} has {free_bytes:,} bytes free, epoch {epoch.epoch} needs {needed_bytes:,}: "
-                "retire an older epoch or enlarge the store"
+                f"region {name} has {free_bytes:,} bytes free, epoch {epoch.epoch} needs {needed_bytes:,} "
+                f"beside a reserve of {MIN_FREE_BYTES:,}: retire an older epoch or enlarge the store"
             )
 
 

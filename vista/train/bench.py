@@ -160,7 +160,7 @@ def _theirs(peer: Path, folder: Path, actions: bool, workers: int, seed: int) ->
 @click.command()
 @click.option("--data-dir", required=True, type=click.Path(path_type=Path), help="KuaiRand-Pure's folder")
 @click.option("--peer", required=True, type=click.Path(path_type=Path), help="a Python that has FuxiCTR")
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="6 minutes each")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/bench-train.json"))
 def main(data_dir: Path, peer: Path, seeds: int, out: Path) -> None:
     """Compare, and write the result."""

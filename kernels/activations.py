@@ -11,7 +11,8 @@ Phi = Literal["silu", "shifted_elu", "identity", "relu"]
 
 PHI: dict[Phi, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
-    "shifted_elu": lambda x: F.elu(x - 1) + 1,  # appendix B.1.5: x from 1 on, e^(x - 1) below
+    # appendix B.1.5: x from 1 on, e^(x - 1) below; elu(x - 1) + 1 would cancel to 0 below -16
+    "shifted_elu": lambda x: torch.where(x < 1, (x - 1).clamp(max=0).exp(), x),
     "identity": lambda x: x,
     "relu": F.relu,
 }

@@ -145,8 +145,8 @@ def _scan(x_NHDE: Tensor, user_N: Tensor) -> Tensor:
     """The sum of a user's chunks before each chunk, by doubling: the same order for the same position."""
     sum_NHDE, step = x_NHDE, 1
     while bool((same_N := user_N[step:] == user_N[:-step]).any()):
-        of_user_N = same_N[:, None, None, None]
-        sum_NHDE = torch.cat([sum_NHDE[:step], sum_NHDE[step:] + sum_NHDE[:-step] * of_user_N])
+        before_NHDE = sum_NHDE[:-step].where(same_N[:, None, None, None], 0.0)
+        sum_NHDE = torch.cat([sum_NHDE[:step], sum_NHDE[step:] + before_NHDE])
         step *= 2
     first_N = torch.ones_like(user_N, dtype=torch.bool)
     first_N[1:] = user_N[1:] != user_N[:-1]

@@ -25,7 +25,7 @@ class Chunks:
     """Every user's rows in chunks of R, so that one batched matrix product does many users.
 
     R is fixed per op: it is the order of summation, so that a user's result does not depend on who shares
-    its batch.
+    its batch, but for the last bit of the narrowest heads, whose batched product differs with its size.
     """
 
     def __init__(self, seq_offsets: Tensor, num_candidates: Tensor, rows: int) -> None:

@@ -63,8 +63,8 @@ def _group(
     before, offsets = offsets[0], offsets - offsets[0]
     chunks = Chunks(offsets, candidates, CHUNK_ROWS)
     (whole,) = chunks.blocks(chunks.user_N.numel(), q.shape[1])
-    q_NHRD, k_NHRD = whole.split(q), whole.split(k)
-    v_NHRE = whole.split_sources(v)  # a value of zero is not read
+    q_NHRD = whole.split(q)
+    k_NHRD, v_NHRE = whole.split_sources(k), whole.split_sources(v)  # a value of zero is not read
     row_NR = before + chunks.first_row_N[:, None] + torch.arange(CHUNK_ROWS, device=q.device)
     row_NR = torch.minimum(row_NR, before + chunks.end_N[:, None] - 1)
     query_P, key_P = _pairs(chunks, causal)

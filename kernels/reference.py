@@ -29,7 +29,7 @@ def forward(
     phi_out: Phi,
 ) -> tuple[Tensor, Tensor]:
     """out_LHE, and the state kv_BHDE that the backward pass needs."""
-    blocks = _blocks(k_LHD, seq_offsets, num_candidates)
+    blocks = _blocks(k_LHD, v_LHE, seq_offsets, num_candidates)
     kv_BHDE = _state(k_LHD, v_LHE, blocks, source_count(seq_offsets, num_candidates), phi)
     p_BHDE = PHI[phi_out](kv_BHDE)
     out_LHE = v_LHE.new_empty(v_LHE.shape)
@@ -55,7 +55,7 @@ def backward(
     p_BHED = PHI[phi_out](kv_BHDE).mT.contiguous()
     w_BHDE = torch.zeros_like(kv_BHDE)
     dq_LHD = q_LHD.new_empty(q_LHD.shape)
-    blocks = _blocks(k_LHD, seq_offsets, num_candidates)
+    blocks = _blocks(k_LHD, v_LHE, seq_offsets, num_candidates)
     for block in blocks:
         q_NHRD, d_out_NHRE = block.split(q_LHD), block.split_filled(d_out_LHE)
         p_NHED = p_BHED.index_select(0, block.user_N)
@@ -72,7 +72,7 @@ def backward(
 def state(k_LHD: Tensor, v_LHE: Tensor, seq_offsets: Tensor, num_candidates: Tensor, phi: Phi) -> Tensor:
     """kv_BHDE = phi(K_S)^T V_S / n, in float32 at least."""
     n_B = source_count(seq_offsets, num_candidates)
-    return _state(k_LHD, v_LHE, _blocks(k_LHD, seq_offsets, num_candidates), n_B, phi)
+    return _state(k_LHD, v_LHE, _blocks(k_LHD, v_LHE, seq_offsets, num_candidates), n_B, phi)
 
 
 def state_backward(
@@ -80,16 +80,16 @@ def state_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients in k and v; zero for candidates."""
     g_BHDE = d_kv_BHDE / source_count(seq_offsets, num_candidates)[:, None, None, None]
-    blocks = _blocks(k_LHD, seq_offsets, num_candidates)
+    blocks = _blocks(k_LHD, v_LHE, seq_offsets, num_candidates)
     dk_LHD, dv_LHE = _state_backward(g_BHDE, k_LHD, v_LHE, blocks, phi)
     rows_T, _ = candidate_rows(seq_offsets, num_candidates)
     return dk_LHD.index_fill_(0, rows_T, 0.0), dv_LHE.index_fill_(0, rows_T, 0.0)
 
 
-def _blocks(k_LHD: Tensor, seq_offsets: Tensor, num_candidates: Tensor) -> list[Block]:
-    _, heads, width = k_LHD.shape
-    chunks = max(1, BLOCK_ELEMENTS * torch.get_num_threads() // (CHUNK_ROWS * heads * width))
-    return Chunks(seq_offsets, num_candidates, CHUNK_ROWS).blocks(chunks, heads)
+def _blocks(k_LHD: Tensor, v_LHE: Tensor, seq_offsets: Tensor, num_candidates: Tensor) -> list[Block]:
+    row_elements = max(x.shape[1] * x.shape[2] for x in (k_LHD, v_LHE))
+    chunks = max(1, BLOCK_ELEMENTS * torch.get_num_threads() // (CHUNK_ROWS * row_elements))
+    return Chunks(seq_offsets, num_candidates, CHUNK_ROWS).blocks(chunks, heads=k_LHD.shape[1])
 
 
 def _state(k_LHD: Tensor, v_LHE: Tensor, blocks: list[Block], n_B: Tensor, phi: Phi) -> Tensor:

@@ -387,8 +387,8 @@ class ExperimentConfig(Frozen):
         "sasrec, hstu, vista_softmax, vista_permuted; of table2 also lightgbm, and of ml-1m vista_no_tail; "
         "of ablation and tuning vista, hstu and what is changed: a wrong name lists them; empty: all",
     )
-    seeds: int = Field(3, ge=1, description="every model is trained with so many seeds")
-    first_seed: int = Field(0, ge=0, description="the first of the seeds; the others follow it")
+    seeds: int = Field(3, ge=1, le=1_000, description="every model is trained with so many seeds")
+    first_seed: int = Field(0, ge=0, le=10**9, description="the first of the seeds; the others follow it")
     workers: int = Field(2, ge=1, description="cells at a time, each a process of one thread")
     out: str = Field("", description="folder of the results; empty: experiments/NAME below VISTA_RUNS")
 

@@ -104,9 +104,11 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps({**content, SEAL: _seal(content)}, indent=2))
 
 
-def read_sealed(kind: type[Value], path: Path, remedy: str) -> Value:
-    """A value that `write_sealed` wrote, and that nothing has changed since. Raises `StageError`."""
-    with reading(path, remedy):
+def read_sealed(
+    kind: type[Value], path: Path, remedy: str, *, raising: type[VistaError] = StageError
+) -> Value:
+    """A value that `write_sealed` wrote, and that nothing has changed since. Raises as `reading` does."""
+    with reading(path, remedy, raising=raising):
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict) or content.pop(SEAL, None) != _seal(content):
             raise ValueError(f"its content is not that of its {SEAL}")

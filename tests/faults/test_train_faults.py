@@ -26,6 +26,8 @@ from training_data import (
 
 from infra.processes import descendants, guarded, stop, wait_until
 from vista.config import RefreshConfig
+from vista.errors import StageError
+from vista.runs import read_sealed
 from vista.summary.table import verify_attempt
 from vista.train.jobs import Training, usable_epochs
 from vista.train.state import PROGRESS_FILE, Progress, ProgressFile, load_best
@@ -96,11 +98,12 @@ def driver(log: Path, *arguments: str, **environment: str) -> Iterator[Driver]:
 def committed(run: Path) -> dict[str, Progress]:
     """The checkpoints that Ray Train would go on from, by their names, which begin with the time."""
     found: dict[str, Progress] = {}
-    with suppress(FileNotFoundError, json.JSONDecodeError):  # deleted, or written in place, just now
+    with suppress(
+        FileNotFoundError, json.JSONDecodeError, StageError
+    ):  # deleted, or written in place, just now
         listed = json.loads((run / "checkpoint_manager_snapshot.json").read_text())["checkpoint_results"]
         for name in (one["checkpoint_dir_name"] for one in listed):
-            text = (run / name / PROGRESS_FILE).read_text()
-            found[name] = ProgressFile.model_validate_json(text).progress
+            found[name] = read_sealed(ProgressFile, run / name / PROGRESS_FILE, "").progress
     return found
 
 

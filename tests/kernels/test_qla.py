@@ -1,6 +1,7 @@
 """The reference op against a loop over users, finite differences and the gradients of kernels/README.md."""
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import get_args
 
@@ -9,7 +10,7 @@ import torch
 from ragged import ACROSS_CHUNKS, NO_CANDIDATES, RAGGED, inputs
 from torch import Tensor
 
-from kernels import PHI, Phi, qla, qla_read, qla_state
+from kernels import PHI, Phi, qla, qla_read, qla_state, reference
 
 PHIS: tuple[Phi, ...] = get_args(Phi)
 PAIRS = [*itertools.product(PHIS, ["silu"]), *itertools.product(["silu"], PHIS[1:])]
@@ -130,3 +131,31 @@ def test_activations_are_as_defined() -> None:
     assert expected.keys() == PHI.keys()
     for name, value in expected.items():
         torch.testing.assert_close(PHI[name](x), value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shifted_elu_does_not_cancel_far_below_0(dtype: torch.dtype) -> None:
+    x = torch.tensor([-60.0, -40.0, -17.0, -5.0, 0.0, 1.0, 1.5, 80.0], dtype=dtype, requires_grad=True)
+    wanted = [math.exp(-61), math.exp(-41), math.exp(-18), math.exp(-6), math.exp(-1), 1.0, 1.5, 80.0]
+    found = PHI["shifted_elu"](x)
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=dtype), rtol=1e-6, atol=0)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    slopes = torch.tensor([min(1.0, one) for one in wanted], dtype=dtype)
+    torch.testing.assert_close(gradient, slopes, rtol=1e-6, atol=0)
+
+
+def test_blocks_are_sized_by_what_is_wider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values of 128 beside keys of 1: a block's values are no larger than those of narrow ones."""
+    lengths: list[int] = []
+    blocks = reference.Chunks.blocks
+
+    def noted(self: reference.Chunks, chunks: int, heads: int) -> list[reference.Block]:
+        lengths.append(chunks)
+        return blocks(self, chunks, heads)
+
+    monkeypatch.setattr(reference.Chunks, "blocks", noted)
+    offsets, none = torch.tensor([0, 5]), torch.tensor([0])
+    for key_width, value_width in ((1, 128), (128, 1), (128, 128)):
+        k, v = torch.zeros(5, 1, key_width), torch.zeros(5, 1, value_width)
+        reference.state(k, v, offsets, none, "silu")
+    assert len(set(lengths)) == 1

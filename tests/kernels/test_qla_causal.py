@@ -1,6 +1,7 @@
 """The causal op against a loop over rows, and by finite differences."""
 
 import itertools
+import math
 from typing import get_args
 
 import pytest
@@ -80,3 +81,24 @@ def test_a_user_does_not_depend_on_its_batch() -> None:
         q[mine], k[mine], v[mine], torch.tensor([0, 703]), torch.tensor([3]), phi="silu", phi_out="silu"
     )
     assert torch.equal(alone, together)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_what_is_not_finite_stays_with_its_user(value: float, damaged: int) -> None:
+    """The first user's chunks are scanned beside those of the others."""
+    users = [(70, 2), (40, 1), (33, 0), (5, 0)]
+    *clean, offsets, candidates = inputs(users)
+    changed = [x.detach().clone() for x in clean]
+    changed[damaged][3] = value
+    wanted, found = (
+        (out := qla_causal(*qkv, offsets, candidates, phi="silu", phi_out="silu"), *gradients(out, qkv))
+        for qkv in (clean, [x.requires_grad_() for x in changed])
+    )
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one[72:], other[72:])
+    assert not found[0][:72].isfinite().all()
+
+
+def gradients(out: Tensor, qkv: list[Tensor]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(out[72:].sum(), qkv)

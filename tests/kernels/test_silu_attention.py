@@ -1,6 +1,7 @@
 """HSTU's attention against a loop over users, with and without a bias that has parameters."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -83,3 +84,16 @@ def test_a_user_does_not_depend_on_its_batch() -> None:
     together = silu_attention(q, k, v, offsets, candidates, causal=True)[mine]
     alone = silu_attention(q[mine], k[mine], v[mine], torch.tensor([0, 703]), torch.tensor([3]), causal=True)
     torch.testing.assert_close(alone, together, rtol=0, atol=1e-15)  # matrix products of other batch sizes
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_nobody_reads_a_candidate_even_one_that_is_not_finite(causal: bool, damaged: int) -> None:
+    *qkv, offsets, candidates = inputs([(40, 3), (5, 0)])
+    wanted = silu_attention(*qkv, offsets, candidates, causal=causal)
+    changed = [x.detach().clone() for x in qkv]
+    changed[damaged][41] = math.nan
+    found = silu_attention(*changed, offsets, candidates, causal=causal)
+    others = torch.arange(48) != 41
+    assert torch.equal(found[others], wanted[others])
+    assert found[41].isnan().all()

@@ -12,8 +12,8 @@ from vista.config import RefreshConfig, Settings
 from vista.delivery.publish import export_id
 from vista.errors import InputError
 from vista.jobs import run_stage
-from vista.model.checkpoint import load
-from vista.train.stage import StageContext, checkpoint_meta
+from vista.model.checkpoint import load, load_meta
+from vista.train.stage import StageContext
 from vista.train.train_foundation import train_foundation
 
 
@@ -56,7 +56,7 @@ def test_on_the_same_days_there_is_nothing_to_export(
     assert (report["adopted"], report["space"]) == (True, cold.epoch.space)
     assert report["start"] == cold.release.foundation
     assert report["fitted_end_day"] is None, "other runs have fitted it"
-    theirs, ours = checkpoint_meta(Path(cold.release.foundation)), checkpoint_meta(Path(report["checkpoint"]))
+    theirs, ours = load_meta(Path(cold.release.foundation)), load_meta(Path(report["checkpoint"]))
     assert ours == theirs
     weights, before = load(Path(report["checkpoint"]))[0].state_dict(), cold.foundation.state_dict()
     assert all(torch.equal(weights[name], before[name]) for name in before)

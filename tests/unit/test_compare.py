@@ -100,6 +100,20 @@ def test_models_of_a_grid_are_compared_with_vista_of_the_same_seed(grid: Compari
         assert one.difference.auc.high < 0 < one.difference.ne.low
 
 
+def test_a_model_is_not_compared_with_vista_of_another_seed(settings: Settings) -> None:
+    """vista of seed 1 has failed."""
+    whole = track(settings, "gaps", "whole", {}, {})
+    for model, seed in (("vista", "0"), ("din", "0"), ("din", "1")):
+        logged(settings, "gaps", f"{model}-{seed}", scored(1.0), {}, whole, model=model, seed=seed)
+    whole.finish({})
+    for reference in ("", "vista"):
+        found = {run.name: run for run in compare(settings, "gaps", reference=reference).runs}
+        assert (found["din-0"].reference, found["din-1"].reference) == ("vista-0", "")
+        assert found["din-1"].why == "no run of vista has its seed (1)"
+    named = {run.name: run for run in compare(settings, "gaps", reference="vista-0").runs}
+    assert named["din-1"].reference == "vista-0", "whoever names a run means it"
+
+
 def test_the_table_says_it(grid: Comparison) -> None:
     text = grid.text()
     lines = text.splitlines()

@@ -15,10 +15,10 @@ from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import Release
 from vista.evaluate.refresh_report import TrainedOn
 from vista.jobs import run_stage
-from vista.model.checkpoint import save
+from vista.model.checkpoint import load_meta, save
 from vista.train.jobs import Training
 from vista.train.retrain_downstream import REFERENCE, downstream_job, model_results
-from vista.train.stage import Fitted, StageContext, checkpoint_meta
+from vista.train.stage import Fitted, StageContext
 from vista.train.vocabulary import Vocabulary
 
 CONFIG = RefreshConfig(recipe="smoke", run_id="waiting")
@@ -38,7 +38,7 @@ def stage(settings: Settings) -> StageContext:
     job = downstream_job(stage)
     training = Training(job)
     scores = training.tested(stage.dataset.split().n)[0]
-    meta = checkpoint_meta(job.foundation)
+    meta = load_meta(job.foundation)
     for name, result in model_results(stage).items():
         if result.exists():
             continue

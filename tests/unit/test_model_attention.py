@@ -150,3 +150,14 @@ def test_nobody_is_one_empty_group() -> None:
     (part,) = padded.pad(torch.zeros(0, 3))
     assert part.shape == (0, 2, 3)
     assert padded.unpad([part]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("lowest", [-20.0, -200.0])
+def test_linear_attention_has_a_denominator_however_low_its_inputs_are(lowest: float) -> None:
+    """elu + 1 in float32 is 0 below -17, and a row of zeros divided by their sum is NaN."""
+    packed, qkv = _packed(num_candidates=0)
+    q, k, v = (x.detach().float().requires_grad_() for x in qkv)
+    out = attention_of(ModelConfig(attention="linear")).rows(q + lowest, k + lowest, v, packed)
+    assert out.isfinite().all()
+    assert out.abs().max() <= v.abs().max() * (1 + 1e-5), "a mean of values"
+    assert all(one.isfinite().all() for one in torch.autograd.grad(out.sum(), (q, k, v)))

@@ -12,10 +12,11 @@ from model_batches import CONFIG, SPEC, make_batch
 from vista.config import ModelConfig
 from vista.data.schema import Batch
 from vista.errors import CheckpointError
-from vista.model.checkpoint import CheckpointMeta, load, save
+from vista.model.checkpoint import CheckpointMeta, load, load_meta, save
 from vista.model.downstream import Downstream
 from vista.model.inputs import tensors
 from vista.model.ranker import CoTrained, Ranker, SlotName, loss
+from vista.runs import write_sealed
 
 WITH_TAIL = CONFIG.model_copy(update={"recent_tail": 3})
 
@@ -172,11 +173,23 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_configuration_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     save(tmp_path, _foundation(), _meta("vista"))
-    meta = json.loads((tmp_path / "model.json").read_text())
+    meta = load_meta(tmp_path).model_dump(mode="json")
     meta["config"]["seeds"] += 1
-    (tmp_path / "model.json").write_text(json.dumps(meta))
+    write_sealed(tmp_path / "model.json", meta)
     with pytest.raises(CheckpointError, match="does not fit the weights"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["max_uih", "trained_until_us"])
+def test_a_changed_number_is_refused(tmp_path: Path, field: str) -> None:
+    """It would be believed: `trained_until_us` is what keeps later events from a training."""
+    save(tmp_path, _foundation(), _meta("vista"))
+    content = json.loads((tmp_path / "model.json").read_text())
+    content[field] += 1
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    for read in (load, load_meta):
+        with pytest.raises(CheckpointError, match="its content is not that of its sha256"):
+            read(tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["model.json", "model.safetensors"])

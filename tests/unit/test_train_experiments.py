@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,10 +33,9 @@ from vista.evaluate.bootstrap import Interval
 from vista.evaluate.metrics import auc
 from vista.model.inputs import tensors
 from vista.model.ranker import Ranker, VistaHistory
-from vista.runs import read_as
 from vista.train.compare import compare
 from vista.train.experiments.blocks import UserSplit
-from vista.train.experiments.cell import CELL_FILE, CODE, Cell, CellJob, put
+from vista.train.experiments.cell import CODE, CellJob, put, read_cell
 from vista.train.experiments.fingerprint import ROOT, code_digest, imported_files
 from vista.train.experiments.grids import (
     EXPERIMENTS,
@@ -54,6 +54,7 @@ from vista.train.experiments.report import ExperimentReport, append_record, verd
 from vista.train.experiments.run import command_of, prepared, run_experiment
 from vista.train.experiments.splits import Rows
 from vista.train.loop import batch_plan, history_forward, other_auc, predict
+from vista.train.state import STATE_FILE
 
 HEADER = (
     "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,"
@@ -179,6 +180,13 @@ def one_bit_changed(file: Path) -> None:
     file.write_bytes(content)
 
 
+def another_area(file: Path) -> None:
+    content = file.read_text()
+    figure = content.index('"auc": 0.') + len('"auc": 0.')
+    digit = "8" if content[figure] == "7" else "7"
+    file.write_text(content[:figure] + digit + content[figure + 1 :])
+
+
 def cut_off(file: Path) -> None:
     os.truncate(file, 100)
 
@@ -190,6 +198,7 @@ def cut_off(file: Path) -> None:
         ("scores.npy", one_bit_changed),
         ("scores.npy", Path.unlink),
         ("cell.json", cut_off),
+        ("cell.json", another_area),
     ],
 )
 def test_a_damaged_cell_is_made_again(
@@ -267,9 +276,12 @@ def test_a_cell_goes_on_after_its_last_epoch(small: tuple[ExperimentReport, Path
         assert wait_until(lambda: parts.last_epoch() is not None, 300.0, every_s=0.01), "no epoch ended"
         process.kill()
     assert not parts.directory.exists()
+    damaged = parts.unfinished / "epoch-999"
+    shutil.copytree(parts.last_epoch() or damaged, damaged)
+    cut_off(damaged / STATE_FILE)
     assert dict(make_cells({whole: 1.0, parts: 1.0}, workers=2, limit_s=500.0)) == {whole: 0, parts: 0}
     assert [path.name for path in parts.directory.parent.iterdir()] == ["cell"]
-    found, expected = (read_as(Cell, job.directory / CELL_FILE, "") for job in (parts, whole))
+    found, expected = (read_cell(job.directory) for job in (parts, whole))
     assert (found.scores_checksum, found.metrics) == (expected.scores_checksum, expected.metrics)
     assert found.training is not None
     assert expected.training is not None
@@ -573,6 +585,8 @@ def test_other_files_are_prepared_anew(data_dir_kuairand: Path, tmp_path: Path) 
     data = kuairand(folder).blocks[0].data
     first = prepared(data, tmp_path)
     assert prepared(data, tmp_path) == first
+    below = folder / "results"
+    assert prepared(data, below) == prepared(data, below), "results are not data"
     file.write_text("".join(lines[:-1]))
     assert prepared(data, tmp_path) != first
 
@@ -702,10 +716,12 @@ def test_a_changed_import_changes_the_digest(tmp_path: Path) -> None:
 def test_verdicts() -> None:
     above, around = Interval(point=0.2, low=0.1, high=0.3), Interval(point=0.0, low=-0.1, high=0.1)
     below = Interval(point=-0.2, low=-0.3, high=-0.1)
-    assert verdict([above, above, above]) == "better than"
-    assert verdict([above, around, above]) == "not below"
-    assert verdict([above]) == "one seed, no claim"
-    assert verdict([above, around, below]) == "below (1 of 3 seeds)"
+    assert verdict([above, above, above], 3) == "better than"
+    assert verdict([above, around, above], 3) == "not below"
+    assert verdict([above], 1) == "one seed, no claim"
+    assert verdict([above, around, below], 3) == "below (1 of 3 seeds)"
+    assert verdict([above, above], 3) == "2 of 3 seeds, no claim"
+    assert verdict([above, below], 3) == "below (1 of 2 seeds)"
 
 
 def test_a_record_is_one_row_with_its_command(small: tuple[ExperimentReport, Path], tmp_path: Path) -> None:

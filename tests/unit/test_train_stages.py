@@ -19,7 +19,7 @@ from vista.delivery.publish import commit
 from vista.errors import CheckpointError, LeakError, StageError
 from vista.evaluate.metrics import Scores
 from vista.evaluate.refresh_report import TrainedOn
-from vista.model.checkpoint import load, save
+from vista.model.checkpoint import load, load_meta, save
 from vista.model.ranker import Ranker
 from vista.summary.codec import codec_of, encode_summaries
 from vista.summary.record import space_id
@@ -28,7 +28,7 @@ from vista.train.champion import score_champion
 from vista.train.jobs import DownstreamJob, Training, training_days, usable_epochs
 from vista.train.loop import fit
 from vista.train.retrain_downstream import check_join, downstream_job
-from vista.train.stage import Fitted, Result, StageContext, checkpoint_meta
+from vista.train.stage import Fitted, Result, StageContext
 from vista.train.train_foundation import foundation_job
 from vista.train.vocabulary import Vocabulary
 
@@ -81,7 +81,7 @@ def test_a_co_trained_foundation_s_summaries_are_enough(stage: StageContext, tmp
     recipe = stage.recipe.model_copy(update={"foundation_slot": "vista_hstu"})
     foundation = Training(foundation_job(replace(stage, recipe=recipe)))
     fit(foundation.task())
-    alone = checkpoint_meta(Path(stage.run.report_of("train_foundation")["checkpoint"]))
+    alone = load_meta(Path(stage.run.report_of("train_foundation")["checkpoint"]))
     save(tmp_path, foundation.model, alone.model_copy(update={"kind": "vista_hstu"}))
     for as_of_us in epoch_times(stage):
         published(stage, opened(stage, as_of_us, "beside", checkpoint=str(tmp_path)))
@@ -244,4 +244,4 @@ def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path, content: str 
     if content is not None:
         (tmp_path / "model.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"model\.json cannot be read .*new run"):
-        checkpoint_meta(tmp_path)
+        load_meta(tmp_path)

@@ -13,13 +13,13 @@ from vista.config import RefreshConfig, Settings
 from vista.delivery.catalog import open_catalog
 from vista.delivery.publish import export_id
 from vista.jobs import run_stage
-from vista.model.checkpoint import CheckpointMeta
+from vista.model.checkpoint import CheckpointMeta, load_meta
 from vista.train.delivery_run import DELIVERY, end_delivery, track_delivery
 from vista.train.export_summaries import export_summaries
 from vista.train.mlflow_store import client
 from vista.train.model_run import ROWS, kept_scores
 from vista.train.registry import CHECKPOINT, FOUNDATION
-from vista.train.stage import StageContext, checkpoint_meta
+from vista.train.stage import StageContext
 from vista.train.train_foundation import train_foundation
 
 CONFIG = RefreshConfig(recipe="smoke", run_id="tracked", recent_tail=3)
@@ -61,7 +61,7 @@ def test_the_foundations_run_has_what_people_look_for(stage: StageContext, setti
     assert kept >= {"checkpoint", "config", "scores.parquet", "figures/calibration.svg"}
     (version,) = store.search_model_versions(f"name = '{FOUNDATION}'")
     assert version.run_id == run.info.run_id
-    assert version.tags["vista.digest"] == checkpoint_meta(Path(version.tags[CHECKPOINT])).digest
+    assert version.tags["vista.digest"] == load_meta(Path(version.tags[CHECKPOINT])).digest
 
 
 def publish_all(stage: StageContext, meta: CheckpointMeta) -> None:
@@ -85,7 +85,7 @@ def publish_all(stage: StageContext, meta: CheckpointMeta) -> None:
 @pytest.fixture(scope="module")
 def meta(stage: StageContext) -> CheckpointMeta:
     """Of the foundation; its epochs are published."""
-    meta = checkpoint_meta(Path(stage.run.report_of("train_foundation")["checkpoint"]))
+    meta = load_meta(Path(stage.run.report_of("train_foundation")["checkpoint"]))
     publish_all(stage, meta)
     return meta
 

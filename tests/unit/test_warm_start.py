@@ -30,7 +30,7 @@ from vista.delivery.release import promote
 from vista.errors import InputError, StageError
 from vista.evaluate.metrics import Metrics
 from vista.jobs import run_stage
-from vista.model.checkpoint import load
+from vista.model.checkpoint import load, load_meta
 from vista.model.ranker import Ranker
 from vista.runs import RunDirectory
 from vista.serve.score import score
@@ -39,7 +39,7 @@ from vista.train.champion import score_champion
 from vista.train.export_summaries import ExportReport, PublishedEpoch
 from vista.train.jobs import Days, RankerJob, Training, usable_epochs
 from vista.train.loop import Snapshot, fit
-from vista.train.stage import StageContext, checkpoint_meta
+from vista.train.stage import StageContext
 from vista.train.train_foundation import FoundationReport, planned
 from vista.train.vocabulary import Vocabulary
 from vista.train.warm_start import holding
@@ -129,7 +129,7 @@ def exported(config: RefreshConfig, settings: Settings) -> tuple[StageContext, R
     state = trained(training, stage.run.training("foundation") / "state")
     train_foundation.finish(stage, training, space, state)
     checkpoint = stage.result("foundation").checkpoint
-    meta = checkpoint_meta(checkpoint)
+    meta = load_meta(checkpoint)
     report = FoundationReport(
         space=space,
         checkpoint=str(checkpoint),
@@ -447,7 +447,7 @@ def test_a_champion_reads_no_summary_of_its_challenger(
     np.testing.assert_allclose(beside_N, alone_N, rtol=0, atol=1e-6)
 
     adopted = shutil.copytree(warm.release.foundation, tmp_path / "adopted")
-    made_of = export_id(warm.epoch.space, checkpoint_meta(adopted).digest, theirs.as_of_us, "int8")
+    made_of = export_id(warm.epoch.space, load_meta(adopted).digest, theirs.as_of_us, "int8")
     changes = {"checkpoint": str(adopted), "trained_until_us": warm.epoch.trained_until_us}
     published(stage, opened(stage, theirs.as_of_us, warm.epoch.space, export_id=made_of, **changes))
     _, fresh_N = score_champion(stage)

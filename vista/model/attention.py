@@ -14,6 +14,9 @@ from kernels import qla, qla_causal, qla_read, qla_state, silu_attention
 from vista.config import ModelConfig, Phi
 from vista.model.padding import PaddedGroups
 
+LOWEST = -40.0
+"""Of the products of two features at this, float32 still has sums."""
+
 
 @dataclass(frozen=True, slots=True)
 class Packed:
@@ -93,7 +96,8 @@ class Linear(Attention):
 
 
 def _positive(x: Tensor) -> Tensor:
-    return F.elu(x) + 1
+    """elu(x) + 1, which written so would be 0 below -17; never 0, and a denominator may be made of these."""
+    return torch.where(x < 0, x.clamp(LOWEST, 0).exp(), x + 1)
 
 
 def _with_one(v_MHE: Tensor) -> Tensor:

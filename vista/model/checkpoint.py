@@ -1,6 +1,7 @@
 """A trained model on disk: model.safetensors beside model.json. Nothing is unpickled.
 
-The two files are written whole, the weights first; `digest` is the sha256 of model.safetensors.
+The two files are written whole, the weights first; `digest` is the sha256 of model.safetensors, and
+model.json is sealed.
 """
 
 import hashlib
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import ValidationError
 from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 
@@ -17,7 +17,9 @@ from vista.data.schema import FeatureSpec
 from vista.errors import CheckpointError
 from vista.model.downstream import Downstream
 from vista.model.ranker import Ranker, SlotName
-from vista.runs import write_whole
+from vista.runs import read_sealed, write_sealed
+
+META_FILE = "model.json"
 
 
 class CheckpointMeta(Frozen):
@@ -46,7 +48,7 @@ def save(directory: Path, model: Model, meta: CheckpointMeta) -> CheckpointMeta:
     unfinished = directory / ".model.safetensors"
     unfinished.write_bytes(weights)
     unfinished.replace(directory / "model.safetensors")
-    write_whole(directory / "model.json", kept.model_dump_json(indent=2))
+    write_sealed(directory / META_FILE, kept.model_dump(mode="json"))
     return kept
 
 
@@ -55,13 +57,11 @@ def load(directory: Path) -> tuple[Model, CheckpointMeta]:
 
     Raises `CheckpointError` if a file is missing, or if the weights are not those that were saved.
     """
+    meta = load_meta(directory)
     try:
-        meta = CheckpointMeta.model_validate_json((directory / "model.json").read_bytes())
         weights = (directory / "model.safetensors").read_bytes()
     except OSError as error:
         raise CheckpointError(f"{directory} is not a checkpoint: {error}") from error
-    except ValidationError as error:
-        raise CheckpointError(f"{directory}/model.json cannot be read: {error}") from error
     digest = hashlib.sha256(weights).hexdigest()
     if digest != meta.digest:
         raise CheckpointError(
@@ -76,6 +76,12 @@ def load(directory: Path) -> tuple[Model, CheckpointMeta]:
     except RuntimeError as error:
         raise CheckpointError(f"{directory}: model.json does not fit the weights: {error}") from error
     return model.eval(), meta
+
+
+def load_meta(directory: Path) -> CheckpointMeta:
+    """What a checkpoint is, without its weights. Raises `CheckpointError` as `load` does."""
+    remedy = "restore it, or start a new run"
+    return read_sealed(CheckpointMeta, directory / META_FILE, remedy, raising=CheckpointError)
 
 
 def _build(meta: CheckpointMeta) -> Model:

@@ -12,12 +12,12 @@ from vista.data.schema import Examples
 from vista.errors import InputError
 from vista.evaluate.metrics import Scores
 from vista.evaluate.refresh_report import TrainedOn
-from vista.model.checkpoint import CheckpointMeta, load
+from vista.model.checkpoint import CheckpointMeta, load, load_meta
 from vista.model.ranker import Ranker
 from vista.train.jobs import tested
 from vista.train.loop import batch_plan, history_forward
 from vista.train.registry import FOUNDATION
-from vista.train.stage import Fitted, StageContext, checkpoint_meta
+from vista.train.stage import Fitted, StageContext
 from vista.train.train_foundation import MODEL, FoundationReport, register_version, reported
 from vista.train.warm_start import WarmStart, warm_start
 
@@ -43,7 +43,7 @@ def adopt_foundation(config: RefreshConfig, settings: Settings) -> FoundationRep
 
 def adopt(stage: StageContext, start: WarmStart) -> None:
     """Make the result of the stage: the checkpoint as it is, and its scores of the test day."""
-    meta, result = checkpoint_meta(start.checkpoint), stage.result(MODEL)
+    meta, result = load_meta(start.checkpoint), stage.result(MODEL)
     unfinished = result.begin()
     shutil.copytree(start.checkpoint, unfinished.checkpoint)
     scores, other_auc = scores_of(stage, start, meta)

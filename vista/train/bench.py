@@ -24,7 +24,7 @@ from vista.config import Frozen
 from vista.data.dataset import Dataset
 from vista.errors import StageError, VistaError
 from vista.runs import write_whole
-from vista.train.experiments.cell import CELL_FILE, CODE, Cell, CellJob, Training
+from vista.train.experiments.cell import CODE, Cell, CellJob, Training, read_cell
 from vista.train.experiments.fingerprint import ROOT, code_digest
 from vista.train.experiments.grids import kuairand
 from vista.train.experiments.pool import ONE_THREAD, make_cells
@@ -140,7 +140,7 @@ def _ours(job: CellJob) -> Cell:
     ((_, code),) = make_cells({job: 1.0}, workers=1, limit_s=CELL_LIMIT_S)
     if code != 0:
         raise StageError(f"{job.title}: exit code {code}: see the traceback above")
-    cell = Cell.model_validate_json((job.directory / CELL_FILE).read_text(encoding="utf-8"))
+    cell = read_cell(job.directory)
     LOG.info("%s: %s", job.title, cell.training)
     return cell
 

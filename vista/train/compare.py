@@ -227,16 +227,23 @@ def _is_called(run: Run, name: str) -> bool:
 def _reference(run: Run, runs: Sequence[Run], wanted: str) -> Run | None:
     """The run that this one is compared with; itself, if it is the one."""
     same = [one for one in runs if run.rows and (one.rows, one.data) == (run.rows, run.data)]
-    called = [one for one in same if _is_called(one, wanted or REFERENCE)]
-    if not called and not wanted:
-        called = same
+    name = wanted or REFERENCE
+    if any(_is_called(one, name) for one in same):
+        called = [
+            one for one in same if name in (one.name, one.id) or (one.model, one.seed) == (name, run.seed)
+        ]
+    else:
+        called = [] if wanted else same
     return min(called, key=lambda one: (one.seed != run.seed, one.started, one.name), default=None)
 
 
 def _why_alone(run: Run, runs: Sequence[Run], wanted: str) -> str:
     if not run.rows:
         return "it kept no scores"
-    one = next(one for one in runs if _is_called(one, wanted))
+    name = wanted or REFERENCE
+    if any(_is_called(one, name) and (one.rows, one.data) == (run.rows, run.data) for one in runs):
+        return f"no run of {name} has its seed ({run.seed})"
+    one = next(one for one in runs if _is_called(one, name))
     if not one.rows:
         return f"{one.name} kept no scores"
     if one.data != run.data:

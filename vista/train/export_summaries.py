@@ -13,14 +13,14 @@ from vista.data.dataset import Dataset
 from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import Catalog, Epoch
 from vista.delivery.publish import attempt_directory, commit, export_id
-from vista.model.checkpoint import CheckpointMeta, load
+from vista.model.checkpoint import CheckpointMeta, load, load_meta
 from vista.model.ranker import Ranker
 from vista.summary.export import ExportedEpoch, export_bucket
 from vista.summary.table import Work, whole_shard
 from vista.train.compute import ray_session, run_tasks
 from vista.train.delivery_run import end_export, track_delivery
 from vista.train.experiments.fingerprint import code_digest
-from vista.train.stage import StageContext, checkpoint_meta
+from vista.train.stage import StageContext
 
 LOG = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def export_summaries(config: RefreshConfig, settings: Settings) -> ExportReport:
     stage = StageContext.open(config, settings)
     foundation = stage.run.report_of("train_foundation")
     checkpoint = Path(foundation["checkpoint"])
-    meta = checkpoint_meta(checkpoint)
+    meta = load_meta(checkpoint)
     tracked = track_delivery(stage, meta.space)
     with tracked.running():
         report = _report(meta.space, _published(stage, checkpoint, meta))

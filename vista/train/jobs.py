@@ -20,14 +20,13 @@ from vista.delivery.publish import export_id, usable
 from vista.errors import CheckpointError, InputError
 from vista.evaluate.metrics import Scores
 from vista.evaluate.refresh_report import TrainedOn
-from vista.model.checkpoint import Model, load
+from vista.model.checkpoint import Model, load, load_meta
 from vista.model.downstream import Downstream
 from vista.model.inherit import inherit
 from vista.model.inputs import device_of, tensors
 from vista.model.ranker import Ranker, RankerOutput, SlotName
 from vista.summary.join import SummaryReader
 from vista.train.loop import Forward, Task, batch_plan, history_forward, other_auc, predict
-from vista.train.stage import checkpoint_meta
 from vista.train.warm_start import holding
 
 
@@ -191,7 +190,7 @@ def _made_by(foundation: str, epochs: Sequence[Epoch]) -> list[Epoch]:
     """By the checkpoint's place, or by its digest: a foundation that a run adopts is a copy."""
     digest = None
     with suppress(CheckpointError):  # `prune` deletes old ones, their epochs stay
-        digest = checkpoint_meta(Path(foundation)).digest
+        digest = load_meta(Path(foundation)).digest
     return [
         one
         for one in epochs

@@ -12,7 +12,7 @@ from vista.evaluate.bootstrap import PairedDifference, paired_bootstrap
 from vista.evaluate.gate import GateDecision, decide
 from vista.evaluate.refresh_report import ModelFigures
 from vista.evaluate.slices import candidate_slices
-from vista.model.checkpoint import save
+from vista.model.checkpoint import load_meta, save
 from vista.runs import read_as, write_whole
 from vista.summary.join import SummaryReader
 from vista.train.baselines import baseline_jobs, train_baseline
@@ -22,7 +22,7 @@ from vista.train.delivery_run import epoch_input
 from vista.train.jobs import DownstreamJob, Training, job_epochs, judged_epochs, training_days
 from vista.train.model_run import keep_scores, of_test_rows, pictures
 from vista.train.registry import ARTIFACT, DOWNSTREAM, link, register
-from vista.train.stage import Fitted, Result, StageContext, checkpoint_meta
+from vista.train.stage import Fitted, Result, StageContext
 from vista.train.state import load_best
 from vista.train.tracking import Tracked
 from vista.train.vocabulary import Vocabulary
@@ -146,7 +146,7 @@ def finish(stage: StageContext, training: Training, state: Path) -> None:
     progress = load_best(state, training.model)
     scores, other_auc = training.tested(stage.dataset.split().n)
     unfinished = result.begin()
-    foundation = checkpoint_meta(job.foundation)
+    foundation = load_meta(job.foundation)
     changes = {
         "kind": "downstream",
         "trained_until_us": stage.dataset.day_start_us(job.days.end),
@@ -189,7 +189,7 @@ def _compare(stage: StageContext, job: DownstreamJob, join: JoinReport, tracked:
     checkpoint = results[REFERENCE].checkpoint
     return DownstreamReport(
         downstream=str(checkpoint),
-        digest=checkpoint_meta(checkpoint).digest,
+        digest=load_meta(checkpoint).digest,
         space=job.space,
         mlflow_run_id=tracked.run_id,
         join=join,

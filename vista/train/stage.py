@@ -14,11 +14,10 @@ from pydantic import Field
 
 from vista.config import Frozen, Recipe, RefreshConfig, Settings
 from vista.data.dataset import Dataset
-from vista.errors import CheckpointError
 from vista.evaluate.metrics import Metrics, Scores, measure
 from vista.evaluate.refresh_report import TrainedOn, TrainingCurve
 from vista.evaluate.scored_rows import ScoredRows
-from vista.model.checkpoint import CheckpointMeta
+from vista.model.checkpoint import load_meta
 from vista.recipes import recipe_of
 from vista.runs import RunDirectory, read_as, reading, write_whole
 from vista.train.registry import CHECKPOINT
@@ -29,12 +28,6 @@ SCORES_FILE = "scores.npz"
 FITTED_FILE = "fitted.json"
 CHECKPOINT_DIRECTORY = "checkpoint"
 CURVES = ("loss", "reconstruction_loss", "valid_auc")
-
-
-def checkpoint_meta(checkpoint: Path) -> CheckpointMeta:
-    """What a checkpoint is, without its weights. Raises `CheckpointError` if it cannot be read."""
-    remedy = "restore it, or start a new run"
-    return read_as(CheckpointMeta, checkpoint / "model.json", remedy, raising=CheckpointError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +65,7 @@ class StageContext:
 
     def version_tags(self, space: str, checkpoint: Path) -> dict[str, str]:
         """Where a registered version comes from."""
-        digest = checkpoint_meta(checkpoint).digest
+        digest = load_meta(checkpoint).digest
         return self.tags(space) | {"vista.digest": digest, CHECKPOINT: str(checkpoint)}
 
     def input(self, context: str = "training") -> Input:

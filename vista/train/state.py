@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vista.config import Frozen
 from vista.data.files import check_unchanged, checksum
-from vista.runs import read_as, reading, write_whole
+from vista.runs import read_sealed, reading, write_sealed
 from vista.train.adam import FlatAdam
 
 STATE_FILE = "state.safetensors"
@@ -57,7 +57,7 @@ def save_state(
     state = directory / STATE_FILE
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, state)
     kept = ProgressFile(checksum=checksum(state), progress=progress)
-    write_whole(directory / PROGRESS_FILE, kept.model_dump_json())
+    write_sealed(directory / PROGRESS_FILE, kept.model_dump(mode="json"))
 
 
 def load_state(directory: Path, model: nn.Module, optimiser: FlatAdam) -> tuple[Progress, dict[str, Tensor]]:
@@ -81,7 +81,7 @@ def load_best(directory: Path, model: nn.Module) -> Progress:
 def read_state(directory: Path) -> tuple[Progress, dict[str, Tensor]]:
     """Both files of a state. Raises `StageError` if one is missing or damaged."""
     state, remedy = directory / STATE_FILE, _begin_anew(directory)
-    kept = read_as(ProgressFile, directory / PROGRESS_FILE, remedy)
+    kept = read_sealed(ProgressFile, directory / PROGRESS_FILE, remedy)
     check_unchanged(state, kept.checksum, remedy)
     return kept.progress, load_file(state)
 

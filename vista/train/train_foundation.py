@@ -11,12 +11,12 @@ from pathlib import Path
 from vista.config import Frozen, RefreshConfig, Settings
 from vista.evaluate.metrics import Metrics
 from vista.evaluate.refresh_report import TrainedOn
-from vista.model.checkpoint import CheckpointMeta, save
+from vista.model.checkpoint import CheckpointMeta, load_meta, save
 from vista.train.compute import ray_session, train_on_ray
 from vista.train.jobs import RankerJob, Training, training_days
 from vista.train.model_run import keep_scores, of_test_rows, pictures
 from vista.train.registry import ARTIFACT, FOUNDATION, register
-from vista.train.stage import Fitted, StageContext, checkpoint_meta
+from vista.train.stage import Fitted, StageContext
 from vista.train.state import load_best
 from vista.train.tracking import Tracked
 from vista.train.vocabulary import Vocabulary
@@ -86,7 +86,7 @@ def reported(
 ) -> FoundationReport:
     """The report of the stage's result, which is logged and ends the MLflow run."""
     result = stage.result(MODEL)
-    meta, fitted, scores = checkpoint_meta(result.checkpoint), result.fitted(), result.scores()
+    meta, fitted, scores = load_meta(result.checkpoint), result.fitted(), result.scores()
     report = FoundationReport(
         space=space,
         checkpoint=str(result.checkpoint),

@@ -15,11 +15,11 @@ from vista.config import Frozen, Recipe, Settings
 from vista.delivery.catalog import open_catalog
 from vista.delivery.interfaces import Epoch, Release
 from vista.errors import InputError
-from vista.model.checkpoint import CheckpointMeta, load
+from vista.model.checkpoint import CheckpointMeta, load, load_meta
 from vista.model.inherit import FREE, changed
 from vista.model.ranker import Ranker
 from vista.runs import read_as, write_whole
-from vista.train.stage import StageContext, checkpoint_meta
+from vista.train.stage import StageContext
 from vista.train.vocabulary import Vocabulary
 
 START_FILE = "warm_start.json"
@@ -45,7 +45,7 @@ def warm_start(stage: StageContext, *, trains: bool = True) -> WarmStart:
         remedy = f"delete {kept.parent}, then `make run RESUME=1` trains the foundation anew"
         return read_as(WarmStart, kept, remedy)
     start = _newest(stage, Starts.of(stage.settings), trains)
-    _check_recipe(stage.recipe, start.space, checkpoint_meta(start.checkpoint))
+    _check_recipe(stage.recipe, start.space, load_meta(start.checkpoint))
     _check_vocabulary(stage, start)
     write_whole(kept, start.model_dump_json(indent=2))
     return start
@@ -59,7 +59,7 @@ def possible_start(recipe: Recipe, settings: Settings) -> Path:
     """
     starts = Starts.of(settings)
     newest = Path(starts.usable[-1].checkpoint)
-    _check_recipe(recipe, starts.space, checkpoint_meta(newest))
+    _check_recipe(recipe, starts.space, load_meta(newest))
     return newest
 
 

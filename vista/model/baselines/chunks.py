@@ -14,8 +14,8 @@ CHUNK_ROWS = 8
 def chunks_of(seq_offsets: Tensor, user_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Every reader beside every event of its user's history, CHUNK_ROWS events at a time.
 
-    Returns the reader of each chunk, its rows of the packed history, and whether a row is the user's (the
-    rest is padding: row 0).
+    Returns the reader of each chunk, its rows of the packed history, and whether a row is an event (the rest
+    is padding: the user's last row).
     """
     lengths_C = seq_offsets.diff()[user_C]
     chunks_C = (lengths_C + CHUNK_ROWS - 1) // CHUNK_ROWS
@@ -24,7 +24,8 @@ def chunks_of(seq_offsets: Tensor, user_C: Tensor) -> tuple[Tensor, Tensor, Tens
     chunk_M = torch.arange(reader_M.numel(), device=user_C.device) - first_chunk_C[reader_M]
     within_MR = chunk_M.unsqueeze(1) * CHUNK_ROWS + torch.arange(CHUNK_ROWS, device=user_C.device)
     known_MR = within_MR < lengths_C[reader_M].unsqueeze(1)
-    row_MR = (seq_offsets[user_C][reader_M].unsqueeze(1) + within_MR).where(known_MR, 0)
+    first_M, end_M = seq_offsets[user_C][reader_M], seq_offsets[1:][user_C][reader_M]
+    row_MR = (first_M.unsqueeze(1) + within_MR).minimum(end_M.unsqueeze(1) - 1)
     return reader_M, row_MR, known_MR
 
 

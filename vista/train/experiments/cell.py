@@ -34,7 +34,7 @@ from vista.data.schema import Examples
 from vista.errors import StageError
 from vista.evaluate.metrics import Metrics, Scores, measure
 from vista.model.ranker import Ranker
-from vista.runs import write_whole
+from vista.runs import read_sealed, write_sealed
 from vista.train.experiments.blocks import Arm, Block
 from vista.train.experiments.fingerprint import code_digest
 from vista.train.experiments.probes import Probes, probe
@@ -149,8 +149,13 @@ def put(directory: Path, cell: Cell, scores_N: NDArray[np.float32]) -> Cell:
     with _whole(directory) as unfinished:
         np.save(unfinished / SCORES_FILE, scores_N)
         kept = cell.model_copy(update={"scores_checksum": checksum(unfinished / SCORES_FILE)})
-        write_whole(unfinished / CELL_FILE, kept.model_dump_json(indent=2))
+        write_sealed(unfinished / CELL_FILE, kept.model_dump(mode="json"))
     return kept
+
+
+def read_cell(directory: Path) -> Cell:
+    """What `put` wrote, without the scores. Raises `StageError` if it was changed."""
+    return read_sealed(Cell, directory / CELL_FILE, "the cell is made again")
 
 
 @contextmanager
@@ -220,9 +225,14 @@ def _training(progress: Progress, rows: int) -> Training:
 
 
 def _trained_s(job: CellJob) -> float:
-    """Seconds of the epochs that earlier processes have trained."""
-    last = job.last_epoch()
-    return 0.0 if last is None else sum(_of_epochs(read_state(last)[0], "epoch_s"))
+    """Seconds of the epochs that earlier processes have trained; those whose state is damaged are deleted."""
+    while (last := job.last_epoch()) is not None:
+        try:
+            return sum(_of_epochs(read_state(last)[0], "epoch_s"))
+        except StageError as error:
+            LOG.warning("the training goes on from an earlier epoch: %s", error)
+            shutil.rmtree(last)
+    return 0.0
 
 
 def _of_epochs(progress: Progress, name: str) -> list[float]:

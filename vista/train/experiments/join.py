@@ -40,6 +40,8 @@ def join(parts: Sequence[ExperimentReport]) -> ExperimentReport:
     blocks = _blocks(parts)
     seeds = sorted({seed for *_, seed in (*cells, *lost)})
     keys = [(block.name, arm.name, seed) for block in blocks for seed in seeds for arm in block.arms]
+    if strange := sorted(cells.keys() - set(keys)):
+        raise InputError(f"a report has a cell that its experiment does not list: {strange[0]}")
     return ExperimentReport(
         experiment=Experiment(name=parts[0].experiment.name, blocks=tuple(blocks)),
         command="; ".join(dict.fromkeys(part.command for part in parts)),
@@ -81,7 +83,10 @@ def _alike(what: str, one: Frozen, other: Frozen) -> None:
 
 
 def _rows(block: str, parts: Sequence[ExperimentReport]) -> BlockRows:
-    return _same(f"the rows of {block}", [part.rows[block] for part in parts if block in part.rows])
+    found = [part.rows[block] for part in parts if block in part.rows]
+    if not found:
+        raise InputError(f"no report says how many rows {block} has")
+    return _same(f"the rows of {block}", found)
 
 
 def _paired(block: str, parts: Sequence[ExperimentReport]) -> dict[int, dict[str, PairedDifference]]:

@@ -24,9 +24,9 @@ from vista.data.sources import SOURCES
 from vista.errors import InputError, StageError
 from vista.evaluate.bootstrap import PairedDifference, paired_bootstrap
 from vista.evaluate.scored_rows import ScoredRows
-from vista.runs import alone, read_as
+from vista.runs import alone
 from vista.train.experiments.blocks import Arm, Block
-from vista.train.experiments.cell import CELL_FILE, CODE, SCORES_FILE, Cell, CellJob
+from vista.train.experiments.cell import CODE, SCORES_FILE, CellJob, read_cell
 from vista.train.experiments.fingerprint import code_digest, short_digest
 from vista.train.experiments.grid_runs import cell_name, finished_cells, track_cell, track_grid
 from vista.train.experiments.grids import REFERENCE, Experiment, experiment_of
@@ -93,8 +93,11 @@ def _check_labels(block: Block, rows: Rows) -> None:
 
 def prepared(data: DataConfig, directory: Path) -> Path:
     """The prepared data set, made unless the same code has made it from the same files."""
-    files = sorted(Path(data.path).rglob("*"))
-    states = [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files if file.is_file()]
+    root = Path(data.path).absolute()
+    files = sorted(file for file in root.rglob("*") if file.is_file())
+    if root in directory.parents:  # the results lie below the data
+        files = [file for file in files if directory not in file.parents]
+    states = [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
     code = [code_digest(module) for module in ("vista.data.prepare", SOURCES[data.source].module)]
     key = short_digest(data.model_dump_json(), *code, *states)
     path = directory / f"data-{key}"
@@ -217,7 +220,7 @@ class _Run:
         return self.opened[job.block.name].rows.train * job.arm.train.epochs
 
     def _log(self, job: CellJob) -> None:
-        cell, opened = _cell(job), self.opened[job.block.name]
+        cell, opened = read_cell(job.directory), self.opened[job.block.name]
         LOG.info("%s: test AUC %.4f in %.0f s", job.title, cell.metrics.auc, cell.seconds)
         scores_N = None if job.arm.permuted_labels else np.load(job.directory / SCORES_FILE)
         rows = (
@@ -236,7 +239,7 @@ class _Run:
             code_digest=self.code,
             git_revision=self.revision,
             rows={name: opened.rows for name, opened in self.opened.items()},
-            cells=tuple(_cell(job) for job in made),
+            cells=tuple(read_cell(job.directory) for job in made),
             missing=missing,
             paired={name: self._paired(name, made) for name in self.opened},
         )
@@ -269,16 +272,12 @@ def _is_whole(job: CellJob) -> bool:
     if not job.directory.exists():
         return False
     try:
-        check_unchanged(job.directory / SCORES_FILE, _cell(job).scores_checksum, MADE_AGAIN)
+        check_unchanged(job.directory / SCORES_FILE, read_cell(job.directory).scores_checksum, MADE_AGAIN)
     except StageError as error:
         LOG.warning("%s: %s", job.title, error)
         shutil.rmtree(job.directory)
         return False
     return True
-
-
-def _cell(job: CellJob) -> Cell:
-    return read_as(Cell, job.directory / CELL_FILE, MADE_AGAIN)
 
 
 def _missing(job: CellJob, code: int | None, limit_s: float) -> Missing:

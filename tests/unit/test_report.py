@@ -271,8 +271,8 @@ def test_names_from_outside_cannot_become_markup_or_formulas() -> None:
     page = render(report)
     assert "script" not in Page(page).tags
     text = Page(page).text
-    assert text.count(hostile) == 10  # title, heading, reason, three tables, four places in pictures
-    assert text.count("alert") == 10
+    assert text.count(hostile) == 11  # title, heading, two reasons, three tables, four places in pictures
+    assert text.count("alert") == 11
 
 
 def test_a_password_is_not_kept(page: str) -> None:
@@ -343,6 +343,13 @@ def test_tasks_beside_the_first_have_their_auc() -> None:
     assert "AUC of long_view" in page.text
     assert page.text.count("0.7123") == len(learned)
     assert RefreshReport.model_validate_json(report.model_dump_json()) == report
+
+
+def test_baselines_that_rank_better_are_named_beside_the_verdict() -> None:
+    """Of the example's models, compared with `din`, one that is worse and two that are better."""
+    text, page = print_table(REPORT), Page(render(REPORT)).text
+    for shown in (text, page):
+        assert re.findall(r"(\w+) ranks better than din: AUC \+0\.\d+ \(\+", shown) == ["lightgbm"]
 
 
 def test_terminal_table_is_aligned_and_complete() -> None:

@@ -51,6 +51,7 @@ def render(report: RefreshReport) -> str:
         tasks=other_tasks(report),
         pictures=_pictures(report),
         verdict=verdict(report),
+        reasons=reasons(report),
     )
 
 
@@ -62,6 +63,16 @@ def verdict(report: RefreshReport) -> str:
     return (
         f"Not promoted: {serving} keeps serving." if report.release else "Not promoted: nothing serves yet."
     )
+
+
+def reasons(report: RefreshReport) -> list[str]:
+    """Why the run was promoted or not; then baselines with a better AUC, which the gate does not look at."""
+    better = [
+        f"{name} ranks better than {one.reference}: AUC {difference(one.auc)}"
+        for name, one in report.paired.items()
+        if one.auc.low > 0 and not name.startswith("vista_")
+    ]
+    return [*report.reasons, *better]
 
 
 def figure(value: float | None, digits: int = 4) -> str:
@@ -128,7 +139,7 @@ def print_table(report: RefreshReport) -> str:
         *([text_table(("AUC of", *tasks), others, left=(0,))] if others else []),
         text_table(("region", "coverage", "lag", "oldest summary"), regions, left=(0,)),
         text_table(("stage", "time"), stages, left=(0,)),
-        "\n".join((verdict(report), *(f"  - {reason}" for reason in report.reasons))),
+        "\n".join((verdict(report), *(f"  - {reason}" for reason in reasons(report)))),
         f"space    {report.space}, epoch {report.epoch}\n"
         f"MLflow   {report.mlflow.url}, run {report.mlflow.run_id}",
     ]

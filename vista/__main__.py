@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the platform failed, 2 the input cannot be used, 130 inter
 
 import json
 import logging
+import signal
 import sys
 import types
 from pathlib import Path
@@ -114,6 +115,8 @@ def _experiment(name: str, record: bool, **values: Any) -> None:
     NAME is kuairand or table2 (VISTA beside its baselines), ablation (without one of its parts) or tuning
     (with one hyper-parameter changed).
     """
+    # As Ctrl-C does, so that its cells and its MLflow run are ended. Not in jobs: under Ray it is Ray's own.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     from vista.train.experiments.report import append_record
     from vista.train.experiments.run import run_experiment
 

@@ -529,9 +529,15 @@ def test_a_cell_over_its_limit_is_reported(
     assert not (tmp_path / "cells").exists()
 
 
-def test_an_interrupted_experiment_leaves_no_process(data_dir_kuairand: Path, tmp_path: Path) -> None:
-    """The signal reaches the experiment alone, as from a scheduler, while its cells stand still: it must not
-    wait for one of them to end."""
+@pytest.mark.parametrize(
+    ("number", "from_a_terminal"), [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, False)]
+)
+def test_an_interrupted_experiment_leaves_no_process(
+    data_dir_kuairand: Path, tmp_path: Path, number: signal.Signals, from_a_terminal: bool
+) -> None:
+    """The signal reaches the experiment alone, as from a scheduler, or its group, as from a terminal, while
+    its cells stand still: it must not wait for one of them to end. Nobody shows a traceback, and no MLflow
+    run stays open."""
     command = [sys.executable, "-m", "vista", "experiment", "kuairand", "--data-dir", str(data_dir_kuairand)]
     environment = os.environ | {"VISTA_HOME": str(tmp_path / "home"), "VISTA_RUNS": str(tmp_path / "runs")}
     running = subprocess.Popen(
@@ -541,14 +547,20 @@ def test_an_interrupted_experiment_leaves_no_process(data_dir_kuairand: Path, tm
     try:
         assert wait_until(lambda: len(descendants(running.pid)) >= 2, timeout_s=120), "no cells were started"
         cells = descendants(running.pid)
+        assert not [pid for pid in cells if os.getpgid(pid) == running.pid], "Ctrl-C reaches cells"
         for pid in cells:
             os.kill(pid, signal.SIGSTOP)
-        running.send_signal(signal.SIGINT)
+        (os.killpg if from_a_terminal else os.kill)(running.pid, number)
         assert running.wait(30) == 130
     finally:
         running.kill()
-    assert "the same command goes on" in running.stderr.read()
+    shown = running.stderr.read()
+    assert shown.endswith("interrupted; the same command goes on with the run\n")
+    assert "Traceback" not in shown
     assert not [pid for pid in cells if Path(f"/proc/{pid}").exists()]
+    client = MlflowClient(Settings.from_environment(environment).mlflow_url)
+    experiment = client.get_experiment_by_name("vista-experiment-kuairand")
+    assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["KILLED"]
 
 
 def test_a_failed_cell_does_not_stop_the_others(

@@ -48,6 +48,7 @@ class _Running:
             stdout=subprocess.DEVNULL,
             cwd=ROOT,
             env=os.environ | ONE_THREAD,
+            start_new_session=True,  # a terminal's Ctrl-C is for the launcher, which ends its cells
         )
         assert process.stdin is not None
         # It stays open: the cell ends when it closes, however this process ends. One that has ended before it

@@ -34,6 +34,7 @@ from vista.evaluate.bootstrap import Interval
 from vista.evaluate.metrics import auc
 from vista.model.inputs import tensors
 from vista.model.ranker import Ranker, VistaHistory
+from vista.train import bench
 from vista.train.compare import compare
 from vista.train.experiments.blocks import UserSplit
 from vista.train.experiments.cell import CODE, CellJob, put, read_cell
@@ -749,6 +750,12 @@ def test_a_changed_import_changes_the_digest(tmp_path: Path) -> None:
     assert code_digest("vista.top", tmp_path) == first
     (package / "low.py").write_text("import vista.top\nvalue = 2\n")
     assert code_digest("vista.top", tmp_path) != first
+
+
+def test_a_bench_without_data_is_a_message(tmp_path: Path) -> None:
+    tried = CliRunner().invoke(bench.main, ["--data-dir", str(tmp_path), "--peer", sys.executable])
+    assert tried.exit_code == 2
+    assert tried.stderr.startswith(f"error: no KuaiRand log in '{tmp_path}'")
 
 
 def test_verdicts() -> None:

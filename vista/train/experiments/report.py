@@ -119,7 +119,7 @@ class ExperimentReport(Frozen):
             _hull(differences) if differences else "",
             verdict(differences, self.seeds) if differences else "",
             f"{fmean(one.rows_per_s for one in trained):,.0f}" if trained else "-",
-            f"{fmean(cell.seconds for cell in cells):.0f}",
+            f"{fmean(cell.seconds for cell in cells):.1f}",
         ]
         return f"| {' | '.join(columns)} |"
 

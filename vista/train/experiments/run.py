@@ -23,6 +23,7 @@ from vista.data.prepare import prepare_dataset
 from vista.data.sources import SOURCES
 from vista.errors import InputError, StageError
 from vista.evaluate.bootstrap import PairedDifference, paired_bootstrap
+from vista.evaluate.report import duration
 from vista.evaluate.scored_rows import ScoredRows
 from vista.runs import alone
 from vista.train.experiments.blocks import Arm, Block
@@ -251,7 +252,7 @@ class _Run:
 
     def _log(self, job: CellJob) -> None:
         cell, opened = read_cell(job.directory), self.opened[job.block.name]
-        LOG.info("%s: test AUC %.4f in %.0f s", job.title, cell.metrics.auc, cell.seconds)
+        LOG.info("%s: test AUC %.4f in %s", job.title, cell.metrics.auc, duration(cell.seconds))
         scores_N = None if job.arm.permuted_labels else np.load(job.directory / SCORES_FILE)
         rows = (
             None if scores_N is None else ScoredRows(opened.users_N, opened.labels_N.astype(bool), scores_N)

@@ -138,8 +138,9 @@ bench-data: install  ## events prepared and tokens fed per second, as JSON
 	$(COMPUTE)/bin/python -m vista.data.bench
 
 bench-memory: install  ## a million events in one user, and the industrial recipe: seconds and peak memory, as JSON
-	$(COMPUTE)/bin/python -m vista.train.bench_memory million
-	$(COMPUTE)/bin/python -m vista.train.bench_memory industrial
+	@trap 'exit 130' INT; failed=0; for case in million industrial; do \
+	  $(COMPUTE)/bin/python -m vista.train.bench_memory $$case || failed=$$?; \
+	done; exit $$failed
 
 bench-store: install infra  ## applied to Redis beside a bare pipelined SET of the same bytes, as JSON
 	$(COMPUTE)/bin/python -m infra.redis $(COMPUTE)/bin/python -m vista.delivery.bench_store
@@ -150,8 +151,14 @@ bench-log: install infra  ## the log on Kafka beside a bare loop of its client, 
 bench-load: install infra  ## a region under load beside a bare loop and readers, then a live producer: 12 minutes, 13 GB of memory, 20 of disk
 	$(COMPUTE)/bin/python -m vista.delivery.bench_load
 
-bench-train: install $(FUXICTR)/installed  ## training throughput beside FuxiCTR: make bench-train DATA_DIR=.../kuairand-pure
-	$(COMPUTE)/bin/python -m vista.train.bench --data-dir '$(DATA_DIR)' --peer $(FUXICTR)/bin/python
+# First, before an environment is made for it.
+.PHONY: bench-train-data
+bench-train-data:
+	@test -d '$(subst ','\'',$(DATA_DIR))' || { echo "error: DATA_DIR='$${DATA_DIR}' is no folder: name KuaiRand-Pure's," \
+	  "make bench-train DATA_DIR=.../kuairand-pure" >&2; exit 2; }
+
+bench-train: bench-train-data install $(FUXICTR)/installed  ## training throughput beside FuxiCTR: make bench-train DATA_DIR=.../kuairand-pure
+	$(COMPUTE)/bin/python -m vista.train.bench --data-dir '$(subst ','\'',$(DATA_DIR))' --peer $(FUXICTR)/bin/python
 
 clean:  ## delete caches and build/, never runs, stores or environments
 	rm -rf build/airflow-tests .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the platform failed, 2 the input cannot be used, 130 inter
 
 import json
 import logging
+import signal
 import sys
 import types
 from pathlib import Path
@@ -111,17 +112,24 @@ def _describe_events(folder: str) -> None:
 def _experiment(name: str, record: bool, **values: Any) -> None:
     """Train models on public splits and compare them, seed by seed.
 
-    NAME is kuairand or table2 (VISTA beside its baselines), ablation (without one of its parts) or tuning
-    (with one hyper-parameter changed).
+    \b
+    NAME                                                           --data-dir
+    kuairand  VISTA beside its baselines, on one set               kuairand-pure's own folder
+    table2    VISTA beside its baselines                           the folder above kuairand-pure/ and ml-1m/
+    ablation  VISTA without one of its parts                       the same
+    tuning    VISTA with one hyper-parameter changed               the same
     """
+    # As Ctrl-C does, so that its cells and its MLflow run are ended. Not in jobs: under Ray it is Ray's own.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     from vista.train.experiments.report import append_record
-    from vista.train.experiments.run import run_experiment
+    from vista.train.experiments.run import results_of, run_experiment, whereabouts
 
     config: ExperimentConfig = configured(ExperimentConfig, values)
-    report = run_experiment(name, config, Settings.from_environment())
+    settings = Settings.from_environment()
+    report = run_experiment(name, config, settings)
     if record:
         append_record(EXPERIMENTS_FILE, report.record())
-    click.echo(report.table())
+    click.echo(f"{report.table()}\n\n{whereabouts(report, results_of(name, config, settings))}")
 
 
 @commands.command("join-reports")
@@ -132,13 +140,13 @@ def _join_reports(reports: tuple[Path, ...], out: Path, record: bool) -> None:
     """Put the REPORTS (report.json) of an experiment that was made in parts together: seeds, models or sets
     by day or by machine, all by the same code on the same data."""
     from vista.train.experiments.join import join, read_report
-    from vista.train.experiments.report import append_record
+    from vista.train.experiments.report import append_record, written_to
 
-    report = join([read_report(path) for path in reports])
+    report = join({str(path): read_report(path) for path in reports})
     report.write(out)
     if record:
         append_record(EXPERIMENTS_FILE, report.record())
-    click.echo(report.table())
+    click.echo(f"{report.table()}\n\n{written_to(out)}")
 
 
 @commands.command("compare")

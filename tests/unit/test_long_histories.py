@@ -137,9 +137,15 @@ def test_the_industrial_recipe_s_memory_grows_by_what_a_step_must_keep(tmp_path:
         assert _grows_by(small[name], large[name]) < limit_bytes, name
 
 
-def test_the_industrial_recipe_trains_a_step_and_exports(tmp_path: Path) -> None:
-    """A step ends with a finite loss, or not at all (below)."""
+def test_the_industrial_recipe_trains_a_step_and_exports(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A step ends with a finite loss, or not at all (below); each part is named when it begins."""
+    caplog.set_level("INFO", "vista.train.bench_memory")
     phases = _phases(_industrial(1_500), tmp_path / "one")
+    assert [one.message for one in caplog.records if one.name == "vista.train.bench_memory"] == [
+        "prepare ...", "step ...", "export ...",
+    ]  # fmt: skip
     assert phases["step"].tokens > 2 * 1_500
     assert phases["export"].tokens > 1_500
 

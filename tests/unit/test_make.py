@@ -164,3 +164,33 @@ def test_no_two_test_files_have_one_name() -> None:
     """pytest refuses to collect two such files together, as `make test-faults` collects whole folders."""
     names = Counter(file.name for file in (ROOT / "tests").rglob("test_*.py"))
     assert [name for name, count in names.items() if count > 1] == []
+
+
+@pytest.mark.parametrize("given", [[], ["DATA_DIR=/nowhere/it's"]])
+def test_without_data_no_environment_is_made_for_the_peer(given: list[str], tmp_path: Path) -> None:
+    peer = tmp_path / "peer"
+    environment = {name: value for name, value in os.environ.items() if name != "DATA_DIR"}
+    made = subprocess.run(
+        ["make", "-o", "install", "bench-train", f"FUXICTR={peer}", *given],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    named = "".join(given).removeprefix("DATA_DIR=")
+    assert made.returncode == 2
+    assert (
+        f"error: DATA_DIR='{named}' is no folder: name KuaiRand-Pure's, make bench-train DATA_DIR="
+        in made.stderr
+    )
+    assert not peer.exists()
+
+
+def test_a_limit_that_is_missed_does_not_keep_the_other_case_from_being_measured(tmp_path: Path) -> None:
+    """A program that is told the case and fails stands in for the measurement."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\necho $3\ntest $3 = industrial\n")
+    python.chmod(0o755)
+    made = subprocess.run(
+        ["make", "-o", "install", "bench-memory", f"COMPUTE={tmp_path}"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (made.returncode, made.stdout.split()) == (2, ["million", "industrial"])

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -33,6 +34,7 @@ from vista.evaluate.bootstrap import Interval
 from vista.evaluate.metrics import auc
 from vista.model.inputs import tensors
 from vista.model.ranker import Ranker, VistaHistory
+from vista.train import bench
 from vista.train.compare import compare
 from vista.train.experiments.blocks import UserSplit
 from vista.train.experiments.cell import CODE, CellJob, put, read_cell
@@ -51,7 +53,7 @@ from vista.train.experiments.join import join, read_report
 from vista.train.experiments.pool import COMMAND, make_cells
 from vista.train.experiments.probes import as_stored, swapped_error, through_summary
 from vista.train.experiments.report import ExperimentReport, append_record, verdict
-from vista.train.experiments.run import command_of, prepared, run_experiment
+from vista.train.experiments.run import command_of, prepared, run_experiment, whereabouts
 from vista.train.experiments.splits import Rows
 from vista.train.loop import batch_plan, history_forward, other_auc, predict
 from vista.train.state import STATE_FILE
@@ -115,6 +117,11 @@ def test_cells_are_made_once(small: tuple[ExperimentReport, Path], settings: Set
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
     assert ExperimentReport.model_validate_json((directory / "report.json").read_text()) == second
     assert set(second.paired["kuairand-pure ids"][0]) == {"mean_pool", "no_history"}
+    assert whereabouts(second, directory).splitlines() == [
+        f"written to {directory}: cells.csv, report.json, table.md, table.png, table.svg",
+        "the table has 3 cells; 1 more in cells/, of earlier commands, code or data, are kept and not in it",
+        "compare: python -m vista compare vista-experiment-kuairand",
+    ]
 
 
 def test_parts_are_joined(data_dir_kuairand: Path, settings: Settings, tmp_path: Path) -> None:
@@ -129,7 +136,7 @@ def test_parts_are_joined(data_dir_kuairand: Path, settings: Settings, tmp_path:
     both = ExperimentReport.model_validate_json(made("both", models="vista,din", seeds=2).read_text())
     parts = [made(f"seed-{one}", models="vista,din", seeds=1, first_seed=one) for one in (1, 0)]
     alone = made("alone", models="no_history", seeds=1)
-    joined = join([read_report(path) for path in (*parts, alone)])
+    joined = join({str(path): read_report(path) for path in (*parts, alone)})
     (block,) = joined.experiment.blocks
     assert ([arm.name for arm in block.arms], block.data.path) == (["vista", "din", "no_history"], "")
     assert [(cell.seed, cell.arm) for cell in joined.cells] == [
@@ -151,24 +158,30 @@ def test_parts_are_joined(data_dir_kuairand: Path, settings: Settings, tmp_path:
         for other in (shorter, smaller)
     ]
     refusals = {
-        "a cell is in two of the reports": [joined, read_report(alone)],
-        r"data.max_uih of the data of kuairand-pure ids: the reports differ \(200 and 7\)": [
+        "kuairand-pure ids, no_history, seed 0 is in a.json and in b.json: give": [
+            joined,
+            read_report(alone),
+        ],
+        "data.max_uih of the data of kuairand-pure ids differs: 200 in a.json, 7 in b.json": [
             read_report(parts[1]),
             others[0],
         ],
-        r"model.seeds of vista on kuairand-pure ids: the reports differ \(16 and 3\)": [
+        "model.seeds of vista on kuairand-pure ids differs: 16 in a.json, 3 in b.json": [
             read_report(parts[1]),
             others[1],
         ],
-        "the code: the reports differ": [both, joined.model_copy(update={"code_digest": "other"})],
-        "the experiment: the reports differ": [
+        "the code differs: .* in a.json, other in b.json: .* same code.*: make the older one again": [
+            both,
+            joined.model_copy(update={"code_digest": "other"}),
+        ],
+        "the experiment differs: kuairand in a.json, table2 in b.json: join each alone": [
             both,
             joined.model_copy(update={"experiment": Experiment(name="table2", blocks=())}),
         ],
     }
     for said, refused in refusals.items():
         with pytest.raises(InputError, match=said):
-            join(refused)
+            join(dict(zip(("a.json", "b.json"), refused, strict=True)))
     (tmp_path / "no-report.json").write_text("{}")
     with pytest.raises(InputError, match=r"no-report.json cannot be read .*give the report.json"):
         read_report(tmp_path / "no-report.json")
@@ -314,7 +327,10 @@ def test_a_process_at_its_limit_is_followed_by_another_if_it_got_on(
 
 
 def test_a_process_that_ends_before_it_reads_its_job_is_one_cell_missing(
-    small: tuple[ExperimentReport, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: tuple[ExperimentReport, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """As one that the kernel kills at once: the job, longer than a pipe holds, meets a closed pipe."""
     block = small[0].experiment.blocks[0]
@@ -327,7 +343,12 @@ def test_a_process_that_ends_before_it_reads_its_job_is_one_cell_missing(
         directory=tmp_path / "one",
     )
     monkeypatch.setattr("vista.train.experiments.pool.COMMAND", ("sh", "-c", "exit 3"))
-    assert list(make_cells({job: 1.0}, workers=1, limit_s=6.0)) == [(job, 3)]
+    other = job.model_copy(update={"seed": 1})
+    caplog.set_level("INFO")
+    assert list(make_cells({job: 1.0, other: 1.0}, workers=1, limit_s=6.0)) == [(job, 3), (other, 3)]
+    first, last = caplog.messages
+    assert re.fullmatch(r"1 of 2 cells, about \d\.\d s left", first)
+    assert last == "2 of 2 cells"
 
 
 def test_a_changed_reader_prepares_the_data_again(data_dir_kuairand: Path, tmp_path: Path) -> None:
@@ -410,6 +431,12 @@ def test_a_report_is_a_table_a_csv_and_two_pictures(
     lines = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")]
     assert lines == ["| model", "| vista", "| mean_pool"]
     assert "160 / 80 / 160 rows train / validate / test (20 users" in table
+    first, second, third = (
+        cell.model_copy(update={"seconds": s}) for s, cell in zip((1.5, 59.0, 3.0), report.cells, strict=True)
+    )
+    one, three = (report.model_copy(update={"cells": cells}) for cells in ((first,), (first, second, third)))
+    assert one.table().endswith("\n1 cell: 1.5 s of one thread, the longest 1.5 s.")
+    assert three.table().endswith("\n3 cells: 1 min 4 s of one thread, the longest 59.0 s.")
     assert "vista without the user's summary (zeros)" in table
     assert "vista_permuted without" not in table
     assert "Trained and tested on permuted labels" in table
@@ -529,9 +556,15 @@ def test_a_cell_over_its_limit_is_reported(
     assert not (tmp_path / "cells").exists()
 
 
-def test_an_interrupted_experiment_leaves_no_process(data_dir_kuairand: Path, tmp_path: Path) -> None:
-    """The signal reaches the experiment alone, as from a scheduler, while its cells stand still: it must not
-    wait for one of them to end."""
+@pytest.mark.parametrize(
+    ("number", "from_a_terminal"), [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, False)]
+)
+def test_an_interrupted_experiment_leaves_no_process(
+    data_dir_kuairand: Path, tmp_path: Path, number: signal.Signals, from_a_terminal: bool
+) -> None:
+    """The signal reaches the experiment alone, as from a scheduler, or its group, as from a terminal, while
+    its cells stand still: it must not wait for one of them to end. Nobody shows a traceback, and no MLflow
+    run stays open."""
     command = [sys.executable, "-m", "vista", "experiment", "kuairand", "--data-dir", str(data_dir_kuairand)]
     environment = os.environ | {"VISTA_HOME": str(tmp_path / "home"), "VISTA_RUNS": str(tmp_path / "runs")}
     running = subprocess.Popen(
@@ -541,14 +574,20 @@ def test_an_interrupted_experiment_leaves_no_process(data_dir_kuairand: Path, tm
     try:
         assert wait_until(lambda: len(descendants(running.pid)) >= 2, timeout_s=120), "no cells were started"
         cells = descendants(running.pid)
+        assert not [pid for pid in cells if os.getpgid(pid) == running.pid], "Ctrl-C reaches cells"
         for pid in cells:
             os.kill(pid, signal.SIGSTOP)
-        running.send_signal(signal.SIGINT)
+        (os.killpg if from_a_terminal else os.kill)(running.pid, number)
         assert running.wait(30) == 130
     finally:
         running.kill()
-    assert "the same command goes on" in running.stderr.read()
+    shown = running.stderr.read()
+    assert shown.endswith("interrupted; the same command goes on with the run\n")
+    assert "Traceback" not in shown
     assert not [pid for pid in cells if Path(f"/proc/{pid}").exists()]
+    client = MlflowClient(Settings.from_environment(environment).mlflow_url)
+    experiment = client.get_experiment_by_name("vista-experiment-kuairand")
+    assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["KILLED"]
 
 
 def test_a_failed_cell_does_not_stop_the_others(
@@ -563,7 +602,7 @@ def test_a_failed_cell_does_not_stop_the_others(
 
     monkeypatch.setitem(EXPERIMENTS, "broken", broken)
     config = ExperimentConfig(data_dir=str(data_dir_kuairand), seeds=1, out=str(tmp_path))
-    with pytest.raises(StageError, match=r"1 cells failed \(kuairand-pure ids, diverging, seed 0\)"):
+    with pytest.raises(StageError, match=r"1 cell failed \(kuairand-pure ids, diverging, seed 0\)"):
         run_experiment("broken", config, settings)
     report = ExperimentReport.model_validate_json((tmp_path / "report.json").read_text())
     assert [cell.arm for cell in report.cells] == ["no_history"]
@@ -713,6 +752,12 @@ def test_a_changed_import_changes_the_digest(tmp_path: Path) -> None:
     assert code_digest("vista.top", tmp_path) != first
 
 
+def test_a_bench_without_data_is_a_message(tmp_path: Path) -> None:
+    tried = CliRunner().invoke(bench.main, ["--data-dir", str(tmp_path), "--peer", sys.executable])
+    assert tried.exit_code == 2
+    assert tried.stderr.startswith(f"error: no KuaiRand log in '{tmp_path}'")
+
+
 def test_verdicts() -> None:
     above, around = Interval(point=0.2, low=0.1, high=0.3), Interval(point=0.0, low=-0.1, high=0.1)
     below = Interval(point=-0.2, low=-0.3, high=-0.1)
@@ -805,7 +850,11 @@ def test_unknown_names_are_refused(settings: Settings) -> None:
         "data set 'netflix' does not exist: choose from kuairand-pure, kuairand-pure ids, ", sets="netflix"
     )
     refused("experiment 'table3' does not exist: choose one of kuairand, table2", name="table3")
-    refused("'.*nowhere.*' is not a folder|no folder|does not exist", name="kuairand")
+    refused("nowhere does not exist: give the folder of kuairand-pure's own files", name="kuairand")
+    refused(
+        "/nowhere/kuairand-pure does not exist: .* the folder above, which holds kuairand-pure/ and ml-1m/"
+    )
+    refused("/nowhere/ml-1m does not exist: of tuning .*, which holds ml-1m/$", name="tuning", sets="ml-1m")
     shown = CliRunner().invoke(commands, ["experiment", "--help"])
     assert shown.exit_code == 0
     assert "--data-dir" in shown.output

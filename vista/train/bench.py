@@ -158,8 +158,12 @@ def _theirs(peer: Path, folder: Path, actions: bool, workers: int, seed: int) ->
 
 
 @click.command()
-@click.option("--data-dir", required=True, type=click.Path(path_type=Path), help="KuaiRand-Pure's folder")
-@click.option("--peer", required=True, type=click.Path(path_type=Path), help="a Python that has FuxiCTR")
+@click.option(
+    "--data-dir", required=True, type=click.Path(exists=True, path_type=Path), help="KuaiRand-Pure's folder"
+)
+@click.option(
+    "--peer", required=True, type=click.Path(exists=True, path_type=Path), help="a Python that has FuxiCTR"
+)
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="6 minutes each")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/bench-train.json"))
 def main(data_dir: Path, peer: Path, seeds: int, out: Path) -> None:
@@ -169,7 +173,8 @@ def main(data_dir: Path, peer: Path, seeds: int, out: Path) -> None:
         try:
             found = compare(data_dir.absolute(), peer.absolute(), seeds, Path(scratch))
         except VistaError as error:
-            raise click.ClickException(str(error)) from error
+            click.echo(f"error: {error}", err=True)
+            sys.exit(error.exit_code)
     write_whole(out, found.model_dump_json(indent=2))
     click.echo(found.table())
     click.echo(f"written to {out}")

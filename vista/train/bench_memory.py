@@ -1,14 +1,16 @@
 """What very long histories cost: `python -m vista.train.bench_memory million|industrial` prints JSON.
 
-`million` puts one user of a million events beside 64 of a hundred; `industrial` fills a worker's part of that
-recipe's batch with users of the longest history. Each phase (prepare, one step of the optimiser, export) is a
-process of its own, so that its peak memory is its own. What step and export take is judged (exit code 1).
-Linux only: the peak is VmHWM.
+`million` puts one user of a million events beside 64 of a hundred; `industrial` as many users of the longest
+history as a worker's part of that recipe's batch (65,536 events) holds, and the 64: 70,000 events a step.
+Each phase (prepare, one step of the optimiser, export) is a process of its own, so that its peak memory is
+its own. What step and export take is judged (exit code 1). Linux only: the peak is VmHWM.
 """
 
 import json
+import logging
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,6 +34,8 @@ from vista.runs import write_whole
 from vista.summary.export import ExportedEpoch, export_bucket
 from vista.train.adam import FlatAdam
 from vista.train.jobs import Days, RankerJob, Training
+
+LOG = logging.getLogger(__name__)
 
 DAYS = 4
 ORDINARY_USERS = 64
@@ -81,6 +85,7 @@ def measure(case: Case, directory: Path) -> list[Phase]:
     """The phases, one process after the other."""
     phases = []
     for phase in (_prepare, _step, _export):
+        LOG.info("%s ...", phase.__name__.strip("_"))
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             phases.append(pool.submit(_measured, phase, case, directory).result())
@@ -192,6 +197,7 @@ def verdicts_of(name: str, phases: list[Phase]) -> list[Verdict]:
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="file for the JSON beside the screen")
 def main(case: str, events: int | None, threads: int, out: Path | None) -> None:
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {case}: %(message)s", stream=sys.stderr)
     make, default_events = CASES[case]
     chosen = make(events or default_events, threads)
     with tempfile.TemporaryDirectory() as directory:

@@ -64,7 +64,9 @@ class Comparison(Frozen):
         """A table per set of rows, and why runs have no interval."""
         below = f" below {self.parent}" if self.parent else ""
         others = f" (also: {', '.join(self.other_parents)}; --parent)" if self.other_parents else ""
-        parts = [f"{self.experiment}: {len(self.runs)} runs{below}{others}"]
+        parts = [
+            f"{self.experiment}: {len(self.runs)} run{'' if len(self.runs) == 1 else 's'}{below}{others}"
+        ]
         for data, rows in dict.fromkeys((run.data, run.rows) for run in self.runs):
             parts.append(self._table([run for run in self.runs if (run.data, run.rows) == (data, rows)]))
         parts += [f"{run.name}: no interval: {run.why}" for run in self.runs if run.why]

@@ -28,6 +28,11 @@ class Grid:
     run: Tracked
 
 
+def experiment_name(name: str) -> str:
+    """MLflow's for `experiment NAME`."""
+    return f"vista-experiment-{name}"
+
+
 def track_grid(
     settings: Settings, grid: Experiment, config: ExperimentConfig, code: str, data_digests: Mapping[str, str]
 ) -> Grid:
@@ -37,7 +42,7 @@ def track_grid(
     digests = {f"vista.data_digest/{block}": digest for block, digest in data_digests.items()}
     name = f"{grid.name}-{short_digest(code, *which)[:8]}"
     tags = {"vista.code_digest": code, **digests}
-    experiment = f"vista-experiment-{grid.name}"
+    experiment = experiment_name(grid.name)
     return Grid(experiment, track(settings, experiment, name, flattened(config), tags))
 
 

@@ -264,6 +264,20 @@ def experiment_of(name: str, config: ExperimentConfig) -> Experiment:
     return experiment.model_copy(update={"blocks": tuple(blocks)})
 
 
+def check_folders(experiment: Experiment, data_dir: str) -> None:
+    """Before the first of the data sets is read. Raises `InputError` if one is not there."""
+    for block in experiment.blocks:
+        folder = Path(block.data.path)
+        if folder.exists():
+            continue
+        if folder == Path(data_dir).absolute():
+            remedy = f"give the folder of {block.data_set}'s own files"
+        else:
+            names = dict.fromkeys(f"{one.data_set}/" for one in experiment.blocks)
+            remedy = f"of {experiment.name} give the folder above, which holds {' and '.join(names)}"
+        raise InputError(f"--data-dir {data_dir!r}: {folder} does not exist: {remedy}")
+
+
 def _chosen(what: str, listed: str, known: tuple[str, ...]) -> tuple[str, ...]:
     """The names of a comma-separated list; all known ones if it is empty."""
     names = tuple(name.strip() for name in listed.split(",") if name.strip())

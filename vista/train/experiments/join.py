@@ -1,7 +1,7 @@
 """One report of an experiment that was made in parts, on several machines or days: other seeds, models or
 data sets in each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,15 +9,20 @@ from vista.config import Frozen
 from vista.errors import InputError
 from vista.evaluate.bootstrap import PairedDifference
 from vista.runs import read_as
-from vista.train.experiments.blocks import Block
+from vista.train.experiments.blocks import Arm, Block
 from vista.train.experiments.cell import Cell
 from vista.train.experiments.grids import Experiment
 from vista.train.experiments.report import BlockRows, ExperimentReport, Missing
 from vista.train.tracking import flattened
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Frozen)
 Key = tuple[str, str, int]
 """Block, arm and seed of a cell."""
+
+MADE_ALIKE = (
+    "parts must be made by the same code, from the same data: make the older one again, by the command in it"
+)
 
 
 def read_report(path: Path) -> ExperimentReport:
@@ -25,19 +30,18 @@ def read_report(path: Path) -> ExperimentReport:
     return read_as(ExperimentReport, path, "give the report.json of an experiment", raising=InputError)
 
 
-def join(parts: Sequence[ExperimentReport]) -> ExperimentReport:
-    """The report of all cells; no folder of a machine is in it.
+def join(files: Mapping[str, ExperimentReport]) -> ExperimentReport:
+    """The report of all cells; no folder of a machine is in it. `files` are the parts by their file's name.
 
     Raises `InputError` unless the parts are of one experiment with the same data, recipes and code, and each
     cell is in one of them.
     """
-    _same("the experiment", [part.experiment.name for part in parts])
-    _same("the code", [part.code_digest for part in parts])
-    cells = {_key(cell): cell for part in parts for cell in part.cells}
-    if len(cells) < sum(len(part.cells) for part in parts):
-        raise InputError("a cell is in two of the reports: give each part once")
+    _same("the experiment", {file: part.experiment.name for file, part in files.items()}, "join each alone")
+    _same("the code", {file: part.code_digest for file, part in files.items()})
+    cells = _cells(files)
+    parts = list(files.values())
     lost = {_key(one): one for part in parts for one in part.missing}
-    blocks = _blocks(parts)
+    blocks = _blocks(files)
     seeds = sorted({seed for *_, seed in (*cells, *lost)})
     keys = [(block.name, arm.name, seed) for block in blocks for seed in seeds for arm in block.arms]
     if strange := sorted(cells.keys() - set(keys)):
@@ -50,7 +54,7 @@ def join(parts: Sequence[ExperimentReport]) -> ExperimentReport:
         cores=min(part.cores for part in parts),
         code_digest=parts[0].code_digest,
         git_revision=", ".join(dict.fromkeys(part.git_revision for part in parts)),
-        rows={block.name: _rows(block.name, parts) for block in blocks},
+        rows={block.name: _rows(block.name, files) for block in blocks},
         cells=tuple(cells[key] for key in keys if key in cells),
         missing=tuple(lost[key] for key in keys if key in lost and key not in cells),
         paired={block.name: _paired(block.name, parts) for block in blocks},
@@ -61,29 +65,49 @@ def _key(one: Cell | Missing) -> Key:
     return one.block, one.arm, one.seed
 
 
-def _blocks(parts: Sequence[ExperimentReport]) -> list[Block]:
+def _cells(files: Mapping[str, ExperimentReport]) -> dict[Key, Cell]:
+    """Raises `InputError` if one is in two parts."""
+    cells, file_of = dict[Key, Cell](), dict[Key, str]()
+    for file, part in files.items():
+        for cell in part.cells:
+            key = _key(cell)
+            if key in cells:
+                raise InputError(
+                    f"{key[0]}, {key[1]}, seed {key[2]} is in {file_of[key]} and in {file}: give reports "
+                    "that share no cell"
+                )
+            cells[key], file_of[key] = cell, file
+    return cells
+
+
+def _blocks(files: Mapping[str, ExperimentReport]) -> list[Block]:
     """Every block with the arms of all parts. Raises `InputError` if one name stands for two recipes."""
-    found: dict[str, Block] = {}
-    for block in (block for part in parts for block in part.experiment.blocks):
-        data = block.data.model_copy(update={"path": ""})
-        bare = block.model_copy(update={"data": data, "arms": ()})
-        before = found.get(block.name, bare)
-        _alike(f"the data of {block.name}", before.model_copy(update={"arms": ()}), bare)
-        arms = {arm.name: arm for arm in before.arms}
-        for arm in block.arms:
-            _alike(f"{arm.name} on {block.name}", arms.setdefault(arm.name, arm), arm)
-        found[block.name] = bare.model_copy(update={"arms": tuple(arms.values())})
-    return list(found.values())
+    blocks, arms = dict[str, dict[str, Block]](), dict[str, dict[str, dict[str, Arm]]]()
+    for file, part in files.items():
+        for block in part.experiment.blocks:
+            data = block.data.model_copy(update={"path": ""})
+            blocks.setdefault(block.name, {})[file] = block.model_copy(update={"data": data, "arms": ()})
+            arms_of = arms.setdefault(block.name, {})
+            for arm in block.arms:
+                arms_of.setdefault(arm.name, {})[file] = arm
+    return [
+        _alike(f"the data of {name}", bare).model_copy(
+            update={"arms": tuple(_alike(f"{arm} on {name}", found) for arm, found in arms[name].items())}
+        )
+        for name, bare in blocks.items()
+    ]
 
 
-def _alike(what: str, one: Frozen, other: Frozen) -> None:
-    first, second = flattened(one), flattened(other)
-    for name in sorted(first.keys() | second.keys()):
-        _same(f"{name} of {what}", [first.get(name), second.get(name)])
+def _alike(what: str, files: Mapping[str, F]) -> F:
+    """The one value, compared field by field."""
+    flat = {file: flattened(value) for file, value in files.items()}
+    for name in sorted({name for fields in flat.values() for name in fields}):
+        _same(f"{name} of {what}", {file: fields.get(name) for file, fields in flat.items()})
+    return next(iter(files.values()))
 
 
-def _rows(block: str, parts: Sequence[ExperimentReport]) -> BlockRows:
-    found = [part.rows[block] for part in parts if block in part.rows]
+def _rows(block: str, files: Mapping[str, ExperimentReport]) -> BlockRows:
+    found = {file: part.rows[block] for file, part in files.items() if block in part.rows}
     if not found:
         raise InputError(f"no report says how many rows {block} has")
     return _same(f"the rows of {block}", found)
@@ -97,9 +121,10 @@ def _paired(block: str, parts: Sequence[ExperimentReport]) -> dict[int, dict[str
     return dict(sorted(found.items()))
 
 
-def _same(what: str, values: Sequence[T]) -> T:
-    """The one value. Raises `InputError` if there are others."""
-    for value in values:
-        if value != values[0]:
-            raise InputError(f"{what}: the reports differ ({values[0]} and {value}), and cannot be compared")
-    return values[0]
+def _same(what: str, files: Mapping[str, T], remedy: str = MADE_ALIKE) -> T:
+    """The one value. Raises `InputError` if there are others, with the first files that differ."""
+    first, expected = next(iter(files.items()))
+    for file, value in files.items():
+        if value != expected:
+            raise InputError(f"{what} differs: {expected} in {first}, {value} in {file}: {remedy}")
+    return expected

@@ -15,8 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from vista.evaluate.report import duration
 from vista.train.experiments.cell import CellJob
 from vista.train.experiments.fingerprint import ROOT
+from vista.train.experiments.report import counted
 
 LOG = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ class _Running:
             stdout=subprocess.DEVNULL,
             cwd=ROOT,
             env=os.environ | ONE_THREAD,
+            start_new_session=True,  # a terminal's Ctrl-C is for the launcher, which ends its cells
         )
         assert process.stdin is not None
         # It stays open: the cell ends when it closes, however this process ends. One that has ended before it
@@ -103,7 +106,8 @@ def make_cells(
                 finished += jobs[one.job]
                 rest_s = (time.monotonic() - started) * (work - finished) / finished
                 left = len(waiting) + len(running)
-                LOG.info("%d of %d cells, about %.0f min left", len(jobs) - left, len(jobs), rest_s / 60)
+                rest = f", about {duration(rest_s)} left" if left else ""
+                LOG.info("%d of %s%s", len(jobs) - left, counted(len(jobs)), rest)
             time.sleep(POLL_S)
     finally:
         for one in running:

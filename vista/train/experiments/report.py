@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 from vista.config import Frozen
 from vista.evaluate.bootstrap import Interval, PairedDifference
 from vista.evaluate.grid_figure import Panel, save_figure
+from vista.evaluate.report import duration
 from vista.runs import write_whole
 from vista.train.experiments.blocks import Block
 from vista.train.experiments.cell import Cell
@@ -21,6 +22,10 @@ MAX_INT8_MOVE = 5e-4
 
 MIN_SWAPPED_ERROR = 0.05
 """By what share another user's summary has to raise the reconstruction error."""
+
+
+REPORTED = (".json", ".csv", ".md", ".png", ".svg")
+"""The files of a report."""
 
 
 class Missing(Frozen):
@@ -76,9 +81,9 @@ class ExperimentReport(Frozen):
         return "\n\n".join([*blocks, self._took()])
 
     def _took(self) -> str:
-        hours = sum(cell.seconds for cell in self.cells) / 3_600
-        longest_min = max((cell.seconds for cell in self.cells), default=0.0) / 60
-        return f"{len(self.cells)} cells: {hours:.1f} h of one thread, the longest {longest_min:.0f} min."
+        seconds = [cell.seconds for cell in self.cells] or [0.0]
+        whole, longest = duration(sum(seconds)), duration(max(seconds))
+        return f"{counted(len(self.cells))}: {whole} of one thread, the longest {longest}."
 
     def _block_lines(self, block: Block) -> Iterator[str]:
         rows = self.rows[block.name]
@@ -114,7 +119,7 @@ class ExperimentReport(Frozen):
             _hull(differences) if differences else "",
             verdict(differences, self.seeds) if differences else "",
             f"{fmean(one.rows_per_s for one in trained):,.0f}" if trained else "-",
-            f"{fmean(cell.seconds for cell in cells):.0f}",
+            f"{fmean(cell.seconds for cell in cells):.1f}",
         ]
         return f"| {' | '.join(columns)} |"
 
@@ -179,7 +184,7 @@ class ExperimentReport(Frozen):
                 + (f"VISTA is {', '.join(claims)}. " if claims else "")
                 + " ".join(self._probe_lines(block))
             )
-        lost = f" Missing: {len(self.missing)} cells." if self.missing else ""
+        lost = f" Missing: {counted(len(self.missing))}." if self.missing else ""
         parts.append(self._took())
         return f"| {self.when} | `{self.command}`, {self.cores} cores | {' '.join(parts)}{lost} |"
 
@@ -241,6 +246,16 @@ class ExperimentReport(Frozen):
         write_whole(directory / "report.json", self.model_dump_json(indent=2))
 
 
+def report_files(directory: Path) -> list[Path]:
+    """Those that `ExperimentReport.write` has written."""
+    return sorted(path for path in directory.iterdir() if path.suffix in REPORTED)
+
+
+def written_to(directory: Path) -> str:
+    """Where a report lies, for people."""
+    return f"written to {directory}: {', '.join(path.name for path in report_files(directory))}"
+
+
 def auc_error(positives: int, rows: int) -> float:
     """Standard error of the AUC of scores that know nothing (Mann-Whitney).
 
@@ -275,6 +290,15 @@ def spread(values: Sequence[float]) -> str:
     if not values:
         return "-"
     return f"{fmean(values):.4f}" + (f" +- {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def counted(cells: int) -> str:
+    """A number of cells for people.
+
+    >>> counted(0), counted(1), counted(2)
+    ('0 cells', '1 cell', '2 cells')
+    """
+    return f"{cells} cell{'' if cells == 1 else 's'}"
 
 
 def append_record(path: Path, row: str) -> None:

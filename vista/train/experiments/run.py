@@ -23,15 +23,29 @@ from vista.data.prepare import prepare_dataset
 from vista.data.sources import SOURCES
 from vista.errors import InputError, StageError
 from vista.evaluate.bootstrap import PairedDifference, paired_bootstrap
+from vista.evaluate.report import duration
 from vista.evaluate.scored_rows import ScoredRows
 from vista.runs import alone
 from vista.train.experiments.blocks import Arm, Block
 from vista.train.experiments.cell import CODE, SCORES_FILE, CellJob, read_cell
 from vista.train.experiments.fingerprint import code_digest, short_digest
-from vista.train.experiments.grid_runs import cell_name, finished_cells, track_cell, track_grid
-from vista.train.experiments.grids import REFERENCE, Experiment, experiment_of
+from vista.train.experiments.grid_runs import (
+    cell_name,
+    experiment_name,
+    finished_cells,
+    track_cell,
+    track_grid,
+)
+from vista.train.experiments.grids import REFERENCE, Experiment, check_folders, experiment_of
 from vista.train.experiments.pool import make_cells
-from vista.train.experiments.report import BlockRows, ExperimentReport, Missing
+from vista.train.experiments.report import (
+    BlockRows,
+    ExperimentReport,
+    Missing,
+    counted,
+    report_files,
+    written_to,
+)
 from vista.train.experiments.splits import Rows
 from vista.train.tracking import running_revision
 
@@ -42,7 +56,6 @@ REPEATED = ("sets", "models", "seeds", "first_seed", "workers")
 """Options that belong to what is measured."""
 
 MADE_AGAIN = "the cell is made again"
-REPORTED = (".json", ".csv", ".md", ".png", ".svg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +146,26 @@ def run_experiment(
     `StageError`, after all else is done, if a cell failed.
     """
     experiment = experiment_of(name, config)
-    directory = Path(config.out or settings.runs / "experiments" / name).absolute()
-    return _Run(experiment, config, settings, directory).run(limit_s)
+    check_folders(experiment, config.data_dir)
+    return _Run(experiment, config, settings, results_of(name, config, settings)).run(limit_s)
+
+
+def results_of(name: str, config: ExperimentConfig, settings: Settings) -> Path:
+    """The folder of an experiment's cells and report."""
+    return Path(config.out or settings.runs / "experiments" / name).absolute()
+
+
+def whereabouts(report: ExperimentReport, directory: Path) -> str:
+    """Where the report of an experiment lies, what else is there, and how to compare its cells."""
+    lines = [written_to(directory)]
+    kept = len(list((directory / "cells").glob("[!.]*")))
+    if others := kept - len(report.cells):
+        lines.append(
+            f"the table has {counted(len(report.cells))}; {others} more in cells/, of earlier commands, code "
+            "or data, are kept and not in it"
+        )
+    lines.append(f"compare: python -m vista compare {experiment_name(report.experiment.name)}")
+    return "\n".join(lines)
 
 
 def command_of(name: str, config: ExperimentConfig) -> str:
@@ -169,7 +200,7 @@ class _Run:
         with self.mlflow.run.running():
             jobs = self._jobs()
             made = [job for job in jobs if _is_whole(job)]
-            LOG.info("%d cells, %d of them made before", len(jobs), len(made))
+            LOG.info("%s, %d of them made before", counted(len(jobs)), len(made))
             logged = finished_cells(self.mlflow)
             for job in made:
                 if cell_name(job) not in logged:
@@ -184,7 +215,7 @@ class _Run:
                     LOG.warning("%s: %s", job.title, missing[-1].why)
             report = self._report(jobs, tuple(missing))
             report.write(self.directory)
-            files = {path: "report" for path in self.directory.iterdir() if path.suffix in REPORTED}
+            files = dict.fromkeys(report_files(self.directory), "report")
             self.mlflow.run.finish({"cells": len(report.cells), "missing": len(missing)}, files)
             self._refuse_failures(missing)
         return report
@@ -221,7 +252,7 @@ class _Run:
 
     def _log(self, job: CellJob) -> None:
         cell, opened = read_cell(job.directory), self.opened[job.block.name]
-        LOG.info("%s: test AUC %.4f in %.0f s", job.title, cell.metrics.auc, cell.seconds)
+        LOG.info("%s: test AUC %.4f in %s", job.title, cell.metrics.auc, duration(cell.seconds))
         scores_N = None if job.arm.permuted_labels else np.load(job.directory / SCORES_FILE)
         rows = (
             None if scores_N is None else ScoredRows(opened.users_N, opened.labels_N.astype(bool), scores_N)
@@ -262,8 +293,8 @@ class _Run:
         failed = [f"{one.block}, {one.arm}, seed {one.seed}" for one in missing if one.failed]
         if failed:
             raise StageError(
-                f"{len(failed)} cells failed ({'; '.join(failed)}): see their tracebacks above; the others "
-                f"are kept, and {self.directory / 'table.md'} shows them; the same command goes on"
+                f"{counted(len(failed))} failed ({'; '.join(failed)}): see their tracebacks above; the "
+                f"others are kept, and {self.directory / 'table.md'} shows them; the same command goes on"
             )
 
 

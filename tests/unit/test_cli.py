@@ -311,13 +311,19 @@ def test_a_run_does_not_replace_the_release_of_other_data(
     release = Release(id="r-1", space="generated-2f76f6d5", epoch=1, foundation="f", downstream="d")
     with closing(open_catalog(f"sqlite:///{tmp_path / 'home' / 'catalog.db'}")) as catalog:
         catalog.swap_release(None, release, audit_line("promote", "me", "", before="", after="r-1"))
-    assert run_main(["DATASET=smoke"]) == 2
-    shown = capsys.readouterr()
-    assert f"on the deployment {tmp_path / 'home'}" in shown.out
-    assert (
-        f"error: VISTA_HOME={tmp_path / 'home'} serves release r-1 of space generated-2f76f6d5" in shown.err
-    )
-    assert "those of smoke, whose run would replace it: unset VISTA_HOME, or set it to another" in shown.err
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.csv").write_text("u,i,t,y\n1,1,1700000000,1\n")
+    (data / "events.yaml").write_text("user: u\nitem: i\ntime: t\ntime_unit: s\nlabel: y\n")
+    for recipe, arguments in (("events", [f"DATA_DIR={data}"]), ("smoke", [])):
+        assert run_main([f"DATASET={recipe}", *arguments]) == 2
+        shown = capsys.readouterr()
+        assert f"of recipe {recipe} on the deployment {tmp_path / 'home'}" in shown.out
+        assert shown.err == (
+            f"error: VISTA_HOME={tmp_path / 'home'} serves release r-1 of space generated-2f76f6d5, made of "
+            f"other data than those of {recipe}, whose run would replace it: unset VISTA_HOME, or set it to "
+            "another folder\n"
+        )
     assert not (tmp_path / "runs").exists()
     for of_the_same_data in ("generated", "incremental"):
         check_release(parse([f"DATASET={of_the_same_data}"], places), {})

@@ -355,8 +355,10 @@ def _stopping() -> None:
 def main(arguments: Sequence[str]) -> int:
     """Exit code 0 done, 1 a stage or a back end failed, 2 the input cannot be used, 130 interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    given = None
     try:
-        launch(parse(arguments, os.environ))
+        given = parse(arguments, os.environ)
+        launch(given)
     except VistaError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -364,7 +366,9 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error}: it must exist or be writable, on a disk that is not full", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; to go on with this run: make run RESUME=1", file=sys.stderr)
+        begun = given is not None and given.run.config_file.exists()
+        how = "to go on with this run: make run RESUME=1" if begun else "no run was begun"
+        print(f"interrupted; {how}", file=sys.stderr)
         return 130
     return 0
 

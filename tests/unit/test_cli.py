@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from infra.environment import ROOT
 from infra.run import BACKENDS, check_release, install_s, only_run, parse, stage_seconds
 from infra.run import main as run_main
 from vista.__main__ import main
@@ -278,6 +279,20 @@ def test_who_waits_is_told_for_whom(
         held.flush()
         assert run_main(["DATASET=smoke"]) == 2
     assert f"what the ended process {ended.pid} has started, {run}" in capsys.readouterr().out
+
+
+def test_an_interrupted_wait_has_begun_no_run(tmp_path: Path) -> None:
+    """RESUME=1 would have gone on with the other one."""
+    with only_run(tmp_path / "home"):
+        command = [sys.executable, "-m", "infra.run", "DATASET=smoke"]
+        waits = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert waits.stdout is not None
+        while "waiting 60 s at most for" not in waits.stdout.readline():
+            assert waits.poll() is None, "it waited for nobody"
+        waits.send_signal(signal.SIGINT)
+        _, said = waits.communicate(timeout=60)
+    assert (waits.returncode, said) == (130, "interrupted; no run was begun\n")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

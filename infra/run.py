@@ -24,14 +24,18 @@ from pydantic import ValidationError
 
 from infra.backends import claim, servers_of, start_backends
 from infra.environment import ROOT, home_of, jobs_environment, place_of
-from infra.processes import guarded, stop, wait_until
+from infra.processes import alive, guarded, stop, wait_until
 from infra.ray_head import CPUS, connection, new_address, start_ray_head, wait_for
 from infra.services import Services
-from vista.config import RefreshConfig, Settings
+from vista.config import GeneratedConfig, Recipe, RefreshConfig, Settings
+from vista.data.rejects import Rejects
+from vista.data.sources import SOURCES
+from vista.delivery.catalog import open_catalog
+from vista.delivery.release import current_release
 from vista.errors import BackendError, InputError, StageError, VistaError
 from vista.evaluate.report import StageSeconds, print_table, read_report, write_report
 from vista.jobs import STAGES
-from vista.recipes import recipe_of
+from vista.recipes import RECIPES, recipe_of
 from vista.runs import LATEST, RunDirectory
 
 OTHER_RUN_STOPS_S = 60.0
@@ -126,6 +130,8 @@ def _new(given: Mapping[str, str]) -> RefreshConfig:
             f"DATA_DIR={path} is not a folder: name the one with the files of "
             f"{recipe.data.source}, as in make run DATASET={recipe.name} DATA_DIR=path/to/folder"
         )
+    if recipe.data.source != "generated":
+        SOURCES[recipe.data.source].read(recipe.data, Rejects())  # looks for its files; reads no row yet
     started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     return _configured({**values, "run_id": f"{started}-{values['recipe']}-{secrets.token_hex(2)}"})
 
@@ -165,9 +171,15 @@ def _configured(values: Mapping[str, Any]) -> RefreshConfig:
 
 def launch(given: Launch) -> None:
     """Run the DAG to its end and print what it found. Raises `StageError` with the stage, why, what to do."""
-    print(f"run {given.config.run_id} of recipe {given.config.recipe}; all output: {given.log}", flush=True)
+    print(
+        f"run {given.config.run_id} of recipe {given.config.recipe} on the deployment {given.home}",
+        flush=True,
+    )
     started_s = time.monotonic()
-    with only_run(given.home) as lock:
+    with only_run(given.home, given.run.path) as lock:
+        if given.backends == "embedded":
+            check_release(given, {})
+        print(f"all output: {given.log}", flush=True)
         RunDirectory.open(given.runs, given.config).make_latest()  # RESUME=1 finds it from now on
         (given.run.path / BACKENDS).write_text(given.backends, encoding="utf-8")
         result = _run_dag(given, lock)
@@ -177,14 +189,20 @@ def launch(given: Launch) -> None:
             f"{failure['reason']}\n  stage: {failure['stage']}\n  its log: {given.log}\n"
             "  to go on with this run after mending it: make run RESUME=1"
         )
-    stages = tuple(StageSeconds(**stage) for stage in result["stages"])
-    report = read_report(given.run.path).model_copy(update={"stages": stages, "install_s": install_s()})
+    update = {"stages": stage_seconds(given.run), "install_s": install_s()}
+    report = read_report(given.run.path).model_copy(update=update)
     write_report(given.run.path, report)
     print(f"\n{print_table(report)}")
     print(f"\nreport   {given.run.path}/report.html (and report.json)")
     which = "" if given.backends == "embedded" else f" BACKENDS={given.backends}"
     print(f"look     make ui DATASET={given.config.recipe}{which} opens MLflow's page")
     print(f"took     {time.monotonic() - started_s:.0f} s", flush=True)
+
+
+def stage_seconds(run: RunDirectory) -> tuple[StageSeconds, ...]:
+    """How long each stage took when it was done, be it in an earlier attempt at the run."""
+    kept = {name: run.stage(name) for name in STAGES}
+    return tuple(StageSeconds(name=name, seconds=one.seconds) for name, one in kept.items() if one)
 
 
 def _run_dag(given: Launch, lock: int) -> dict[str, Any]:
@@ -225,7 +243,30 @@ def _start_servers(given: Launch, stack: contextlib.ExitStack) -> Mapping[str, s
     place = servers_of(given.home)
     claim(place)
     print(f"starting the back ends in {place}", flush=True)
-    return start_backends(stack.enter_context(Services()), place).environment
+    environment = start_backends(stack.enter_context(Services()), place).environment
+    check_release(given, environment)
+    return environment
+
+
+def check_release(given: Launch, backends: Mapping[str, str]) -> None:
+    """Raises `InputError` if what serves was made of other data: no gate can compare with that.
+
+    Recipes of one data set may share a deployment. A space is named after its recipe.
+    """
+    settings = Settings.from_environment(given.environment(backends))
+    with contextlib.closing(open_catalog(settings.catalog_url)) as catalog:
+        release = current_release(catalog)
+    theirs = RECIPES.get(release.space.rpartition("-")[0]) if release else None
+    if release and theirs and _data_set(theirs("")) != _data_set(recipe_of(given.config)):
+        raise InputError(
+            f"VISTA_HOME={given.home} serves release {release.id} of space {release.space}, made of other "
+            f"data than those of {given.config.recipe}, whose run would replace it: unset VISTA_HOME, or set "
+            "it to another folder"
+        )
+
+
+def _data_set(recipe: Recipe) -> tuple[str, GeneratedConfig]:
+    return recipe.data.source, recipe.data.generated
 
 
 def _ended(given: Launch, what: str) -> str:
@@ -265,13 +306,13 @@ def _airflow_environment(
 
 
 @contextlib.contextmanager
-def only_run(home: Path) -> Iterator[int]:
+def only_run(home: Path, run: Path | None = None) -> Iterator[int]:
     """Hold the lock of `home`; a run that was killed holds it until the last of its processes has ended.
 
-    Raises `InputError` if another run goes on.
+    Who waits is told of this process and of the folder of its `run`. Raises `InputError` if another goes on.
     """
     home.mkdir(parents=True, exist_ok=True)
-    with (home / "run.lock").open("w") as file:
+    with (home / "run.lock").open("a+") as file:
 
         def locked() -> bool:
             with contextlib.suppress(BlockingIOError):
@@ -280,10 +321,23 @@ def only_run(home: Path) -> Iterator[int]:
             return False
 
         if not locked():
-            print("waiting for the processes of an earlier run to end", flush=True)
+            holder = _holder(home / "run.lock")
+            print(f"waiting {OTHER_RUN_STOPS_S:.0f} s at most for {holder} to end", flush=True)
             if not wait_until(locked, OTHER_RUN_STOPS_S, every_s=0.5):
-                raise InputError(f"another run uses {home}: wait for it, or stop it with Ctrl-C")
+                raise InputError(f"{holder} uses {home}: wait for it, or stop it with Ctrl-C")
+        file.truncate(0)
+        file.write(f"{os.getpid()} {run or ''}")
+        file.flush()
         yield file.fileno()
+
+
+def _holder(lock: Path) -> str:
+    """Who holds a lock, by what it wrote there."""
+    pid, _, run = lock.read_text(encoding="utf-8").partition(" ")
+    if not pid.isdigit():
+        return "another run"
+    process = f"process {pid}" if alive(int(pid)) else f"what the ended process {pid} has started"
+    return f"another run ({process}{', ' if run else ''}{run})"
 
 
 def install_s() -> float | None:
@@ -301,8 +355,10 @@ def _stopping() -> None:
 def main(arguments: Sequence[str]) -> int:
     """Exit code 0 done, 1 a stage or a back end failed, 2 the input cannot be used, 130 interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    given = None
     try:
-        launch(parse(arguments, os.environ))
+        given = parse(arguments, os.environ)
+        launch(given)
     except VistaError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -310,7 +366,9 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error}: it must exist or be writable, on a disk that is not full", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; to go on with this run: make run RESUME=1", file=sys.stderr)
+        begun = given is not None and given.run.config_file.exists()
+        how = "to go on with this run: make run RESUME=1" if begun else "no run was begun"
+        print(f"interrupted; {how}", file=sys.stderr)
         return 130
     return 0
 

@@ -4,13 +4,17 @@ The store is that of `make run` with the same variables and VISTA_HOME.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from infra.environment import home_of
 from infra.mlflow import OPTIONS
-from vista.errors import InputError
+from infra.ports import free_block, is_free
+from infra.processes import guarded, stop
+from infra.servers import HOST
+from vista.errors import InputError, VistaError
 from vista.recipes import RECIPES
 
 PORT = 5_000
@@ -32,19 +36,31 @@ def store_of(arguments: Sequence[str], environment: Mapping[str, str]) -> Path:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Becomes `mlflow ui`; 2 if there is no store for the data set."""
+    """Shows the page until Ctrl-C (130) or until the server ends (its exit code, after its own words); 2 if
+    there is no store for the data set, 1 if no port is free."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         store = store_of(arguments, os.environ)
-    except InputError as error:
+        port = PORT if is_free(PORT) else free_block(1)
+    except VistaError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    options = ["--backend-store-uri", f"sqlite:///{store}", "--host", "127.0.0.1", "--port", str(PORT)]
-    print(f"MLflow is starting: http://127.0.0.1:{PORT} answers in some seconds (Ctrl-C ends it)", flush=True)
-    os.execve(
-        sys.executable,
-        [sys.executable, "-m", "mlflow", "ui", "--workers", "1", *options],
-        os.environ | OPTIONS,
+    command = [
+        sys.executable, "-m", "mlflow", "ui", "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{store}", "--host", HOST, "--port", str(port),
+    ]  # fmt: skip
+    taken = "" if port == PORT else f"port {PORT} is taken; "
+    print(
+        f"{taken}MLflow is starting: http://{HOST}:{port} answers in some seconds (Ctrl-C ends it)",
+        flush=True,
     )
+    server = guarded(command, os.environ | OPTIONS)  # Ctrl-C does not reach it, which would show tracebacks
+    try:
+        return server.wait()
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
+        stop(server)
+        return 130
 
 
 if __name__ == "__main__":

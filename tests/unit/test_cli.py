@@ -2,19 +2,25 @@
 
 import fcntl
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from infra.run import BACKENDS, install_s, parse
+from infra.environment import ROOT
+from infra.run import BACKENDS, check_release, install_s, only_run, parse, stage_seconds
 from infra.run import main as run_main
 from vista.__main__ import main
 from vista.config import RefreshConfig, Settings
+from vista.delivery.audit import audit_line
+from vista.delivery.catalog import open_catalog
+from vista.delivery.interfaces import Release
 from vista.errors import InputError, StageError
 from vista.jobs import STAGES
 from vista.runs import RunDirectory
@@ -251,6 +257,102 @@ def test_an_airflow_that_ends_before_ray_is_ready_is_named(
     finally:
         signal.signal(signal.SIGTERM, before)
     assert "Airflow ended with exit code 3 in the middle of the run" in capsys.readouterr().err
+
+
+def test_who_waits_is_told_for_whom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("infra.run.OTHER_RUN_STOPS_S", 0.1)
+    home, run = tmp_path / "home", tmp_path / "runs" / "the first"
+    who = f"another run (process {os.getpid()}, {run})"
+    with only_run(home, run):
+        assert run_main(["DATASET=smoke"]) == 2
+    shown = capsys.readouterr()
+    assert f"waiting 0 s at most for {who} to end" in shown.out
+    assert "run.log" not in shown.out, "no run was made"
+    assert f"error: {who} uses {home}: wait for it" in shown.err
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with (home / "run.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        held.write(f"{ended.pid} {run}")
+        held.flush()
+        assert run_main(["DATASET=smoke"]) == 2
+    assert f"what the ended process {ended.pid} has started, {run}" in capsys.readouterr().out
+
+
+def test_an_interrupted_wait_has_begun_no_run(tmp_path: Path) -> None:
+    """RESUME=1 would have gone on with the other one."""
+    with only_run(tmp_path / "home"):
+        command = [sys.executable, "-m", "infra.run", "DATASET=smoke"]
+        waits = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert waits.stdout is not None
+        while "waiting 60 s at most for" not in waits.stdout.readline():
+            assert waits.poll() is None, "it waited for nobody"
+        waits.send_signal(signal.SIGINT)
+        _, said = waits.communicate(timeout=60)
+    assert (waits.returncode, said) == (130, "interrupted; no run was begun\n")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "named"),
+    [
+        ("movielens", "ratings.csv"),
+        ("kuairand", "log_standard_*.csv"),
+        ("amazon_electronics", "train.csv"),
+        ("events", "events.yaml"),
+    ],
+)
+def test_a_folder_without_the_files_of_the_source_is_refused_before_anything_starts(
+    dataset: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "other.txt").touch()
+    assert run_main([f"DATASET={dataset}", f"DATA_DIR={tmp_path / 'data'}"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.count(named) >= 1
+    assert shown.err.count("error: ") == 1
+    assert "DATA_DIR= (--data-dir)" in shown.err or dataset == "events"
+    assert shown.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_run_does_not_replace_the_release_of_other_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An exported VISTA_HOME gave the release of the generated data away to a run of `events`."""
+    places = {"VISTA_RUNS": str(tmp_path / "runs"), "VISTA_HOME": str(tmp_path / "home")}
+    release = Release(id="r-1", space="generated-2f76f6d5", epoch=1, foundation="f", downstream="d")
+    with closing(open_catalog(f"sqlite:///{tmp_path / 'home' / 'catalog.db'}")) as catalog:
+        catalog.swap_release(None, release, audit_line("promote", "me", "", before="", after="r-1"))
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.csv").write_text("u,i,t,y\n1,1,1700000000,1\n")
+    (data / "events.yaml").write_text("user: u\nitem: i\ntime: t\ntime_unit: s\nlabel: y\n")
+    for recipe, arguments in (("events", [f"DATA_DIR={data}"]), ("smoke", [])):
+        assert run_main([f"DATASET={recipe}", *arguments]) == 2
+        shown = capsys.readouterr()
+        assert f"of recipe {recipe} on the deployment {tmp_path / 'home'}" in shown.out
+        assert shown.err == (
+            f"error: VISTA_HOME={tmp_path / 'home'} serves release r-1 of space generated-2f76f6d5, made of "
+            f"other data than those of {recipe}, whose run would replace it: unset VISTA_HOME, or set it to "
+            "another folder\n"
+        )
+    assert not (tmp_path / "runs").exists()
+    for of_the_same_data in ("generated", "incremental"):
+        check_release(parse([f"DATASET={of_the_same_data}"], places), {})
+
+
+def test_a_stage_took_what_it_took_when_it_was_done(tmp_path: Path) -> None:
+    """A resumed run showed the second in which it found that a stage is done."""
+    run = RunDirectory.open(tmp_path, RefreshConfig(recipe="smoke", run_id="r"))
+    for name, seconds in (("train_foundation", 20.5), ("prepare", 3.25)):
+        run.keep_stage_report(name, RefreshConfig(), seconds=seconds)
+    assert [(one.name, one.seconds) for one in stage_seconds(run)] == [
+        ("prepare", 3.25),
+        ("train_foundation", 20.5),
+    ]
 
 
 def test_how_long_the_installation_took_is_known_or_not(

@@ -1,7 +1,12 @@
 """What make and its launchers do with variables: those on its command line, VISTA_HOME and the like."""
 
+import contextlib
 import os
+import re
+import signal
+import socket
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -9,13 +14,14 @@ import pytest
 
 from infra.backends import HIVESERVER, servers_of
 from infra.environment import ROOT, home_of, jobs_environment
+from infra.processes import wait_until
 from infra.run import only_run, parse
 from infra.sql import asked, of_run
 from infra.sql import main as sql_main
 from infra.stack import layout
 from infra.stack.state import Place
+from infra.ui import PORT, store_of
 from infra.ui import main as ui_main
-from infra.ui import store_of
 from vista.config import Settings
 from vista.errors import InputError
 
@@ -71,6 +77,33 @@ def test_a_page_of_nothing_is_refused(
     assert named in capsys.readouterr().err
 
 
+def test_the_page_finds_a_free_port_and_ends_without_a_word(tmp_path: Path) -> None:
+    """It announced the page of whoever had port 5000, and showed tracebacks after Ctrl-C."""
+    (tmp_path / "mlflow.db").touch()
+    command = [sys.executable, "-m", "infra.ui", "DATASET=smoke"]
+    with socket.socket() as taken:
+        with contextlib.suppress(OSError):  # somebody else has it: taken all the same
+            taken.bind(("127.0.0.1", PORT))
+            taken.listen()
+        screen = tmp_path / "screen.txt"
+        with screen.open("wb") as file:
+            page = subprocess.Popen(
+                command, cwd=ROOT, env=os.environ | {"VISTA_HOME": str(tmp_path)}, stdout=file, stderr=file,
+                start_new_session=True,
+            )  # fmt: skip
+        try:
+            assert wait_until(lambda: "Uvicorn running on" in screen.read_text(), 120)
+        finally:
+            os.killpg(page.pid, signal.SIGINT)  # as a terminal does
+            code = page.wait(60)
+    shown = screen.read_text()
+    said = re.match(rf"port {PORT} is taken; MLflow is starting: (http://127\.0\.0\.1:\d+) answers", shown)
+    assert said, shown
+    assert f"Uvicorn running on {said[1]} " in shown
+    assert "Traceback" not in shown
+    assert code == 130
+
+
 def test_an_empty_variable_counts_as_not_set() -> None:
     """Otherwise it would be the folder in which make was called."""
     empty = dict.fromkeys(("VISTA_HOME", "VISTA_RUNS", "VISTA_STACK"), "")
@@ -120,7 +153,7 @@ def test_tables_of_a_run_that_goes_on_are_not_asked(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("infra.services.OTHERS_STOP_S", 0.1)
     monkeypatch.setattr("infra.services.guards_of", lambda place: {1})
     (servers_of(tmp_path) / HIVESERVER).mkdir(parents=True)
-    with only_run(tmp_path), pytest.raises(InputError, match=r"another run uses .*: wait for it"):
+    with only_run(tmp_path), pytest.raises(InputError, match=r"another run .* uses .*: wait for it"):
         of_run(tmp_path, "SELECT 1")
 
 

@@ -244,6 +244,14 @@ def test_promote_refuses_when_another_release_serves_than_it_was_judged_against(
     assert served(backends) == {first.id}
 
 
+def test_a_first_release_has_nothing_to_go_back_to(backends: Backends) -> None:
+    """It was told to name another release, and there was none."""
+    first = promoted(backends, 1)
+    with pytest.raises(InputError, match=f"before {first.id}: there is no other until a second refresh"):
+        rollback(backends, to=None, actor="me", reason="worse")
+    assert served(backends) == {first.id}
+
+
 def test_rollback_goes_back_step_by_step_and_never_forth(backends: Backends) -> None:
     for number in (1, 2, 3):
         promoted(backends, number)
@@ -252,7 +260,7 @@ def test_rollback_goes_back_step_by_step_and_never_forth(backends: Backends) -> 
         done = rollback(backends, **values)
         assert (done.changed, done.release.epoch, done.regions) == (True, wanted, {})
         assert served(backends) == {done.release.id}
-    with pytest.raises(InputError, match="nothing was released before"):
+    with pytest.raises(InputError, match=r"nothing was released before r-.*: name a release with --to"):
         rollback(backends, **values)
     assert [one.epoch for one in backends.catalog.releases()] == [1, 2, 3, 2, 1]
     assert backends.catalog.audit()[-1].action == "rollback"

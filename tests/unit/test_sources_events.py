@@ -295,7 +295,10 @@ def test_a_label_that_is_not_plain_is_not_taken_for_none(
     assert ("It would be refused" in text) == (label == "CHANGE_ME" or values[1] == "")
 
 
-def test_a_listed_value_that_no_row_holds_is_refused_with_those_that_are_there(tmp_path: Path) -> None:
+def test_a_listed_value_that_no_row_holds_is_named_with_those_that_are_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If no row holds any it is refused."""
     kinds = ("yes", "yes", "no", "01", "02", "03", "04", "")
     rows = [f"{n},{n},{1_700_000_000 + n * 9_000},{n % 2},{kinds[n % 8]}" for n in range(80)]
     (tmp_path / "a.csv").write_text("\n".join(["u,i,t,y,kind", *rows]) + "\n")
@@ -312,6 +315,11 @@ def test_a_listed_value_that_no_row_holds_is_refused_with_those_that_are_there(t
         base + "context: {kind: ['no', 'YES'], u: 8}\nactions: {buy: kind == 'YES', agree: kind == 'yes'}\n"
     )
     said = describe_events(str(tmp_path)).splitlines()[3:]
+    warning = (
+        "events.yaml: context: kind: no row holds 'YES'. The column holds, not listed, 'yes', '01', "
+        "'02', '03', '04': list values as they are there"
+    )
+    assert [record.getMessage() for record in caplog.records] == [warning]
     assert said == [
         "# actions: buy is set in 0 of 80 rows.",
         "# actions: agree is set in 20 of 80 rows.",

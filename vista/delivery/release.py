@@ -320,7 +320,9 @@ def _take_back(backends: Backends, before: Release | None, wanted: Release, acto
 def _target(releases: list[Release], to: str | None) -> Release:
     found = _previous(releases) if to is None else next((one for one in releases if one.id == to), None)
     if found is None and to is None:
-        raise InputError(f"nothing was released before {releases[-1].id}: name a release with --to")
+        others = any(_content(one) != _content(releases[-1]) for one in releases)
+        remedy = "name a release with --to" if others else "there is no other until a second refresh makes it"
+        raise InputError(f"nothing was released before {releases[-1].id}: {remedy}")
     if found is None:
         raise InputError(f"release {to!r} does not exist: see `python -m vista releases`")
     return found

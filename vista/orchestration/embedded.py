@@ -27,10 +27,9 @@ OWN_LINE = re.compile(
 
 
 class Progress:
-    """Callbacks of the tasks: tell the screen, and remember seconds and the failure for the result file."""
+    """Callbacks of the tasks: tell the screen, and remember the failure for the result file."""
 
     def __init__(self, screen: TextIO, started_s: float) -> None:
-        self.stages: list[dict[str, Any]] = []
         self.failure: dict[str, str] | None = None
         self._screen = screen
         self._begun_s: dict[str, float] = {}
@@ -49,7 +48,6 @@ class Progress:
     def succeeded(self, context: Any) -> None:
         stage = context["ti"].task_id
         seconds = round(time.monotonic() - self._begun_s[stage], 1)
-        self.stages.append({"name": stage, "seconds": seconds})
         self.say(f"{stage}: finished in {seconds} s")
 
     def retried(self, context: Any) -> None:
@@ -73,8 +71,8 @@ class Indented(logging.Handler):
 
 
 def run_dag(dag: "DAG", conf: dict[str, Any], screen: TextIO, started_s: float) -> dict[str, Any]:
-    """Run `dag` to its end; the result: state, stages with their seconds, the failure if there was one.
-    `started_s` is the moment of `time.monotonic` from which the screen counts."""
+    """Run `dag` to its end; the result: state, and the failure if there was one. `started_s` is the moment of
+    `time.monotonic` from which the screen counts."""
     from vista.orchestration.job_log import JOB_LOG  # with Airflow: not before `main` says so
     from vista.orchestration.operator import RayJobOperator
 
@@ -87,7 +85,7 @@ def run_dag(dag: "DAG", conf: dict[str, Any], screen: TextIO, started_s: float) 
     JOB_LOG.setLevel(logging.INFO)
     JOB_LOG.addHandler(Indented(progress))
     run = dag.test(run_conf=conf)
-    return {"state": str(run.state.value), "stages": progress.stages, "failure": progress.failure}
+    return {"state": str(run.state.value), "failure": progress.failure}
 
 
 def main() -> int:

@@ -45,7 +45,7 @@ def read(config: DataConfig, rejects: Rejects) -> Iterator[pa.RecordBatch]:
     if not files:
         raise InputError(
             f"no train.csv or test.csv in {config.path!r}: get AmazonElectronics_x1 from "
-            "https://github.com/reczoo/Datasets and name its folder with --data-dir"
+            "https://github.com/reczoo/Datasets and name its folder with DATA_DIR= (--data-dir)"
         )
     return finished(_batches(files, rejects), config.path, rejects, config.max_reject_fraction)
 

@@ -68,16 +68,20 @@ def describe(config: DataConfig) -> SourceInfo:
 
 
 def read(config: DataConfig, rejects: Rejects) -> Iterator[pa.RecordBatch]:
-    """Earlier history first, then the logs in file order, without exact copies of rows."""
+    """Earlier history first, then the logs in file order, without exact copies of rows.
+
+    Raises `InputError` before it reads any row if there is no log or a file is there twice.
+    """
     folder = folder_of(config.path)
     logs = _files(folder, "log_standard_*")
     if not logs:
         raise InputError(
             f"no KuaiRand log in {config.path!r}: get KuaiRand-Pure or -1K from https://kuairand.com and "
-            "name the folder that holds log_standard_*.csv (or .csv.gz), or its data/ folder, with --data-dir"
+            "name the folder that holds log_standard_*.csv (or .csv.gz), or its data/ folder, with DATA_DIR= "
+            "(--data-dir)"
         )
-    videos = _videos(_files(folder, "video_features_basic_*"), rejects)
-    batches = _batches(logs, _files(folder, "user_history_*"), videos, config, rejects)
+    features, histories = _files(folder, "video_features_basic_*"), _files(folder, "user_history_*")
+    batches = _batches(logs, histories, features, config, rejects)
     return finished(batches, config.path, rejects, config.max_reject_fraction)
 
 
@@ -97,10 +101,11 @@ def _files(folder: Path, name: str) -> list[TableFile]:
 def _batches(
     logs: list[TableFile],
     histories: list[TableFile],
-    videos: pl.DataFrame,
+    features: list[TableFile],
     config: DataConfig,
     rejects: Rejects,
 ) -> Iterator[pa.RecordBatch]:
+    videos = _videos(features, rejects)
     if histories:
         first_us = _first_times(logs)
         for file in histories:

@@ -56,7 +56,10 @@ def describe(config: DataConfig) -> SourceInfo:
 
 
 def read(config: DataConfig, rejects: Rejects) -> Iterator[pa.RecordBatch]:
-    """All ratings in file order, without exact copies."""
+    """All ratings in file order, without exact copies.
+
+    Raises `InputError` before it reads any row if there is no file of ratings, or there are several.
+    """
     folder = folder_of(config.path)
     ratings = files_in(folder, "ratings.dat", "ratings.dat.gz", "ratings.csv", "ratings.csv.gz")
     if len(ratings) != 1:
@@ -64,14 +67,15 @@ def read(config: DataConfig, rejects: Rejects) -> Iterator[pa.RecordBatch]:
         raise InputError(
             f"{config.path!r} must hold one of ratings.dat, ratings.dat.gz, ratings.csv, ratings.csv.gz; it "
             f"holds {found}: get a data set from https://grouplens.org/datasets/movielens and name its "
-            "folder with --data-dir"
+            "folder with DATA_DIR= (--data-dir)"
         )
-    movies = _movies(files_in(folder, "movies.dat", "movies.dat.gz", "movies.csv", "movies.csv.gz"))
+    movies = files_in(folder, "movies.dat", "movies.dat.gz", "movies.csv", "movies.csv.gz")
     batches = _batches(ratings[0], movies, rejects)
     return finished(batches, ratings[0].name, rejects, config.max_reject_fraction)
 
 
-def _batches(file: TableFile, movies: pl.DataFrame, rejects: Rejects) -> Iterator[pa.RecordBatch]:
+def _batches(file: TableFile, movie_files: list[TableFile], rejects: Rejects) -> Iterator[pa.RecordBatch]:
+    movies = _movies(movie_files)
     seen = Seen()
     frames = (
         read_table(file, COLUMNS, rejects, separator=":", header=DAT_HEADER)

@@ -3,6 +3,7 @@
 This is how real users start, so every message names the file, the line or key, and what to write instead.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ from vista.data.sources.tables import (
     what_is_there,
 )
 from vista.errors import InputError
+
+log = logging.getLogger(__name__)
 
 PATTERNS = ("*.csv", "*.csv.gz", "*.parquet")
 TASK = "label"
@@ -149,27 +152,34 @@ class _Labels:
 
 @dataclass(slots=True)
 class _Listed:
-    """Whether any row holds one of a context column's listed values, and the commonest ones if none does."""
+    """Codes of a column's listed values that some row holds (0: another), and its commonest other values."""
 
     values: tuple[str, ...]
-    found: bool = False
-    common: Counter[str] = field(default_factory=Counter)
+    found: set[int] = field(default_factory=set)
+    others: Counter[str] = field(default_factory=Counter)
 
     def add(self, codes: pl.Series, column: pl.Series) -> None:
-        self.found = self.found or bool((codes > 0).any())
-        if not self.found:
-            counts = column.cast(pl.String, strict=False).alias("text").drop_nulls().value_counts()
-            self.common.update(dict(counts.sort("count", "text", descending=[True, False]).head(5).rows()))
+        self.found.update(codes.unique())
+        text = column.filter(codes == 0).cast(pl.String, strict=False).alias("text").drop_nulls()
+        counts = text.value_counts().sort("count", "text", descending=[True, False])
+        self.others.update(dict(counts.head(5).rows()))
 
     def check(self, name: str, column: str) -> None:
-        """Raises `InputError` if no row holds any."""
-        if self.found:
+        """Warns of values that no row holds; raises `InputError` if no row holds any."""
+        absent = [value for code, value in enumerate(self.values, start=1) if code not in self.found]
+        if not absent:
             return
-        there = ", ".join(repr(value) for value, _ in self.common.most_common(5)) or "nothing"
-        raise InputError(
-            f"{name}: context: {column}: no row holds {' or '.join(map(repr, self.values[:5]))}. The column "
-            f"holds {there}: list its values as they are there, or leave it out"
-        )
+        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        there = ", ".join(repr(value) for value, _ in self.others.most_common(5))
+        message = f"{name}: context: {column}: no row holds {' or '.join(map(repr, absent[:5]))}{more}."
+        if len(absent) == len(self.values):
+            raise InputError(
+                f"{message} The column holds {there or 'nothing'}: list its values as they are there, or "
+                "leave it out"
+            )
+        if there:
+            message += f" The column holds, not listed, {there}: list values as they are there"
+        log.warning("%s", message)
 
 
 USER, ITEM, CATEGORY, TIME, VALUE, LABEL, CANDIDATE = (

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from infra.postgres import Postgres
     from infra.s3 import S3
 
+for of_make_test in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
+    os.environ.pop(
+        of_make_test, None
+    )  # they would make a make that a test starts print other lines than a user's
+
 
 @pytest.fixture(scope="session")
 def full_size() -> bool:

@@ -61,7 +61,7 @@ def test_nothing_of_the_run_is_left_and_make_sql_finds_its_rows(real_refresh: Pl
     query = (
         "SELECT space, epoch, count(*) AS users FROM usable_summaries GROUP BY space, epoch ORDER BY epoch"
     )
-    command = ["make", "--silent", "--no-print-directory", "sql", f"QUERY={query}", "DATASET=smoke"]
+    command = ["make", "--silent", "sql", f"QUERY={query}", "DATASET=smoke"]
     environment = {**os.environ, "VISTA_HOME": str(real_refresh.path / "home")}
     said = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True

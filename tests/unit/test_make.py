@@ -28,7 +28,7 @@ from vista.errors import InputError
 
 def arguments_of(*command: str) -> list[str]:
     """What the last command of a target gets from the shell."""
-    make = ["make", "-n", "--no-print-directory", "-o", "install", *command]
+    make = ["make", "-n", "-o", "install", *command]
     outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     line = subprocess.check_output(make, cwd=ROOT, env=outside, text=True).splitlines()[-1]
     words = subprocess.check_output(["bash", "-c", f"printf '%s\\0' {line}"], text=True).split("\0")

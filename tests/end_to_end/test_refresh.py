@@ -112,17 +112,18 @@ def test_no_secret_is_written(smoke_refresh: Places) -> None:
 
 
 def test_a_failed_stage_is_named_with_its_reason_and_remedy(tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
+    """A log without its columns, which only the stage finds out; a folder without a log is refused before."""
+    log = tmp_path / "log_standard_pure.csv"
+    log.write_text("user_id,video_id\n1,2\n")
     places = Places(tmp_path / "places")
-    launched = places.start(["DATASET=kuairand", f"DATA_DIR={empty}"])
+    launched = places.start(["DATASET=kuairand", f"DATA_DIR={tmp_path}"])
     try:
         assert launched.process.wait(300) == 1
     finally:
         launched.end()
     last = launched.shown().strip().splitlines()[-5:]
     assert "error: stage prepare failed: " in "\n".join(last)
-    assert str(empty) in "\n".join(last)
+    assert f"{log.name} has no column" in "\n".join(last)
     assert last[-1].strip() == "to go on with this run after mending it: make run RESUME=1"
     assert "trying again" not in launched.shown()
 

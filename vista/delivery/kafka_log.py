@@ -177,13 +177,22 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # Kaf
         """The next `poll` tells the worker."""
 
     def _stay(self) -> None:
-        """In a thread: be a member, for as long as the worker goes on."""
+        """In a thread: be a member, for as long as the worker goes on.
+
+        Not before the client knows the topic's partitions: of one that was just made the group would assign
+        none, and might not ask again for five minutes, since the client's assignment races its metadata.
+        """
+        known = False
         while not self._left.is_set():
             if time.monotonic() - self._polled_s > STALLED_S:
                 self._left.wait(TURN_S)
                 continue
             try:
-                self._consumer.poll(TURN_S * 1_000)
+                known = known or bool(self._consumer.partitions_for_topic(self._address.name))
+                if known:
+                    self._consumer.poll(TURN_S * 1_000)
+                else:
+                    self._left.wait(TURN_S)
                 self._commit()
             except KafkaError as error:
                 self._failure = error  # `poll` raises it until all is well again

@@ -15,6 +15,7 @@ from vista.config import ModelConfig
 from vista.data.schema import Batch
 from vista.evaluate.metrics import auc
 from vista.model.baselines.attention import softmax_attention
+from vista.model.baselines.chunks import chunks_of
 from vista.model.baselines.din import Din
 from vista.model.baselines.hstu import Hstu, HstuLayer
 from vista.model.baselines.pooled import MeanPool, TwoTower, pooled
@@ -268,3 +269,12 @@ def test_it_learns_what_only_the_history_tells(slot: SlotName) -> None:
     """The oracle's AUC is .80; without the history there is nothing to learn."""
     area = _learned(slot)
     assert area < 0.53 if slot == "no_history" else area > 0.75, area
+
+
+def test_padding_is_a_row_of_the_same_user() -> None:
+    """Of another's, what is not finite there would cross over: it is multiplied by 0, which NaN survives."""
+    offsets, user_C = torch.tensor([0, 3, 3, 12]), torch.tensor([2, 1, 0])
+    reader_M, row_MR, known_MR = chunks_of(offsets, user_C)
+    first_M, end_M = (x[user_C[reader_M]].unsqueeze(1) for x in (offsets[:-1], offsets[1:]))
+    assert bool(((first_M <= row_MR) & (row_MR < end_M)).all())
+    assert row_MR[known_MR].tolist() == [*range(3, 12), *range(3)]

@@ -125,12 +125,12 @@ def _new(given: Mapping[str, str]) -> RefreshConfig:
     values = {"recipe": "generated", **_values(given)}
     recipe = recipe_of(_configured(values))
     path = recipe.data.path
-    if recipe.data.source != "generated" and not (path and Path(path).is_dir()):
-        raise InputError(
-            f"DATA_DIR={path} is not a folder: name the one with the files of "
-            f"{recipe.data.source}, as in make run DATASET={recipe.name} DATA_DIR=path/to/folder"
-        )
     if recipe.data.source != "generated":
+        if not (path and Path(path).is_dir()):
+            raise InputError(
+                f"DATA_DIR={path} is not a folder: name the one with the files of "
+                f"{recipe.data.source}, as in make run DATASET={recipe.name} DATA_DIR=path/to/folder"
+            )
         SOURCES[recipe.data.source].read(recipe.data, Rejects())  # looks for its files; reads no row yet
     started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     return _configured({**values, "run_id": f"{started}-{values['recipe']}-{secrets.token_hex(2)}"})

@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     from infra.postgres import Postgres
     from infra.s3 import S3
 
-for of_make_test in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
-    os.environ.pop(
-        of_make_test, None
-    )  # they would make a make that a test starts print other lines than a user's
+# Of `make test`: with them a make that a test starts prints other lines than a user's.
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
+    os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,9 @@ import json
 import logging
 import os
 import re
+import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,22 @@ def read_as(kind: type[Value], path: Path, remedy: str, *, raising: type[VistaEr
     """A value that was written as JSON. Raises as `reading` does."""
     with reading(path, remedy, raising=raising):
         return kind.model_validate_json(path.read_bytes())
+
+
+def drop_if_damaged(left: Path, check: Callable[[Path], object]) -> bool:
+    """Delete a file or folder in which `check` finds damage (a `StageError`), to be made anew.
+
+    Returns whether it did. A disk that does not answer is no damage: that raises.
+    """
+    try:
+        check(left)
+    except StageError as damage:
+        if isinstance(damage.__cause__, OSError) and not isinstance(damage.__cause__, FileNotFoundError):
+            raise
+        LOG.warning("%s is deleted, to be made anew: %s", left, damage)
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+        return True
+    return False
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:

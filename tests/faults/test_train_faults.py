@@ -98,9 +98,8 @@ def driver(log: Path, *arguments: str, **environment: str) -> Iterator[Driver]:
 def committed(run: Path) -> dict[str, Progress]:
     """The checkpoints that Ray Train would go on from, by their names, which begin with the time."""
     found: dict[str, Progress] = {}
-    with suppress(
-        FileNotFoundError, json.JSONDecodeError, StageError
-    ):  # deleted, or written in place, just now
+    # deleted, or written in place, just now
+    with suppress(FileNotFoundError, json.JSONDecodeError, StageError):
         listed = json.loads((run / "checkpoint_manager_snapshot.json").read_text())["checkpoint_results"]
         for name in (one["checkpoint_dir_name"] for one in listed):
             found[name] = read_sealed(ProgressFile, run / name / PROGRESS_FILE, "").progress

@@ -93,6 +93,15 @@ def difference(one: Interval) -> str:
     return f"{one.point:+.4f} ({one.low:+.4f} .. {one.high:+.4f})"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things for people.
+
+    >>> counted(0, "cell"), counted(1, "cell"), counted(2, "cell")
+    ('0 cells', '1 cell', '2 cells')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float | None) -> str:
     """Seconds for people; a dash stands for none.
 

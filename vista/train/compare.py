@@ -13,7 +13,7 @@ from typing import Any
 from vista.config import Frozen, Settings
 from vista.errors import InputError
 from vista.evaluate.bootstrap import PairedDifference, paired_bootstrap
-from vista.evaluate.report import difference, figure, text_table
+from vista.evaluate.report import counted, difference, figure, text_table
 from vista.train.mlflow_store import MANY, client, file_of, mapped
 from vista.train.model_run import ROWS, kept_scores
 from vista.train.tracking import PARENT
@@ -64,9 +64,7 @@ class Comparison(Frozen):
         """A table per set of rows, and why runs have no interval."""
         below = f" below {self.parent}" if self.parent else ""
         others = f" (also: {', '.join(self.other_parents)}; --parent)" if self.other_parents else ""
-        parts = [
-            f"{self.experiment}: {len(self.runs)} run{'' if len(self.runs) == 1 else 's'}{below}{others}"
-        ]
+        parts = [f"{self.experiment}: {counted(len(self.runs), 'run')}{below}{others}"]
         for data, rows in dict.fromkeys((run.data, run.rows) for run in self.runs):
             parts.append(self._table([run for run in self.runs if (run.data, run.rows) == (data, rows)]))
         parts += [f"{run.name}: no interval: {run.why}" for run in self.runs if run.why]
@@ -226,9 +224,13 @@ def _is_called(run: Run, name: str) -> bool:
     return name in (run.name, run.id, run.model)
 
 
+def _same_rows(one: Run, other: Run) -> bool:
+    return (one.rows, one.data) == (other.rows, other.data)
+
+
 def _reference(run: Run, runs: Sequence[Run], wanted: str) -> Run | None:
     """The run that this one is compared with; itself, if it is the one."""
-    same = [one for one in runs if run.rows and (one.rows, one.data) == (run.rows, run.data)]
+    same = [one for one in runs if run.rows and _same_rows(one, run)]
     name = wanted or REFERENCE
     if any(_is_called(one, name) for one in same):
         called = [
@@ -243,7 +245,7 @@ def _why_alone(run: Run, runs: Sequence[Run], wanted: str) -> str:
     if not run.rows:
         return "it kept no scores"
     name = wanted or REFERENCE
-    if any(_is_called(one, name) and (one.rows, one.data) == (run.rows, run.data) for one in runs):
+    if any(_is_called(one, name) and _same_rows(one, run) for one in runs):
         return f"no run of {name} has its seed ({run.seed})"
     one = next(one for one in runs if _is_called(one, name))
     if not one.rows:

@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import tempfile
 import threading
 import time
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from vista.errors import StageError, VistaError
-from vista.runs import read_as, reading, write_whole
+from vista.runs import drop_if_damaged, read_as, reading, write_whole
 from vista.train.jobs import Job, Training
 from vista.train.loop import LOG_EVERY_S, Snapshot, World, fit
 from vista.train.state import Progress, read_state
@@ -151,19 +150,13 @@ def keep_values(job: Job, kept: Path) -> None:
 
 def drop_damaged(run: Path, curve: Path) -> None:
     """Delete what an earlier attempt at a training has left, if its content is damaged: it is made anew, and
-    the training then ends in the same weights. A disk that does not answer is no damage: that raises.
+    the training then ends in the same weights.
 
     Ray writes its list of checkpoints in place: a kill in that moment leaves one that it refuses for ever.
     """
     for left, check in ((run, _check_checkpoints), (curve, read_curve)):
-        try:
-            if left.exists():
-                check(left)
-        except StageError as damage:
-            if isinstance(damage.__cause__, OSError) and not isinstance(damage.__cause__, FileNotFoundError):
-                raise
-            LOG.warning("%s is deleted, to be made anew: %s", left, damage)
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        if left.exists():
+            drop_if_damaged(left, check)
 
 
 def _check_checkpoints(run: Path) -> None:

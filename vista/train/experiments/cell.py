@@ -29,12 +29,12 @@ from pydantic import Field
 
 from vista.config import Frozen
 from vista.data.dataset import Dataset
-from vista.data.files import checksum
+from vista.data.files import check_unchanged, checksum
 from vista.data.schema import Examples
 from vista.errors import StageError
 from vista.evaluate.metrics import Metrics, Scores, measure
 from vista.model.ranker import Ranker
-from vista.runs import read_sealed, write_sealed
+from vista.runs import drop_if_damaged, read_sealed, write_sealed
 from vista.train.experiments.blocks import Arm, Block
 from vista.train.experiments.fingerprint import code_digest
 from vista.train.experiments.probes import Probes, probe
@@ -50,6 +50,7 @@ CODE = "vista.train.experiments.cell"
 
 CELL_FILE = "cell.json"
 SCORES_FILE = "scores.npy"
+MADE_AGAIN = "the cell is made again"
 
 
 class Training(Frozen):
@@ -155,7 +156,12 @@ def put(directory: Path, cell: Cell, scores_N: NDArray[np.float32]) -> Cell:
 
 def read_cell(directory: Path) -> Cell:
     """What `put` wrote, without the scores. Raises `StageError` if it was changed."""
-    return read_sealed(Cell, directory / CELL_FILE, "the cell is made again")
+    return read_sealed(Cell, directory / CELL_FILE, MADE_AGAIN)
+
+
+def check_cell(directory: Path) -> None:
+    """Raises `StageError` if one of its files is not what `put` wrote."""
+    check_unchanged(directory / SCORES_FILE, read_cell(directory).scores_checksum, MADE_AGAIN)
 
 
 @contextmanager
@@ -226,13 +232,9 @@ def _training(progress: Progress, rows: int) -> Training:
 
 def _trained_s(job: CellJob) -> float:
     """Seconds of the epochs that earlier processes have trained; those whose state is damaged are deleted."""
-    while (last := job.last_epoch()) is not None:
-        try:
-            return sum(_of_epochs(read_state(last)[0], "epoch_s"))
-        except StageError as error:
-            LOG.warning("the training goes on from an earlier epoch: %s", error)
-            shutil.rmtree(last)
-    return 0.0
+    while (last := job.last_epoch()) is not None and drop_if_damaged(last, read_state):
+        pass  # the training goes on from the epoch before
+    return 0.0 if last is None else sum(_of_epochs(read_state(last)[0], "epoch_s"))
 
 
 def _of_epochs(progress: Progress, name: str) -> list[float]:

@@ -15,10 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vista.evaluate.report import duration
+from vista.evaluate.report import counted, duration
 from vista.train.experiments.cell import CellJob
 from vista.train.experiments.fingerprint import ROOT
-from vista.train.experiments.report import counted
 
 LOG = logging.getLogger(__name__)
 
@@ -107,7 +106,7 @@ def make_cells(
                 rest_s = (time.monotonic() - started) * (work - finished) / finished
                 left = len(waiting) + len(running)
                 rest = f", about {duration(rest_s)} left" if left else ""
-                LOG.info("%d of %s%s", len(jobs) - left, counted(len(jobs)), rest)
+                LOG.info("%d of %s%s", len(jobs) - left, counted(len(jobs), "cell"), rest)
             time.sleep(POLL_S)
     finally:
         for one in running:

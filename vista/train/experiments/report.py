@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from vista.config import Frozen
 from vista.evaluate.bootstrap import Interval, PairedDifference
 from vista.evaluate.grid_figure import Panel, save_figure
-from vista.evaluate.report import duration
+from vista.evaluate.report import counted, duration
 from vista.runs import write_whole
 from vista.train.experiments.blocks import Block
 from vista.train.experiments.cell import Cell
@@ -83,7 +83,7 @@ class ExperimentReport(Frozen):
     def _took(self) -> str:
         seconds = [cell.seconds for cell in self.cells] or [0.0]
         whole, longest = duration(sum(seconds)), duration(max(seconds))
-        return f"{counted(len(self.cells))}: {whole} of one thread, the longest {longest}."
+        return f"{counted(len(self.cells), 'cell')}: {whole} of one thread, the longest {longest}."
 
     def _block_lines(self, block: Block) -> Iterator[str]:
         rows = self.rows[block.name]
@@ -184,7 +184,7 @@ class ExperimentReport(Frozen):
                 + (f"VISTA is {', '.join(claims)}. " if claims else "")
                 + " ".join(self._probe_lines(block))
             )
-        lost = f" Missing: {counted(len(self.missing))}." if self.missing else ""
+        lost = f" Missing: {counted(len(self.missing), 'cell')}." if self.missing else ""
         parts.append(self._took())
         return f"| {self.when} | `{self.command}`, {self.cores} cores | {' '.join(parts)}{lost} |"
 
@@ -290,15 +290,6 @@ def spread(values: Sequence[float]) -> str:
     if not values:
         return "-"
     return f"{fmean(values):.4f}" + (f" +- {stdev(values):.4f}" if len(values) > 1 else "")
-
-
-def counted(cells: int) -> str:
-    """A number of cells for people.
-
-    >>> counted(0), counted(1), counted(2)
-    ('0 cells', '1 cell', '2 cells')
-    """
-    return f"{cells} cell{'' if cells == 1 else 's'}"
 
 
 def append_record(path: Path, row: str) -> None:

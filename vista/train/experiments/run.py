@@ -6,7 +6,6 @@ N test rows.
 import logging
 import os
 import shlex
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,16 +17,15 @@ from numpy.typing import NDArray
 
 from vista.config import DataConfig, ExperimentConfig, Settings, WindowConfig
 from vista.data.dataset import Dataset
-from vista.data.files import check_unchanged
 from vista.data.prepare import prepare_dataset
 from vista.data.sources import SOURCES
 from vista.errors import InputError, StageError
 from vista.evaluate.bootstrap import PairedDifference, paired_bootstrap
-from vista.evaluate.report import duration
+from vista.evaluate.report import counted, duration
 from vista.evaluate.scored_rows import ScoredRows
-from vista.runs import alone
+from vista.runs import alone, drop_if_damaged
 from vista.train.experiments.blocks import Arm, Block
-from vista.train.experiments.cell import CODE, SCORES_FILE, CellJob, read_cell
+from vista.train.experiments.cell import CODE, SCORES_FILE, CellJob, check_cell, read_cell
 from vista.train.experiments.fingerprint import code_digest, short_digest
 from vista.train.experiments.grid_runs import (
     cell_name,
@@ -42,7 +40,6 @@ from vista.train.experiments.report import (
     BlockRows,
     ExperimentReport,
     Missing,
-    counted,
     report_files,
     written_to,
 )
@@ -54,8 +51,6 @@ LOG = logging.getLogger(__name__)
 CELL_LIMIT_S = 20 * 60.0
 REPEATED = ("sets", "models", "seeds", "first_seed", "workers")
 """Options that belong to what is measured."""
-
-MADE_AGAIN = "the cell is made again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +156,8 @@ def whereabouts(report: ExperimentReport, directory: Path) -> str:
     kept = len(list((directory / "cells").glob("[!.]*")))
     if others := kept - len(report.cells):
         lines.append(
-            f"the table has {counted(len(report.cells))}; {others} more in cells/, of earlier commands, code "
-            "or data, are kept and not in it"
+            f"the table has {counted(len(report.cells), 'cell')}; {others} more in cells/, of earlier "
+            "commands, code or data, are kept and not in it"
         )
     lines.append(f"compare: python -m vista compare {experiment_name(report.experiment.name)}")
     return "\n".join(lines)
@@ -200,7 +195,7 @@ class _Run:
         with self.mlflow.run.running():
             jobs = self._jobs()
             made = [job for job in jobs if _is_whole(job)]
-            LOG.info("%s, %d of them made before", counted(len(jobs)), len(made))
+            LOG.info("%s, %d of them made before", counted(len(jobs), "cell"), len(made))
             logged = finished_cells(self.mlflow)
             for job in made:
                 if cell_name(job) not in logged:
@@ -293,22 +288,14 @@ class _Run:
         failed = [f"{one.block}, {one.arm}, seed {one.seed}" for one in missing if one.failed]
         if failed:
             raise StageError(
-                f"{counted(len(failed))} failed ({'; '.join(failed)}): see their tracebacks above; the "
-                f"others are kept, and {self.directory / 'table.md'} shows them; the same command goes on"
+                f"{counted(len(failed), 'cell')} failed ({'; '.join(failed)}): see their tracebacks above; "
+                f"the others are kept, and {self.directory / 'table.md'} shows them; the same command goes on"
             )
 
 
 def _is_whole(job: CellJob) -> bool:
-    """Whether the cell is there; one that cannot be read is deleted, to be made again."""
-    if not job.directory.exists():
-        return False
-    try:
-        check_unchanged(job.directory / SCORES_FILE, read_cell(job.directory).scores_checksum, MADE_AGAIN)
-    except StageError as error:
-        LOG.warning("%s: %s", job.title, error)
-        shutil.rmtree(job.directory)
-        return False
-    return True
+    """Whether the cell is there; a damaged one is deleted, to be made again."""
+    return job.directory.exists() and not drop_if_damaged(job.directory, check_cell)
 
 
 def _missing(job: CellJob, code: int | None, limit_s: float) -> Missing:
